@@ -1,0 +1,139 @@
+//! The numbered reasons why something could not be read, believed or kept.
+//!
+//! A fault is counted where it happens and shown in the summary and in the json
+//! (`totals.faults`). The names are part of the json format: append, never renumber.
+
+/// Why something could not be read, believed or kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The target's memory at a greenlet or thread state could not be read.
+    ReadState = 0,
+    /// The target's memory at a frame could not be read: the stack ends there.
+    ReadFrame = 1,
+    /// The stack is deeper than [`crate::limits::MAX_FRAMES`]; its root is cut.
+    StackTruncated = 2,
+    /// The frame chain was empty for a greenlet that is alive and ran Python.
+    NoFrames = 3,
+    /// The thread state is not the one that this thread holds the GIL with.
+    ThreadState = 4,
+    /// greenlet's own current greenlet was not the recorded one.
+    OutOfStep = 5,
+    /// A switch was announced and did not happen; its accounting was taken back.
+    SwitchUndone = 6,
+    /// `this` is not a greenlet of the probed module.
+    NotAGreenlet = 7,
+    /// The target of a switch is a dead greenlet whose live ancestor was not found.
+    DeadTarget = 8,
+    /// A greenlet of another thread was the target of a switch.
+    WrongThread = 9,
+    /// The map of greenlets is full: this greenlet's own times are lost.
+    GreenletsFull = 10,
+    /// The map of stacks is full: this wait is in its greenlet's time only.
+    StacksFull = 11,
+    /// The ring buffer was full: a stack's frames will be sent again.
+    RingFullStack = 12,
+    /// The ring buffer was full: a dead greenlet is in the sum of the unlisted only.
+    RingFullEnd = 13,
+    /// The ring buffer was full: a switch is missing from the timeline.
+    RingFullSwitch = 14,
+    /// Task storage could not be had: this hit was not accounted.
+    NoTaskStorage = 15,
+    /// A stack changed between its first and its second walk: not sent.
+    StackMoved = 16,
+    /// A code object was gone or another one when its name was read.
+    CodeChanged = 17,
+    /// A code object's fields could not be decoded.
+    CodeUnreadable = 18,
+    /// The walk over the interpreter's objects did not reach its end.
+    EnumerationIncomplete = 19,
+    /// A greenlet found by enumeration could not be read consistently.
+    GreenletUnreadable = 20,
+    /// A record from the kernel had a length or version that is not ours.
+    BadRecord = 21,
+    /// A stack's time has no frames: its record never arrived.
+    StackUnknown = 22,
+    /// A greenlet was freed while it waited, without a last switch.
+    FreedWaiting = 23,
+    /// A wait was counted for a code object whose address was reused meanwhile.
+    CodeReused = 24,
+}
+
+impl Fault {
+    /// How many faults there are; the size of the kernel's counters.
+    pub const COUNT: usize = 25;
+
+    /// Every fault, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::ReadState,
+        Self::ReadFrame,
+        Self::StackTruncated,
+        Self::NoFrames,
+        Self::ThreadState,
+        Self::OutOfStep,
+        Self::SwitchUndone,
+        Self::NotAGreenlet,
+        Self::DeadTarget,
+        Self::WrongThread,
+        Self::GreenletsFull,
+        Self::StacksFull,
+        Self::RingFullStack,
+        Self::RingFullEnd,
+        Self::RingFullSwitch,
+        Self::NoTaskStorage,
+        Self::StackMoved,
+        Self::CodeChanged,
+        Self::CodeUnreadable,
+        Self::EnumerationIncomplete,
+        Self::GreenletUnreadable,
+        Self::BadRecord,
+        Self::StackUnknown,
+        Self::FreedWaiting,
+        Self::CodeReused,
+    ];
+
+    /// The name in the json format.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReadState => "READ_STATE",
+            Self::ReadFrame => "READ_FRAME",
+            Self::StackTruncated => "STACK_TRUNCATED",
+            Self::NoFrames => "NO_FRAMES",
+            Self::ThreadState => "THREAD_STATE",
+            Self::OutOfStep => "OUT_OF_STEP",
+            Self::SwitchUndone => "SWITCH_UNDONE",
+            Self::NotAGreenlet => "NOT_A_GREENLET",
+            Self::DeadTarget => "DEAD_TARGET",
+            Self::WrongThread => "WRONG_THREAD",
+            Self::GreenletsFull => "GREENLETS_FULL",
+            Self::StacksFull => "STACKS_FULL",
+            Self::RingFullStack => "RING_FULL_STACK",
+            Self::RingFullEnd => "RING_FULL_END",
+            Self::RingFullSwitch => "RING_FULL_SWITCH",
+            Self::NoTaskStorage => "NO_TASK_STORAGE",
+            Self::StackMoved => "STACK_MOVED",
+            Self::CodeChanged => "CODE_CHANGED",
+            Self::CodeUnreadable => "CODE_UNREADABLE",
+            Self::EnumerationIncomplete => "ENUMERATION_INCOMPLETE",
+            Self::GreenletUnreadable => "GREENLET_UNREADABLE",
+            Self::BadRecord => "BAD_RECORD",
+            Self::StackUnknown => "STACK_UNKNOWN",
+            Self::FreedWaiting => "FREED_WAITING",
+            Self::CodeReused => "CODE_REUSED",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fault;
+
+    #[test]
+    fn numbers_are_positions() {
+        for (position, fault) in Fault::ALL.iter().enumerate() {
+            assert_eq!(*fault as usize, position, "{}", fault.name());
+        }
+    }
+}

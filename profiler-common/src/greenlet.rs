@@ -1,0 +1,1 @@
+//! The steps over greenlet's own objects.

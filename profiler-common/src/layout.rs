@@ -1,0 +1,102 @@
+//! Where the fields lie that the kernel part reads: plain data, one value a target.
+//!
+//! The values come from generated tables or from the target's own debug
+//! information (profiler-user), never from constants in code. Offsets are in
+//! bytes; fields are words unless said otherwise.
+
+/// An offset that this version does not have.
+pub const ABSENT: u16 = u16::MAX;
+
+/// The offsets of CPython's structures that a switch needs.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PythonLayout {
+    /// `PyThreadState.interp`.
+    pub tstate_interp: u16,
+    /// `PyThreadState._status` (u32 bit field, 3.12 on), else [`ABSENT`].
+    pub tstate_status: u16,
+    /// The bit of `active` in `_status`.
+    pub tstate_active_bit: u16,
+    /// `PyThreadState.current_frame` (3.13 on) or `PyThreadState.cframe`.
+    pub tstate_frame: u16,
+    /// `_PyCFrame.current_frame`, or [`ABSENT`] when `tstate_frame` is the frame itself.
+    pub cframe_frame: u16,
+    /// `PyThreadState.datastack_chunk`.
+    pub tstate_chunk: u16,
+    /// `PyThreadState.datastack_top`.
+    pub tstate_top: u16,
+    /// `PyThreadState.thread_id`, the `pthread_self()` of the thread.
+    pub tstate_thread_id: u16,
+    /// `PyThreadState.native_thread_id`.
+    pub tstate_native_id: u16,
+    /// `PyThreadState.context`.
+    pub tstate_context: u16,
+    /// `_PyInterpreterFrame.f_code` or `f_executable`.
+    pub frame_code: u16,
+    /// `_PyInterpreterFrame.previous`.
+    pub frame_previous: u16,
+    /// `_PyInterpreterFrame.prev_instr` or `instr_ptr`.
+    pub frame_instr: u16,
+    /// `_PyInterpreterFrame.owner` (one byte).
+    pub frame_owner: u16,
+    /// `sizeof(_PyInterpreterFrame)` without its locals.
+    pub frame_size: u16,
+    /// The first value of `owner` that is no Python frame (a C-stack shim).
+    pub owner_shim: u16,
+    /// `PyCodeObject.co_code_adaptive`: offset 0 of the instructions.
+    pub code_instrs: u16,
+    /// `PyCodeObject.co_firstlineno` (i32).
+    pub code_firstlineno: u16,
+    /// `PyCodeObject.co_filename`; `co_name`, `co_qualname`, `co_linetable` follow it.
+    pub code_filename: u16,
+    /// `_PyStackChunk.size` (bytes), after `previous` at 0.
+    pub chunk_size: u16,
+}
+
+/// The offsets of greenlet's objects that a switch needs.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GreenletLayout {
+    /// `PyGreenlet.pimpl`.
+    pub object_pimpl: u16,
+    /// `greenlet::Greenlet._self` (3.1.1 on) or `UserGreenlet._self`.
+    pub self_object: u16,
+    /// `MainGreenlet._self`; the same as `self_object` from 3.1.1 on.
+    pub main_self_object: u16,
+    /// `stack_state._stack_start`.
+    pub stack_start: u16,
+    /// `stack_state.stack_stop`.
+    pub stack_stop: u16,
+    /// `python_state._context`.
+    pub context: u16,
+    /// `python_state.current_frame`.
+    pub current_frame: u16,
+    /// `python_state.datastack_chunk`.
+    pub chunk: u16,
+    /// `python_state.datastack_top`.
+    pub top: u16,
+    /// `UserGreenlet._main_greenlet`.
+    pub main_greenlet: u16,
+    /// `UserGreenlet._parent`.
+    pub parent: u16,
+    /// `MainGreenlet._thread_state`.
+    pub thread_state: u16,
+    /// `ThreadState.current_greenlet`.
+    pub current_greenlet: u16,
+    /// 1 when only the top frame of a suspended greenlet can be believed
+    /// (greenlet 3.0.0 to 3.0.2 on CPython 3.12), else 0.
+    pub top_frame_only: u16,
+}
+
+/// Both, as the kernel part gets them.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Layout {
+    /// CPython's.
+    pub python: PythonLayout,
+    /// greenlet's.
+    pub greenlet: GreenletLayout,
+}

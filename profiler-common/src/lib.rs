@@ -1,0 +1,19 @@
+//! The contract of greenscope's kernel and user parts, and the one unwinder.
+//!
+//! Everything here runs in three places: in the kernel (eBPF), in user space over
+//! the live process, and in tests over recorded memory. So it is `core` only, has
+//! no `unsafe`, never panics, and every loop and length has its bound in
+//! [`limits`]. Foreign memory is reached through [`memory::Memory`] alone, and
+//! what cannot be read or believed is a numbered [`fault::Fault`].
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod fault;
+pub mod greenlet;
+pub mod layout;
+pub mod limits;
+pub mod memory;
+pub mod record;
+pub mod walk;

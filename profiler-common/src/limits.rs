@@ -1,0 +1,48 @@
+//! Every bound of the capture, in one place, with its reason.
+
+/// Frames kept of one stack; the root side beyond it is cut and counted.
+///
+/// A stack record (16 bytes a frame and its head) lies in task storage, whose
+/// elements stay under 8 KiB: from Linux 7.0 on they come from `kmalloc_nolock`,
+/// which serves no more.
+/// <https://github.com/torvalds/linux/blob/v6.18/mm/slub.c> (`kmalloc_nolock_noprof`)
+pub const MAX_FRAMES: u32 = 480;
+
+/// Links of a frame chain followed for one stack, C-stack shims included.
+pub const MAX_STEPS: u32 = 1024;
+
+/// Words in the bulk window of a walk: 4 KiB, one copy for about thirty frames.
+pub const WINDOW_WORDS: usize = 512;
+
+/// Words behind the window that a masked index plus a field's offset may reach.
+pub const WINDOW_SLACK_WORDS: usize = 16;
+
+/// Words read of a `PyThreadState` at once.
+pub const THREAD_STATE_WORDS: usize = 40;
+
+/// Words read of a greenlet's C++ object at once.
+pub const GREENLET_WORDS: usize = 27;
+
+/// Links of a `parent` chain followed.
+pub const MAX_PARENTS: usize = 8;
+
+/// The longest runs without a switch that are kept per target.
+pub const TOP_RUNS: usize = 10;
+
+/// Processes recorded at once by one greenscope.
+pub const MAX_TARGETS: u32 = 64;
+
+/// Greenlets alive at once over all targets, by default (`--max-greenlets`).
+pub const DEFAULT_GREENLETS: u32 = 131_072;
+
+/// Different stacks over all targets.
+pub const MAX_STACKS: u32 = 65_536;
+
+/// Threads seen over all targets.
+pub const MAX_THREADS: u32 = 8_192;
+
+/// Bytes of the ring buffer: 4 MiB holds a burst of 25 000 dying greenlets.
+pub const RING_BYTES: u32 = 4 << 20;
+
+/// Unread bytes in the ring at which the reader is woken before its next turn.
+pub const RING_WAKE_BYTES: u64 = 256 << 10;

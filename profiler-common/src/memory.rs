@@ -1,0 +1,39 @@
+//! Reading the memory of the profiled process.
+
+use crate::{address::Addr, fault::Fault};
+
+/// A source of a process's memory: the kernel's, a live process, a recording.
+///
+/// What is read is never trusted. A read fails as a whole: there are no short reads.
+pub trait Memory {
+    /// Copies `N` words from `addr` into the first `N` words of `out`.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ReadState`] when any byte of it cannot be read. Callers that read
+    /// frames turn it into [`Fault::ReadFrame`].
+    fn read<const N: usize>(&mut self, addr: Addr, out: &mut [u64; N]) -> Result<(), Fault>;
+
+    /// One word.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::read`].
+    #[inline(always)]
+    fn word(&mut self, addr: Addr) -> Result<u64, Fault> {
+        let mut word = [0_u64; 1];
+        self.read(addr, &mut word)?;
+        let [word] = word;
+        Ok(word)
+    }
+
+    /// One pointer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::read`].
+    #[inline(always)]
+    fn pointer(&mut self, addr: Addr) -> Result<Addr, Fault> {
+        Ok(Addr(self.word(addr)?))
+    }
+}

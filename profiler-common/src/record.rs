@@ -1,0 +1,1 @@
+//! What the kernel part keeps and sends.

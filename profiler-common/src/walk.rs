@@ -1,0 +1,1 @@
+//! The one unwinder: a chain of interpreter frames, step by step.

@@ -1,0 +1,3 @@
+//! greenscope's kernel part.
+#![no_std]
+#![no_main]

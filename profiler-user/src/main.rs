@@ -1,0 +1,2 @@
+//! The `greenscope` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Memory of a process: the live one, or a recorded snapshot.

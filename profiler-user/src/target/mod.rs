@@ -1,0 +1,1 @@
+//! What a process is: mappings, Python, greenlet, layouts, probe sites.

@@ -1,0 +1,2 @@
+//! The harness of the live tests.
+#![forbid(unsafe_code)]

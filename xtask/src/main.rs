@@ -1,0 +1,3 @@
+//! greenscope's build, checks and measurements: `cargo xtask COMMAND`.
+#![forbid(unsafe_code)]
+fn main() {}
