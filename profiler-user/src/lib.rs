@@ -2,6 +2,7 @@
 //!
 //! The rooms, and which may import which, are in ARCHITECTURE.md.
 
+pub mod kernel;
 pub mod memory;
 pub mod python;
 pub mod target;

@@ -1,0 +1,164 @@
+//! Taking a stack: its key at every switch, its frames when it is new.
+
+use core::{
+    ffi::c_void,
+    mem::{offset_of, transmute},
+    ptr,
+};
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    layout::PythonLayout,
+    limits::{MAX_FRAMES, MAX_STEPS},
+    memory::Memory as _,
+    record::{Kind, RecordHead, StackHead, StackRecord, Totals, VERSION},
+    walk::{CODE_CHECK_AT, CODE_CHECK_WORDS, Frame, StackKey, Start, Step, Walk, Window, code_check},
+};
+
+use crate::{
+    emit,
+    maps::{self, count},
+    memory::UserMemory,
+};
+
+/// What the iterations of a walk share.
+struct Iteration<'a> {
+    walk: Walk,
+    python: &'a PythonLayout,
+    window: &'a mut Window,
+    record: *mut StackRecord,
+}
+
+type Callback = unsafe extern "C" fn(u32, *mut c_void) -> i64;
+
+unsafe extern "C" fn hash_frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `iterate` passes its `Iteration`.
+    let Iteration { walk, python, window, record: _ } = unsafe { &mut *context.cast::<Iteration<'_>>() };
+    match walk.step(python, window, &mut UserMemory) {
+        Step::Frame(_) | Step::Shim => 0,
+        Step::End => 1,
+    }
+}
+
+unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `iterate` passes its `Iteration`.
+    let Iteration { walk, python, window, record } = unsafe { &mut *context.cast::<Iteration<'_>>() };
+    let index = walk.depth;
+    match walk.step(python, window, &mut UserMemory) {
+        Step::Frame(frame) => {
+            if index >= MAX_FRAMES {
+                return 1;
+            }
+            let mut words = [0_u64; 16];
+            // 0 is no check value: user space will not name this frame.
+            let mut check = 0;
+            if let Some(head) = words.first_chunk_mut::<CODE_CHECK_WORDS>() {
+                if UserMemory.read(frame.code.at(CODE_CHECK_AT), head).is_ok() {
+                    check = code_check(python, &words);
+                }
+            }
+            let frames = (*record).cast::<u8>().wrapping_add(offset_of!(StackRecord, frames)).cast::<Frame>();
+            // SAFETY: `index` is below the length of `frames`.
+            unsafe { frames.add(index as usize).write(Frame { check, ..frame }) };
+            0
+        }
+        Step::Shim => 0,
+        Step::End => 1,
+    }
+}
+
+#[inline(always)]
+fn iterate(iteration: &mut Iteration<'_>, callback: Callback) {
+    // SAFETY: the function's address must reach the helper as it is, for the
+    // verifier follows it; an integer in between would lose it.
+    let callback = unsafe { transmute::<Callback, *mut c_void>(callback) };
+    // SAFETY: the helper calls `callback` with `iteration` while it is borrowed here.
+    unsafe { bpf_loop(MAX_STEPS, callback, ptr::from_mut(iteration).cast(), 0) };
+}
+
+/// Walks from `start`; the key and depth are in the result.
+#[inline(always)]
+pub fn walk(start: Start, key: StackKey, python: &PythonLayout, window: &mut Window) -> Walk {
+    window.clear();
+    let mut iteration = Iteration { walk: Walk::new(start, key), python, window, record: ptr::null_mut() };
+    iterate(&mut iteration, hash_frame);
+    iteration.walk
+}
+
+/// What a new stack's record says besides its frames.
+pub struct About {
+    /// The attach cookie.
+    pub target: u64,
+    /// Now.
+    pub time_ns: u64,
+    /// The greenlet's type.
+    pub type_object: Addr,
+    /// The key before the first frame.
+    pub empty: StackKey,
+    /// The key that the first walk gave.
+    pub key: StackKey,
+}
+
+/// Makes the stack known and sends its frames if they were not sent yet.
+///
+/// Returns whether they are sent. Out of line: it happens once per stack.
+#[inline(never)]
+pub fn ensure_sent(
+    about: &About,
+    start: &Start,
+    python: &PythonLayout,
+    window: &mut Window,
+    totals: &mut Totals,
+) -> bool {
+    let key = about.key;
+    if maps::stack(&key).is_none() && !maps::insert_stack(&key) {
+        count(totals, Fault::StacksFull);
+        return false;
+    }
+    let Some(known) = maps::stack(&key) else {
+        return false;
+    };
+    if known.sent != 0 {
+        return true;
+    }
+    let Some(record) = maps::stack_record() else {
+        count(totals, Fault::NoTaskStorage);
+        return false;
+    };
+    let record = record.as_ptr();
+    window.clear();
+    let mut iteration = Iteration { walk: Walk::new(*start, about.empty), python, window, record };
+    iterate(&mut iteration, record_frame);
+    let walk = iteration.walk;
+    if walk.key != key {
+        count(totals, Fault::StackMoved);
+        return false;
+    }
+    let depth = walk.depth;
+    if depth > MAX_FRAMES {
+        return false;
+    }
+    let head = StackHead {
+        head: RecordHead {
+            kind: Kind::Stack as u32,
+            version: VERSION,
+            target: about.target,
+            time_ns: about.time_ns,
+        },
+        key,
+        type_object: about.type_object,
+        depth,
+        fault: walk.fault.map_or(0, |fault| fault as u32 + 1),
+    };
+    // SAFETY: the record is this task's own.
+    unsafe { (*record).head = head };
+    let bytes = size_of::<StackHead>() as u64 + u64::from(depth) * size_of::<Frame>() as u64;
+    if !emit::send(record, bytes) {
+        count(totals, Fault::RingFullStack);
+        return false;
+    }
+    known.sent = 1;
+    true
+}
