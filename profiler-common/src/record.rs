@@ -32,8 +32,6 @@ pub const GREENLET_BORN: u32 = 1;
 pub const GREENLET_RUNNING: u32 = 2;
 /// [`Greenlet::flags`]: a thread's main greenlet.
 pub const GREENLET_MAIN: u32 = 4;
-/// [`Greenlet::flags`]: its last stack's frames are known to have been sent.
-pub const GREENLET_STACK_SENT: u32 = 8;
 /// [`Greenlet::flags`]: it was the current greenlet when its thread was first seen.
 pub const GREENLET_FIRST: u32 = 16;
 
@@ -71,7 +69,11 @@ pod! {
         /// The offsets.
         pub layout: Layout,
         /// None.
-        pub padding: [u16; 2],
+        pub padding: u16,
+        /// A stack is sent once for each value; never 0.
+        pub sending: u32,
+        /// None.
+        pub padding2: u32,
     }
 
     /// A run without a switch.
@@ -154,8 +156,8 @@ pod! {
         pub begun_ns: u64,
         /// `GREENLET_*`.
         pub flags: u32,
-        /// None.
-        pub padding: u32,
+        /// The value of [`TargetConfig::sending`] that its last stack was sent for.
+        pub sent: u32,
     }
 
     /// Completed waits in one stack.
@@ -164,7 +166,8 @@ pod! {
         pub ns: u64,
         /// Waits.
         pub count: u64,
-        /// 1 after the record with its frames was submitted.
+        /// The value of [`TargetConfig::sending`] when the record with its frames was
+        /// submitted, else 0.
         pub sent: u64,
     }
 

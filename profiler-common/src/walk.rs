@@ -21,10 +21,10 @@ const WINDOW_BYTES: u64 = (WINDOW_WORDS * 8) as u64;
 const ODD_WORDS: usize = 11;
 /// Chunks of the data stack followed for one stack.
 const MAX_CHUNKS: u32 = 16;
-/// Where the words of [`code_check`] begin in a code object.
-pub const CODE_CHECK_AT: u16 = 64;
-/// How many words [`code_check`] takes.
-pub const CODE_CHECK_WORDS: usize = 10;
+/// Where the words of [`code_check`] begin in a code object: its size.
+const CODE_CHECK_AT: u16 = 16;
+/// How many words [`code_check`] takes: up to `co_linetable`.
+const CODE_CHECK_WORDS: usize = 16;
 
 /// A frame as it lies in memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -305,26 +305,37 @@ impl Walk {
     }
 }
 
-/// The words of a code object that tell it from another at the same address.
+/// What tells a code object from another at the same address; never 0.
 ///
-/// `words` are the [`CODE_CHECK_WORDS`] words from [`CODE_CHECK_AT`] on: its first
-/// line and the addresses of its file name, name, qualified name and line table.
-/// Never 0.
+/// Its size, first line and the addresses of its file name, names and line table,
+/// and because these are reused as well, the hashes that its two name strings keep
+/// of their text.
+///
+/// # Errors
+///
+/// [`Fault::CodeChanged`] when it cannot be read: it is gone.
 #[inline(always)]
-#[must_use]
-pub fn code_check(python: &PythonLayout, words: &[u64; WINDOW_SLACK_WORDS]) -> u32 {
+pub fn code_check<M: Memory>(python: &PythonLayout, code: Addr, memory: &mut M) -> Result<u32, Fault> {
+    let words: &mut [u64; CODE_CHECK_WORDS] = &mut [0; CODE_CHECK_WORDS];
+    memory.read(code.at(CODE_CHECK_AT), words).map_err(|_| Fault::CodeChanged)?;
     let at = |offset: u16| {
-        let index = (offset.wrapping_sub(CODE_CHECK_AT) >> 3) as usize & (WINDOW_SLACK_WORDS - 1);
+        let index = (offset.wrapping_sub(CODE_CHECK_AT) >> 3) as usize & (CODE_CHECK_WORDS - 1);
         words.get(index).copied().unwrap_or_default()
     };
     let line = at(python.code_firstlineno) >> ((python.code_firstlineno & 4) * 8) & 0xffff_ffff;
-    let mut hash = line;
+    let mut hash = line ^ at(CODE_CHECK_AT) << 32;
     for field in 0..4 {
         let word = at(python.code_filename.wrapping_add(field * 8));
         hash = (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
+    // co_name and co_qualname follow co_filename.
+    for field in 1..3 {
+        let name = Addr(at(python.code_filename.wrapping_add(field * 8)));
+        let word = memory.word(name.at(python.str_hash)).map_err(|_| Fault::CodeChanged)?;
+        hash = (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
     let folded = (hash >> 32) as u32;
-    if folded == 0 { 1 } else { folded }
+    Ok(if folded == 0 { 1 } else { folded })
 }
 
 /// Where the walk of the running thread begins, from its thread state's `words`.

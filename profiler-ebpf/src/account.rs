@@ -68,7 +68,7 @@ pub fn meet(sight: &FirstSight, totals: &mut Totals) -> Option<&'static mut Gree
         begun_stack: none,
         begun_ns: 0,
         flags: sight.flags,
-        padding: 0,
+        sent: 0,
     };
     if !maps::insert_greenlet(&sight.key, &greenlet) {
         count(totals, Fault::GreenletsFull);

@@ -12,9 +12,8 @@ use profiler_common::{
     fault::Fault,
     layout::PythonLayout,
     limits::{MAX_FRAMES, MAX_STEPS},
-    memory::Memory as _,
     record::{Kind, RecordHead, StackHead, StackRecord, Totals, VERSION},
-    walk::{CODE_CHECK_AT, CODE_CHECK_WORDS, Frame, StackKey, Start, Step, Walk, Window, code_check},
+    walk::{Frame, StackKey, Start, Step, Walk, Window, code_check},
 };
 
 use crate::{
@@ -51,14 +50,8 @@ unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
             if index >= MAX_FRAMES {
                 return 1;
             }
-            let mut words = [0_u64; 16];
             // 0 is no check value: user space will not name this frame.
-            let mut check = 0;
-            if let Some(head) = words.first_chunk_mut::<CODE_CHECK_WORDS>() {
-                if UserMemory.read(frame.code.at(CODE_CHECK_AT), head).is_ok() {
-                    check = code_check(python, &words);
-                }
-            }
+            let check = code_check(python, frame.code, &mut UserMemory).unwrap_or(0);
             let frames = (*record).cast::<u8>().wrapping_add(offset_of!(StackRecord, frames)).cast::<Frame>();
             // SAFETY: `index` is below the length of `frames`.
             unsafe { frames.add(index as usize).write(Frame { check, ..frame }) };
@@ -99,6 +92,8 @@ pub struct About {
     pub empty: StackKey,
     /// The key that the first walk gave.
     pub key: StackKey,
+    /// [`profiler_common::record::TargetConfig::sending`].
+    pub sending: u32,
 }
 
 /// Makes the stack known and sends its frames if they were not sent yet.
@@ -120,7 +115,7 @@ pub fn ensure_sent(
     let Some(known) = maps::stack(&key) else {
         return false;
     };
-    if known.sent != 0 {
+    if known.sent == u64::from(about.sending) {
         return true;
     }
     let Some(record) = maps::stack_record() else {
@@ -159,6 +154,6 @@ pub fn ensure_sent(
         count(totals, Fault::RingFullStack);
         return false;
     }
-    known.sent = 1;
+    known.sent = u64::from(about.sending);
     true
 }

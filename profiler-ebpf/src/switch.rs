@@ -12,9 +12,8 @@ use profiler_common::{
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
-        CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING,
-        GREENLET_STACK_SENT, Greenlet, GreenletKey, Kind, RecordHead, Run, SwitchRecord, TargetConfig,
-        Totals, VERSION,
+        CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING, Greenlet,
+        GreenletKey, Kind, RecordHead, Run, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, running_start},
 };
@@ -277,8 +276,14 @@ fn begun(
         count(totals, Fault::NoFrames);
         return;
     }
-    let about =
-        About { target: slot.target, time_ns: now, type_object: greenlet.type_object, empty, key: walk.key };
+    let about = About {
+        target: slot.target,
+        time_ns: now,
+        type_object: greenlet.type_object,
+        empty,
+        key: walk.key,
+        sending: config.sending,
+    };
     let _sent = stack::ensure_sent(&about, &start, python, &mut slot.window, totals);
     greenlet.begun_stack = walk.key;
 }
@@ -365,11 +370,9 @@ fn take_stack(
     from.stack = StackKey { id: 0, check: 0 };
     let Some(start) = leaver_start(config, slot) else {
         count(totals, Fault::ThreadState);
-        from.flags &= !GREENLET_STACK_SENT;
         return is_dead(config, slot, from);
     };
     if start.frame.is_null() {
-        from.flags &= !GREENLET_STACK_SENT;
         return is_dead(config, slot, from);
     }
     let python = &config.layout.python;
@@ -379,17 +382,20 @@ fn take_stack(
         count(totals, fault);
     }
     if walk.depth == 0 {
-        from.flags &= !GREENLET_STACK_SENT;
         return is_dead(config, slot, from);
     }
     let key = walk.key;
-    if key != previous || from.flags & GREENLET_STACK_SENT == 0 {
-        let about = About { target: slot.target, time_ns: now, type_object: from.type_object, empty, key };
-        if stack::ensure_sent(&about, &start, python, &mut slot.window, totals) {
-            from.flags |= GREENLET_STACK_SENT;
-        } else {
-            from.flags &= !GREENLET_STACK_SENT;
-        }
+    if key != previous || from.sent != config.sending {
+        let about = About {
+            target: slot.target,
+            time_ns: now,
+            type_object: from.type_object,
+            empty,
+            key,
+            sending: config.sending,
+        };
+        let sent = stack::ensure_sent(&about, &start, python, &mut slot.window, totals);
+        from.sent = if sent { config.sending } else { 0 };
     }
     from.stack = key;
     *taken = key;

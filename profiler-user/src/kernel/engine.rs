@@ -42,8 +42,7 @@ pub enum Probe {
 }
 
 impl Probe {
-    const ALL: [Self; 5] =
-        [Self::Switchstack, Self::Switch, Self::Initialstub, Self::Freed, Self::Empty];
+    const ALL: [Self; 5] = [Self::Switchstack, Self::Switch, Self::Initialstub, Self::Freed, Self::Empty];
 
     const fn program(self) -> &'static str {
         match self {
@@ -132,9 +131,10 @@ impl Engine {
             location: UProbeAttachLocation::AbsoluteOffset(site.offset),
             cookie: Some(u64::from(cookie)),
         };
-        let _link = uprobe(&mut self.ebpf, site.probe)?.attach(point, &site.path, scope).map_err(
-            |source| KernelError::Attach { path: site.path.clone(), offset: site.offset, pid, source },
-        )?;
+        let _link =
+            uprobe(&mut self.ebpf, site.probe)?.attach(point, &site.path, scope).map_err(|source| {
+                KernelError::Attach { path: site.path.clone(), offset: site.offset, pid, source }
+            })?;
         Ok(())
     }
 
@@ -147,9 +147,7 @@ impl Engine {
         for probe in Probe::ALL {
             let program = uprobe(&mut self.ebpf, probe)?;
             // Unloading drops the program's links with it.
-            program
-                .unload()
-                .map_err(|source| KernelError::Program { program: probe.program(), source })?;
+            program.unload().map_err(|source| KernelError::Program { program: probe.program(), source })?;
         }
         Ok(())
     }

@@ -57,8 +57,7 @@ impl<V: Pod, const VN: usize> Row<V, VN> {
     }
 
     pub(super) fn get(&self, index: u32) -> Result<V, KernelError> {
-        let value =
-            self.map.get(&index, 0).map_err(|source| KernelError::Map { map: self.name, source })?;
+        let value = self.map.get(&index, 0).map_err(|source| KernelError::Map { map: self.name, source })?;
         Ok(bytemuck::pod_read_unaligned(&value))
     }
 
