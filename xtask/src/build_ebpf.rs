@@ -49,9 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let toolchain = toolchain::find()?.complete()?;
     let built = build(&toolchain, log)?;
     if log {
-        let path = workspace::target()
-            .join("ebpf")
-            .join("greenscope-log.bpf.o");
+        let path = workspace::target().join("ebpf").join("greenscope-log.bpf.o");
         write(&path, &built)?;
         println!("{}: {} bytes, with aya-log", path.display(), built.len());
         return Ok(ExitCode::SUCCESS);
@@ -59,12 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let record = Record::new(&built, &toolchain)?;
     write(&object_path(), &built)?;
     write(&record::path(), record.text().as_bytes())?;
-    println!(
-        "{}: {} bytes, sha256 {}\nbuilt by {toolchain}",
-        record::OBJECT,
-        built.len(),
-        record.object
-    );
+    println!("{}: {} bytes, sha256 {}\nbuilt by {toolchain}", record::OBJECT, built.len(), record.object);
     Ok(ExitCode::SUCCESS)
 }
 

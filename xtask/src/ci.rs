@@ -97,10 +97,7 @@ mod tests {
     use super::*;
 
     fn names(no_install: bool, vm: bool) -> Vec<&'static str> {
-        steps(no_install, vm)
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect()
+        steps(no_install, vm).into_iter().map(|(name, _)| name).collect()
     }
 
     #[test]
@@ -112,10 +109,6 @@ mod tests {
     #[test]
     fn nothing_is_installed_when_told_so() {
         assert!(!names(true, false).contains(&"doctor"));
-        assert!(
-            steps(true, false)
-                .iter()
-                .any(|(_, words)| words.contains(&"--no-install"))
-        );
+        assert!(steps(true, false).iter().any(|(_, words)| words.contains(&"--no-install")));
     }
 }

@@ -70,12 +70,8 @@ struct Check {
 }
 
 /// Capabilities that replace root, by the number of their bit.
-const CAPABILITIES: [(&str, u32); 4] = [
-    ("CAP_SYS_PTRACE", 19),
-    ("CAP_SYS_ADMIN", 21),
-    ("CAP_PERFMON", 38),
-    ("CAP_BPF", 39),
-];
+const CAPABILITIES: [(&str, u32); 4] =
+    [("CAP_SYS_PTRACE", 19), ("CAP_SYS_ADMIN", 21), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 /// The kernel that first has `bpf_loop`.
 const OLDEST_KERNEL: (u32, u32) = (5, 17);
@@ -119,11 +115,7 @@ pub(crate) fn install_for_tests() -> Result<()> {
 }
 
 fn line(check: &Check) -> String {
-    let Check {
-        purpose: _,
-        name,
-        state,
-    } = check;
+    let Check { purpose: _, name, state } = check;
     match state {
         State::There(what) => format!("  ok       {name}: {what}"),
         State::Missing(mend) => format!("  missing  {name}\n           {}", mend.text()),
@@ -143,8 +135,7 @@ impl Mend {
 fn mend(checks: &[Check]) -> Result<bool> {
     let mut commands: Vec<&str> = Vec::new();
     for check in checks {
-        if let State::Missing(Mend::Command(command)) | State::Skipped(Mend::Command(command)) =
-            &check.state
+        if let State::Missing(Mend::Command(command)) | State::Skipped(Mend::Command(command)) = &check.state
             && !commands.contains(&command.as_str())
         {
             commands.push(command);
@@ -179,31 +170,19 @@ fn look() -> Result<Vec<Check>> {
 }
 
 fn running() -> Vec<Check> {
-    let check = |name: &str, state| Check {
-        purpose: Purpose::Running,
-        name: name.to_owned(),
-        state,
-    };
+    let check = |name: &str, state| Check { purpose: Purpose::Running, name: name.to_owned(), state };
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     let btf = Path::new("/sys/kernel/btf/vmlinux");
     let uprobes = Path::new("/sys/bus/event_source/devices/uprobe/type");
-    let python = python::interpreters()
-        .into_iter()
-        .max_by_key(|python| python.version);
+    let python = python::interpreters().into_iter().max_by_key(|python| python.version);
     vec![
         check("root", privilege(process::is_root(), &status)),
         check("Linux 5.17 or later", kernel(release.trim())),
         check("reading by BPF allowed", reading(&lockdown)),
-        check(
-            "the kernel's types",
-            file(btf, "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y"),
-        ),
-        check(
-            "uprobes",
-            file(uprobes, "boot a kernel built with CONFIG_UPROBE_EVENTS=y"),
-        ),
+        check("the kernel's types", file(btf, "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y")),
+        check("uprobes", file(uprobes, "boot a kernel built with CONFIG_UPROBE_EVENTS=y")),
         check(
             "Python for the demo",
             match python {
@@ -227,11 +206,8 @@ fn privilege(is_root: bool, status: &str) -> State {
             None => State::Missing(Mend::Person("run as root, or install sudo".to_owned())),
         };
     }
-    let lacking: Vec<&str> = CAPABILITIES
-        .iter()
-        .filter(|(_, bit)| effective >> bit & 1 == 0)
-        .map(|(name, _)| *name)
-        .collect();
+    let lacking: Vec<&str> =
+        CAPABILITIES.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| *name).collect();
     if lacking.is_empty() {
         State::There("yes".to_owned())
     } else {
@@ -243,15 +219,14 @@ fn privilege(is_root: bool, status: &str) -> State {
 }
 
 fn kernel(release: &str) -> State {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|number| number.parse::<u32>().ok());
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = numbers.next().zip(numbers.next());
     match version {
         Some(version) if version >= OLDEST_KERNEL => State::There(release.to_owned()),
-        _ => State::Missing(Mend::Person(format!(
-            "this is {release}, without bpf_loop: boot a later kernel"
-        ))),
+        _ => {
+            State::Missing(Mend::Person(format!("this is {release}, without bpf_loop: boot a later kernel")))
+        }
     }
 }
 
@@ -275,17 +250,10 @@ fn file(path: &Path, mend: &str) -> State {
 }
 
 fn building() -> Result<Vec<Check>> {
-    let check = |name: String, state| Check {
-        purpose: Purpose::Building,
-        name,
-        state,
-    };
+    let check = |name: String, state| Check { purpose: Purpose::Building, name, state };
     Ok(match toolchain::find()? {
         Found::Complete(toolchain) => {
-            let mut checks = vec![check(
-                "toolchain".to_owned(),
-                State::There(toolchain.to_string()),
-            )];
+            let mut checks = vec![check("toolchain".to_owned(), State::There(toolchain.to_string()))];
             if !toolchain.has_clippy() {
                 let mend = Mend::Command(toolchain::apt(&["rust-web-clippy"]));
                 checks.push(check("its clippy".to_owned(), State::Skipped(mend)));
@@ -300,11 +268,7 @@ fn building() -> Result<Vec<Check>> {
 }
 
 fn testing() -> Vec<Check> {
-    let check = |name: String, state| Check {
-        purpose: Purpose::Testing,
-        name,
-        state,
-    };
+    let check = |name: String, state| Check { purpose: Purpose::Testing, name, state };
     let pythons = python::interpreters();
     let mut checks: Vec<Check> = python::COVERED
         .iter()
@@ -320,10 +284,7 @@ fn testing() -> Vec<Check> {
         })
         .collect();
     if pythons.is_empty() {
-        checks.push(check(
-            "any Python".to_owned(),
-            State::Missing(install_python()),
-        ));
+        checks.push(check("any Python".to_owned(), State::Missing(install_python())));
     }
     // It lists the links that a killed greenscope must not leave behind.
     let bpftool = match process::find("bpftool").or_else(|| sbin("bpftool")) {
@@ -376,22 +337,13 @@ mod tests {
         let State::Missing(Mend::Person(text)) = privilege(true, docker) else {
             panic!("taken for enough");
         };
-        assert!(
-            text.contains("CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF"),
-            "{text}"
-        );
+        assert!(text.contains("CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF"), "{text}");
     }
 
     #[test]
     fn only_the_strictest_lockdown_is_in_the_way() {
-        assert!(matches!(
-            reading("none integrity [confidentiality]\n"),
-            State::Missing(_)
-        ));
-        assert!(matches!(
-            reading("[none] integrity confidentiality\n"),
-            State::There(_)
-        ));
+        assert!(matches!(reading("none integrity [confidentiality]\n"), State::Missing(_)));
+        assert!(matches!(reading("[none] integrity confidentiality\n"), State::There(_)));
         assert!(matches!(reading(""), State::There(_)));
     }
 }

@@ -21,15 +21,12 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 
 /// Whether `path` is a file that may be executed.
 pub(crate) fn is_executable(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// Cargo's folder: its registry and what it installed.
 pub(crate) fn cargo_home() -> Option<PathBuf> {
-    std::env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| home().map(|home| home.join(".cargo")))
+    std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| home().map(|home| home.join(".cargo")))
 }
 
 /// The user's home.
@@ -56,9 +53,7 @@ pub(crate) fn is_root() -> bool {
 ///
 /// When it cannot be started or does not end well.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    let status = command.status().with_context(|| format!("cannot start `{}`", line(command)))?;
     if !status.success() {
         bail!("`{}` failed: {status}", line(command));
     }
@@ -71,14 +66,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 ///
 /// When it cannot be started or does not end well; its last words are in the error.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    let Output { status, stdout, stderr } =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{}`", line(command)))?;
     if !status.success() {
         let stderr = String::from_utf8_lossy(&stderr);
         let last = stderr.trim().lines().next_back().unwrap_or_default();
@@ -93,15 +82,9 @@ pub(crate) fn line(command: &Command) -> String {
     for argument in command.get_args() {
         let argument = argument.to_string_lossy();
         let plain = !argument.is_empty()
-            && argument
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c));
+            && argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c));
         // Writing to a String cannot fail.
-        let _ = if plain {
-            write!(line, " {argument}")
-        } else {
-            write!(line, " '{argument}'")
-        };
+        let _ = if plain { write!(line, " {argument}") } else { write!(line, " '{argument}'") };
     }
     line
 }

@@ -29,10 +29,7 @@ pub(crate) struct Python {
 
 impl fmt::Display for Python {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            version: (major, minor, micro),
-            path,
-        } = self;
+        let Self { version: (major, minor, micro), path } = self;
         write!(f, "Python {major}.{minor}.{micro} ({})", path.display())
     }
 }
@@ -55,9 +52,7 @@ pub(crate) fn interpreters() -> Vec<Python> {
 
 /// The interpreter for one version: the newest of pyenv's, else the first in `PATH`.
 pub(crate) fn of_version(pythons: &[Python], wanted: (u32, u32)) -> Option<&Python> {
-    pythons
-        .iter()
-        .find(|python| (python.version.0, python.version.1) == wanted)
+    pythons.iter().find(|python| (python.version.0, python.version.1) == wanted)
 }
 
 /// Where interpreters may be, the best first.
@@ -70,10 +65,8 @@ fn candidates() -> Vec<PathBuf> {
         .collect();
     versions.sort();
     versions.reverse();
-    let names = COVERED
-        .iter()
-        .map(|(major, minor)| format!("python{major}.{minor}"))
-        .chain(["python3".to_owned()]);
+    let names =
+        COVERED.iter().map(|(major, minor)| format!("python{major}.{minor}")).chain(["python3".to_owned()]);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     for name in names {
@@ -115,10 +108,7 @@ impl Environment {
     /// The environment `name` of an interpreter with packages as pip takes them.
     pub(crate) fn new(name: &str, python: &Python, requirements: &str) -> Self {
         let made_of = format!("{python}\n{requirements}");
-        Self {
-            folder: folder().join(name),
-            stamp: format!("{:x?}", Sha256::digest(made_of.as_bytes())),
-        }
+        Self { folder: folder().join(name), stamp: format!("{:x?}", Sha256::digest(made_of.as_bytes())) }
     }
 
     /// Its interpreter.
@@ -140,24 +130,14 @@ impl Environment {
         if self.is_ready() {
             return Ok(());
         }
-        println!(
-            "installing {} into {} with {python}",
-            requirements.display(),
-            self.folder.display()
-        );
+        println!("installing {} into {} with {python}", requirements.display(), self.folder.display());
         let mut venv = Command::new(&python.path);
         venv.args(["-m", "venv", "--clear"]).arg(&self.folder);
         process::run(&mut venv)?;
         let mut pip = Command::new(self.python());
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-        ])
-        .arg("--requirement")
-        .arg(requirements);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .arg("--requirement")
+            .arg(requirements);
         process::run(&mut pip)?;
         let stamp = self.folder.join(STAMP);
         fs::write(&stamp, &self.stamp).with_context(|| format!("cannot write {}", stamp.display()))
@@ -174,10 +154,7 @@ mod tests {
     use super::*;
 
     fn python(minor: u32, path: &str) -> Python {
-        Python {
-            version: (3, minor, 1),
-            path: path.into(),
-        }
+        Python { version: (3, minor, 1), path: path.into() }
     }
 
     #[test]

@@ -30,10 +30,8 @@ const END: Duration = Duration::from_secs(5);
 
 /// Options of `run`.
 #[derive(clap::Args)]
-#[command(
-    override_usage = "cargo xtask run [--pid PID] [record's options]\n       \
-                            cargo xtask run -- COMMAND [options]"
-)]
+#[command(override_usage = "cargo xtask run [--pid PID] [record's options]\n       \
+                            cargo xtask run -- COMMAND [options]")]
 pub(crate) struct Arguments {
     /// Options of `greenscope record`, or after `--` any command of greenscope.
     ///
@@ -73,12 +71,9 @@ fn wanted(arguments: &[OsString], escaped: bool) -> Wanted {
 fn has(arguments: &[OsString], names: &[&str]) -> bool {
     arguments.iter().any(|argument| {
         let text = argument.to_string_lossy();
-        names.iter().any(|name| {
-            text == *name
-                || text
-                    .strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with('='))
-        })
+        names
+            .iter()
+            .any(|name| text == *name || text.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')))
     })
 }
 
@@ -114,13 +109,7 @@ pub(crate) fn run(arguments: &Arguments, escaped: bool) -> Result<ExitCode> {
 /// Build greenscope with stable Rust; the kernel part's object is embedded.
 pub(crate) fn build() -> Result<()> {
     let mut cargo = process::cargo();
-    cargo.args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "profiler-user",
-    ]);
+    cargo.args(["build", "--release", "--locked", "--package", "profiler-user"]);
     process::run(&mut cargo)
 }
 
@@ -170,8 +159,7 @@ fn show_demo(environment: &Environment, options: &[OsString]) -> Result<ExitCode
     if to_picture {
         if picture.exists() {
             // So that an older picture is never taken for this one's.
-            std::fs::remove_file(&picture)
-                .with_context(|| format!("cannot remove {}", picture.display()))?;
+            std::fs::remove_file(&picture).with_context(|| format!("cannot remove {}", picture.display()))?;
         }
         command.args([OsStr::new("-o"), picture.as_os_str()]);
     }
@@ -237,10 +225,7 @@ impl Demo {
                 self.child.wait().context("cannot wait for the demo")?;
                 Ok(())
             }
-            _ => bail!(
-                "the demo did not end within {} s; it was killed",
-                END.as_secs()
-            ),
+            _ => bail!("the demo did not end within {} s; it was killed", END.as_secs()),
         }
     }
 }

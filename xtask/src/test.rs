@@ -49,10 +49,7 @@ impl Count {
         let Some(rest) = line.trim_start().strip_prefix("test result: ") else {
             return;
         };
-        let words: Vec<&str> = rest
-            .split([' ', ';'])
-            .filter(|word| !word.is_empty())
-            .collect();
+        let words: Vec<&str> = rest.split([' ', ';']).filter(|word| !word.is_empty()).collect();
         for pair in words.windows(2) {
             let &[number, what] = pair else { continue };
             let Ok(number) = number.parse::<u64>() else {
@@ -84,13 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     let mut count = Count::default();
     let mut unit = cargo_test();
-    unit.args([
-        "--workspace",
-        "--exclude",
-        "profiler-ebpf",
-        "--exclude",
-        "tests",
-    ]);
+    unit.args(["--workspace", "--exclude", "profiler-ebpf", "--exclude", "tests"]);
     unit.args(filter);
     count_tests(&mut unit, &mut count)?;
 
@@ -99,23 +90,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => skips.push("live tests: need root, and sudo gives none without a password".into()),
     }
 
-    let Count {
-        passed,
-        failed,
-        skipped,
-        broken,
-    } = count;
+    let Count { passed, failed, skipped, broken } = count;
     for skip in &skips {
         println!("skipped: {skip}");
     }
     let skipped = skipped + u64::try_from(skips.len())?;
     let failed = failed + broken;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// One environment a covered Python; what is missing is a skip with its reason.
@@ -127,16 +109,12 @@ fn prepare_environments(no_install: bool, skips: &mut Vec<String>) -> Result<()>
     for (major, minor) in python::COVERED {
         let name = format!("py{major}.{minor}");
         let Some(python) = python::of_version(&pythons, (major, minor)) else {
-            skips.push(format!(
-                "tests on Python {major}.{minor}: none with venv on this machine"
-            ));
+            skips.push(format!("tests on Python {major}.{minor}: none with venv on this machine"));
             continue;
         };
         let environment = Environment::new(&name, python, &packages);
         if no_install && !environment.is_ready() {
-            skips.push(format!(
-                "tests on Python {major}.{minor}: target/venvs/{name} is not made"
-            ));
+            skips.push(format!("tests on Python {major}.{minor}: target/venvs/{name} is not made"));
             continue;
         }
         environment.make(python, &requirements)?;
@@ -170,12 +148,7 @@ fn privilege() -> Option<Runner> {
 }
 
 /// The live tests, one at a time: they compare times, and the machine may be small.
-fn live(
-    filter: Option<&str>,
-    runner: Runner,
-    count: &mut Count,
-    skips: &mut Vec<String>,
-) -> Result<()> {
+fn live(filter: Option<&str>, runner: Runner, count: &mut Count, skips: &mut Vec<String>) -> Result<()> {
     let noted = workspace::target().join("skipped-tests.txt");
     fs::write(&noted, "").with_context(|| format!("cannot write {}", noted.display()))?;
     let variables: [(&str, OsString); 3] = [
@@ -195,15 +168,12 @@ fn live(
             line.push(format!(" {name}="));
             line.push(value);
         }
-        let variable = format!(
-            "CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER",
-            std::env::consts::ARCH.to_uppercase()
-        );
+        let variable =
+            format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
         command.env(variable, line);
     }
     count_tests(&mut command, count)?;
-    let noted =
-        fs::read_to_string(&noted).with_context(|| format!("cannot read {}", noted.display()))?;
+    let noted = fs::read_to_string(&noted).with_context(|| format!("cannot read {}", noted.display()))?;
     for line in noted.lines() {
         // libtest knows two ends only; a test that left early has passed for it.
         count.passed = count.passed.saturating_sub(1);
@@ -215,10 +185,8 @@ fn live(
 /// Run one `cargo test`, its output passed on and counted.
 fn count_tests(command: &mut Command, count: &mut Count) -> Result<()> {
     let line = process::line(command);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
     let failed_before = count.failed;
     if let Some(output) = child.stdout.take() {
         for line in BufReader::new(output).lines() {
@@ -227,9 +195,7 @@ fn count_tests(command: &mut Command, count: &mut Count) -> Result<()> {
             count.add_line(&line);
         }
     }
-    let status = child
-        .wait()
-        .with_context(|| format!("cannot wait for `{line}`"))?;
+    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
     if !status.success() && count.failed == failed_before {
         println!("failed: `{line}`: {status}");
         count.broken += 1;
@@ -252,12 +218,7 @@ mod tests {
         ] {
             count.add_line(line);
         }
-        let expected = Count {
-            passed: 9,
-            failed: 3,
-            skipped: 1,
-            broken: 0,
-        };
+        let expected = Count { passed: 9, failed: 3, skipped: 1, broken: 0 };
         assert_eq!(count, expected);
     }
 }

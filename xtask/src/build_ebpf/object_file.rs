@@ -30,10 +30,7 @@ pub(super) fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     }
     // LLVM keeps the names of sections and symbols in one table; the writer wants
     // the sections' apart.
-    let apart = builder
-        .sections
-        .iter()
-        .any(|section| matches!(section.data, SectionData::SectionString));
+    let apart = builder.sections.iter().any(|section| matches!(section.data, SectionData::SectionString));
     if !apart {
         let names = builder.sections.add();
         names.name = ".shstrtab".into();
@@ -43,9 +40,7 @@ pub(super) fn strip(linked: &[u8]) -> Result<Vec<u8>> {
     }
     builder.delete_orphans();
     let mut stripped = Vec::new();
-    builder
-        .write(&mut stripped)
-        .context("cannot write the object without its debug sections")?;
+    builder.write(&mut stripped).context("cannot write the object without its debug sections")?;
     Ok(stripped)
 }
 
@@ -76,14 +71,9 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<()> {
     let mut programs = 0;
     for section in file.sections() {
         let name = section.name().unwrap_or_default();
-        let variable = VARIABLES
-            .iter()
-            .any(|kind| name == *kind || name.starts_with(&format!("{kind}.")));
+        let variable = VARIABLES.iter().any(|kind| name == *kind || name.starts_with(&format!("{kind}.")));
         if variable && section.size() > 0 {
-            bail!(
-                "the kernel part has {} bytes of variables in {name}: keep state in maps",
-                section.size()
-            );
+            bail!("the kernel part has {} bytes of variables in {name}: keep state in maps", section.size());
         }
         if section.kind() != SectionKind::Text {
             continue;
@@ -178,10 +168,7 @@ mod tests {
 
     #[test]
     fn a_jump_to_itself_is_refused() {
-        for jump in [
-            [JUMP, 0, 0xff, 0xff, 0, 0, 0, 0],
-            [JUMP_LONG, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
-        ] {
+        for jump in [[JUMP, 0, 0xff, 0xff, 0, 0, 0, 0], [JUMP_LONG, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]] {
             let code = [&FINE[..], &jump].concat();
             let error = refusal(&sample(&code, "switch", None));
             assert!(error.contains("at instruction 2 of uprobe"), "{error}");

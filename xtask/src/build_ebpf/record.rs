@@ -84,26 +84,12 @@ fn profiles(manifest: &str) -> String {
 impl Record {
     /// The record of an object that was just built.
     pub(super) fn new(object: &[u8], toolchain: &Toolchain) -> Result<Self> {
-        Ok(Self {
-            object: hash(object),
-            sources: sources_hash()?,
-            versions: toolchain.versions.clone(),
-        })
+        Ok(Self { object: hash(object), sources: sources_hash()?, versions: toolchain.versions.clone() })
     }
 
     /// As it is committed.
     pub(super) fn text(&self) -> String {
-        let Self {
-            object,
-            sources,
-            versions:
-                Versions {
-                    rustc,
-                    rustc_llvm,
-                    linker,
-                    linker_llvm,
-                },
-        } = self;
+        let Self { object, sources, versions: Versions { rustc, rustc_llvm, linker, linker_llvm } } = self;
         format!(
             "# Written by `cargo xtask build-ebpf`; `cargo xtask build-ebpf --check` compares.\n\
              object_sha256 = \"{object}\"\n\
@@ -148,12 +134,8 @@ impl Record {
 
     /// Why a rebuild cannot be compared, when this is not the toolchain on record.
     pub(super) fn other_toolchain(&self, toolchain: &Toolchain) -> Option<String> {
-        (self.versions != toolchain.versions).then(|| {
-            format!(
-                "on record is {}, here is {}",
-                self.versions, toolchain.versions
-            )
-        })
+        (self.versions != toolchain.versions)
+            .then(|| format!("on record is {}, here is {}", self.versions, toolchain.versions))
     }
 }
 

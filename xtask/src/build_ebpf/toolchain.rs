@@ -31,23 +31,11 @@ pub(crate) const LINKER: &str = "0.13.0";
 /// Debug information must come from here: BTF's function records are made of it,
 /// and with them missing for one function of `.text` the kernel refuses all
 /// (aya-rs/aya#521, aya-rs/aya#1649).
-const FLAGS: [&str; 3] = [
-    "--cfg=bpf_target_arch=\"x86_64\"",
-    "-Cdebuginfo=2",
-    "-Clink-arg=--btf",
-];
+const FLAGS: [&str; 3] = ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"];
 
 /// Cargo's part of the flags.
-const CARGO_FLAGS: [&str; 8] = [
-    "--package",
-    "profiler-ebpf",
-    "--target",
-    TARGET,
-    "--release",
-    "--locked",
-    "-Z",
-    "build-std=core",
-];
+const CARGO_FLAGS: [&str; 8] =
+    ["--package", "profiler-ebpf", "--target", TARGET, "--release", "--locked", "-Z", "build-std=core"];
 
 /// A toolchain that can build the kernel part.
 pub(crate) struct Toolchain {
@@ -78,16 +66,8 @@ impl fmt::Display for Toolchain {
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            rustc,
-            rustc_llvm,
-            linker,
-            linker_llvm,
-        } = self;
-        write!(
-            f,
-            "{rustc} (LLVM {rustc_llvm}), {linker} (LLVM {linker_llvm})"
-        )
+        let Self { rustc, rustc_llvm, linker, linker_llvm } = self;
+        write!(f, "{rustc} (LLVM {rustc_llvm}), {linker} (LLVM {linker_llvm})")
     }
 }
 
@@ -119,11 +99,9 @@ impl Found {
     pub(crate) fn into_complete(self) -> Result<Toolchain, String> {
         match self {
             Self::Complete(toolchain) => Ok(*toolchain),
-            Self::Lacking(missing) => Err(missing
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; ")),
+            Self::Lacking(missing) => {
+                Err(missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+            }
         }
     }
 
@@ -170,30 +148,14 @@ pub(crate) fn find() -> Result<Found> {
             return Ok(Found::Lacking(missing));
         }
     };
-    let Compiler {
-        cargo,
-        rustc,
-        cargo_clippy,
-        rust_src,
-    } = compiler;
+    let Compiler { cargo, rustc, cargo_clippy, rust_src } = compiler;
     let versions = Versions {
-        rustc: process::output(clean(&rustc).arg("--version"))?
-            .trim()
-            .to_owned(),
+        rustc: process::output(clean(&rustc).arg("--version"))?.trim().to_owned(),
         rustc_llvm: llvm_of_rustc(&rustc)?,
-        linker: process::output(clean(&linker).arg("--version"))?
-            .trim()
-            .to_owned(),
+        linker: process::output(clean(&linker).arg("--version"))?.trim().to_owned(),
         linker_llvm: llvm_of_linker(&linker),
     };
-    Ok(Found::Complete(Box::new(Toolchain {
-        cargo,
-        rustc,
-        cargo_clippy,
-        linker,
-        rust_src,
-        versions,
-    })))
+    Ok(Found::Complete(Box::new(Toolchain { cargo, rustc, cargo_clippy, linker, rust_src, versions })))
 }
 
 /// The command that builds bpf-linker, and the library that it needs.
@@ -215,20 +177,14 @@ fn lacking_linker() -> Vec<Missing> {
     } else {
         format!("cargo install bpf-linker --version {LINKER} --locked")
     };
-    missing.push(Missing {
-        what: "bpf-linker".to_owned(),
-        fix,
-    });
+    missing.push(Missing { what: "bpf-linker".to_owned(), fix });
     missing
 }
 
 /// The command line that installs Debian packages.
 pub(crate) fn apt(packages: &[&str]) -> String {
     let sudo = if process::is_root() { "" } else { "sudo " };
-    format!(
-        "{sudo}apt-get install --yes --no-install-recommends {}",
-        packages.join(" ")
-    )
+    format!("{sudo}apt-get install --yes --no-install-recommends {}", packages.join(" "))
 }
 
 /// Whether packages come by apt here.
@@ -266,10 +222,7 @@ fn debian() -> Result<Compiler, Vec<Missing>> {
         .map_or_else(|_| PathBuf::from("/usr"), |text| PathBuf::from(text.trim()));
     let rust_src = sysroot.join("lib/rustlib/src/rust");
     if !rust_src.join("library/core").exists() {
-        missing.push(lack(
-            "Rust's library source (rust-src)".to_owned(),
-            &["rust-web-src"],
-        ));
+        missing.push(lack("Rust's library source (rust-src)".to_owned(), &["rust-web-src"]));
     }
     if !missing.is_empty() {
         return Err(missing);
@@ -310,11 +263,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 /// The LLVM that a compiler names in its verbose version.
 fn llvm_of_rustc(rustc: &Path) -> Result<String> {
     let text = process::output(clean(rustc).args(["--version", "--verbose"]))?;
-    Ok(text
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))
-        .unwrap_or("unknown")
-        .to_owned())
+    Ok(text.lines().find_map(|line| line.strip_prefix("LLVM version: ")).unwrap_or("unknown").to_owned())
 }
 
 /// The LLVM that bpf-linker loads, by the configuration tool beside the library.
@@ -328,15 +277,10 @@ fn llvm_of_linker(linker: &Path) -> String {
     let Some(library) = library else {
         return "linked in".to_owned();
     };
-    let config = library
-        .parent()
-        .map(|folder| folder.with_file_name("bin").join("llvm-config"));
+    let config = library.parent().map(|folder| folder.with_file_name("bin").join("llvm-config"));
     config
         .and_then(|config| process::output(clean(&config).arg("--version")).ok())
-        .map_or_else(
-            || library.display().to_string(),
-            |version| version.trim().to_owned(),
-        )
+        .map_or_else(|| library.display().to_string(), |version| version.trim().to_owned())
 }
 
 /// A command without what the cargo and the rustup that run us have set.
@@ -376,10 +320,7 @@ pub(super) fn flags() -> String {
 
 /// What cargo and the linker leave.
 pub(super) fn output() -> PathBuf {
-    folder()
-        .join(TARGET)
-        .join("release")
-        .join("greenscope-ebpf")
+    folder().join(TARGET).join("release").join("greenscope-ebpf")
 }
 
 /// The target folder of its own: two toolchains in one would rebuild each other's.
@@ -420,12 +361,7 @@ impl Toolchain {
     /// Our `PATH` with the toolchain's folder first.
     fn path(&self) -> std::ffi::OsString {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = self
-            .cargo
-            .parent()
-            .map(Path::to_owned)
-            .into_iter()
-            .chain(std::env::split_paths(&path));
+        let folders = self.cargo.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
         std::env::join_paths(folders).unwrap_or(path)
     }
 
@@ -454,14 +390,8 @@ mod tests {
 
     #[test]
     fn a_version_is_read() {
-        assert_eq!(
-            version("rustc 1.96.0 (ac68faa20 2026-05-25)"),
-            Some((1, 96))
-        );
-        assert_eq!(
-            version("rustc 1.98.0-nightly (0 2026-01-01)"),
-            Some((1, 98))
-        );
+        assert_eq!(version("rustc 1.96.0 (ac68faa20 2026-05-25)"), Some((1, 96)));
+        assert_eq!(version("rustc 1.98.0-nightly (0 2026-01-01)"), Some((1, 98)));
         assert_eq!(version("cargo"), None);
     }
 }
