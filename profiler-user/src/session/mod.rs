@@ -55,6 +55,15 @@ pub enum Sites {
     Pair,
 }
 
+impl Sites {
+    const fn probes(self) -> &'static [Probe] {
+        match self {
+            Self::Switchstack => &[Probe::Switchstack, Probe::Freed],
+            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed],
+        }
+    }
+}
+
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -111,7 +120,7 @@ pub fn record(
     if targets.len() > MAX_TARGETS as usize {
         return Err(SessionError::TooMany { given: targets.len() });
     }
-    let mut engine = Engine::load(options.max_greenlets)?;
+    let mut engine = Engine::load(options.max_greenlets, options.sites.probes())?;
     let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
     for (cookie, target) in (0..).zip(&targets) {
         for site in sites(target, options.sites)? {
