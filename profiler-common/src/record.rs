@@ -168,7 +168,9 @@ pod! {
         pub count: u64,
         /// The value of [`TargetConfig::sending`] when the record with its frames was
         /// submitted, else 0.
-        pub sent: u64,
+        pub sent: u32,
+        /// The attach cookie.
+        pub target: u32,
     }
 
     /// A thread that switched. Key: `bpf_get_current_pid_tgid`.

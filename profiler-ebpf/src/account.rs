@@ -157,7 +157,7 @@ pub fn end(
     record.pimpl = key.pimpl;
     record.how = how;
     record.padding = 0;
-    if !emit::send(record, size_of::<EndRecord>() as u64) {
+    if !emit::send(record, size_of::<EndRecord>() as u64, false) {
         count(totals, Fault::RingFullEnd);
         totals.unlisted += 1;
         totals.unlisted_running_ns += greenlet.running_ns;

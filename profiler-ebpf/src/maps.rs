@@ -139,8 +139,8 @@ pub fn stack(key: &StackKey) -> Option<&'static mut StackTotals> {
 
 /// Makes a stack known.
 #[inline(always)]
-pub fn insert_stack(key: &StackKey) -> bool {
-    STACKS.insert(key, &StackTotals { ns: 0, count: 0, sent: 0 }, 0).is_ok()
+pub fn insert_stack(key: &StackKey, target: u64) -> bool {
+    STACKS.insert(key, &StackTotals { ns: 0, count: 0, sent: 0, target: target as u32 }, 0).is_ok()
 }
 
 /// The record of a thread.

@@ -3,7 +3,7 @@
 use profiler_common::{
     address::Addr,
     record::{EndRecord, SwitchRecord},
-    walk::{StackKey, Window},
+    walk::{StackKey, Walk, Window},
 };
 
 /// How to take the last switch back, should it turn out not to have happened.
@@ -60,7 +60,16 @@ pub struct Slot {
     pub switch: SwitchRecord,
     /// Scratch: a `PyThreadState`; an index is masked with 63.
     pub tstate_words: [u64; 64],
-    /// Scratch: the data stack.
+    /// Scratch: a walk.
+    pub scratch: Scratch,
+}
+
+/// A walk in progress.
+#[repr(C)]
+pub struct Scratch {
+    /// How far it is.
+    pub walk: Walk,
+    /// The data stack.
     pub window: Window,
 }
 

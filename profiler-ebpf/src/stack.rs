@@ -20,11 +20,16 @@ use crate::{
     emit,
     maps::{self, count},
     memory::UserMemory,
+    slot::Scratch,
 };
 
 /// What the iterations of a walk share.
+///
+/// The walk itself lies in the slot, not here on the stack: what is loaded from a
+/// map the verifier takes as unknown, so that one look at the callback suffices. A
+/// counter on the stack it would follow through every iteration.
 struct Iteration<'a> {
-    walk: Walk,
+    walk: &'a mut Walk,
     python: &'a PythonLayout,
     window: &'a mut Window,
     record: *mut StackRecord,
@@ -71,13 +76,13 @@ fn iterate(iteration: &mut Iteration<'_>, callback: Callback) {
     unsafe { bpf_loop(MAX_STEPS, callback, ptr::from_mut(iteration).cast(), 0) };
 }
 
-/// Walks from `start`; the key and depth are in the result.
+/// Walks from `start`; the result is in `scratch.walk`.
 #[inline(always)]
-pub fn walk(start: Start, key: StackKey, python: &PythonLayout, window: &mut Window) -> Walk {
+pub fn walk(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Scratch) {
+    let Scratch { walk, window } = scratch;
     window.clear();
-    let mut iteration = Iteration { walk: Walk::new(start, key), python, window, record: ptr::null_mut() };
-    iterate(&mut iteration, hash_frame);
-    iteration.walk
+    *walk = Walk::new(start, key);
+    iterate(&mut Iteration { walk, python, window, record: ptr::null_mut() }, hash_frame);
 }
 
 /// What a new stack's record says besides its frames.
@@ -104,18 +109,18 @@ pub fn ensure_sent(
     about: &About,
     start: &Start,
     python: &PythonLayout,
-    window: &mut Window,
+    scratch: &mut Scratch,
     totals: &mut Totals,
 ) -> bool {
     let key = about.key;
-    if maps::stack(&key).is_none() && !maps::insert_stack(&key) {
+    if maps::stack(&key).is_none() && !maps::insert_stack(&key, about.target) {
         count(totals, Fault::StacksFull);
         return false;
     }
     let Some(known) = maps::stack(&key) else {
         return false;
     };
-    if known.sent == u64::from(about.sending) {
+    if known.sent == about.sending {
         return true;
     }
     let Some(record) = maps::stack_record() else {
@@ -123,10 +128,10 @@ pub fn ensure_sent(
         return false;
     };
     let record = record.as_ptr();
+    let Scratch { walk, window } = scratch;
     window.clear();
-    let mut iteration = Iteration { walk: Walk::new(*start, about.empty), python, window, record };
-    iterate(&mut iteration, record_frame);
-    let walk = iteration.walk;
+    *walk = Walk::new(*start, about.empty);
+    iterate(&mut Iteration { walk, python, window, record }, record_frame);
     if walk.key != key {
         count(totals, Fault::StackMoved);
         return false;
@@ -150,10 +155,10 @@ pub fn ensure_sent(
     // SAFETY: the record is this task's own.
     unsafe { (*record).head = head };
     let bytes = size_of::<StackHead>() as u64 + u64::from(depth) * size_of::<Frame>() as u64;
-    if !emit::send(record, bytes) {
+    if !emit::send(record, bytes, true) {
         count(totals, Fault::RingFullStack);
         return false;
     }
-    known.sent = u64::from(about.sending);
+    known.sent = about.sending;
     true
 }

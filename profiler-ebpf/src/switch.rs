@@ -15,7 +15,7 @@ use profiler_common::{
         CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING, Greenlet,
         GreenletKey, Kind, RecordHead, Run, SwitchRecord, TargetConfig, Totals, VERSION,
     },
-    walk::{StackKey, Start, running_start},
+    walk::{StackKey, Start, Walk, running_start},
 };
 
 use crate::{
@@ -257,22 +257,23 @@ fn meet_enterer(hit: &mut Hit<'_>, this: Addr, via: Via, found: &mut Addr) -> bo
 fn begun(
     config: &TargetConfig,
     slot: &mut Slot,
-    key: &GreenletKey,
+    greenlet_key: &GreenletKey,
     greenlet: &mut Greenlet,
     now: u64,
     totals: &mut Totals,
 ) {
-    let Ok(start) = greenlet::suspended_start(&config.layout, &mut UserMemory, key.pimpl) else {
+    let Ok(start) = greenlet::suspended_start(&config.layout, &mut UserMemory, greenlet_key.pimpl) else {
         count(totals, Fault::ReadState);
         return;
     };
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, greenlet.type_object);
-    let walk = stack::walk(start, empty, python, &mut slot.window);
-    if let Some(fault) = walk.fault {
+    stack::walk(start, empty, python, &mut slot.scratch);
+    let Walk { key, depth, fault, .. } = slot.scratch.walk;
+    if let Some(fault) = fault {
         count(totals, fault);
     }
-    if walk.depth == 0 {
+    if depth == 0 {
         count(totals, Fault::NoFrames);
         return;
     }
@@ -281,11 +282,11 @@ fn begun(
         time_ns: now,
         type_object: greenlet.type_object,
         empty,
-        key: walk.key,
+        key,
         sending: config.sending,
     };
-    let _sent = stack::ensure_sent(&about, &start, python, &mut slot.window, totals);
-    greenlet.begun_stack = walk.key;
+    let _sent = stack::ensure_sent(&about, &start, python, &mut slot.scratch, totals);
+    greenlet.begun_stack = key;
 }
 
 /// Takes the leaver's stack and moves both greenlets' books on.
@@ -377,14 +378,14 @@ fn take_stack(
     }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, from.type_object);
-    let walk = stack::walk(start, empty, python, &mut slot.window);
-    if let Some(fault) = walk.fault {
+    stack::walk(start, empty, python, &mut slot.scratch);
+    let Walk { key, depth, fault, .. } = slot.scratch.walk;
+    if let Some(fault) = fault {
         count(totals, fault);
     }
-    if walk.depth == 0 {
+    if depth == 0 {
         return is_dead(config, slot, from);
     }
-    let key = walk.key;
     if key != previous || from.sent != config.sending {
         let about = About {
             target: slot.target,
@@ -394,7 +395,7 @@ fn take_stack(
             key,
             sending: config.sending,
         };
-        let sent = stack::ensure_sent(&about, &start, python, &mut slot.window, totals);
+        let sent = stack::ensure_sent(&about, &start, python, &mut slot.scratch, totals);
         from.sent = if sent { config.sending } else { 0 };
     }
     from.stack = key;
@@ -429,7 +430,7 @@ fn send_switch(hit: &mut Hit<'_>, kind: Kind, from: u64, to: u64, stack: StackKe
         to,
         stack,
     };
-    if !emit::send(&raw const hit.slot.switch, size_of::<SwitchRecord>() as u64) {
+    if !emit::send(&raw const hit.slot.switch, size_of::<SwitchRecord>() as u64, false) {
         count(hit.totals, Fault::RingFullSwitch);
     }
 }

@@ -1,14 +1,7 @@
 //! The `greenscope` command.
-fn main() {
-    match greenscope::kernel::Engine::load(1024) {
-        Ok(_) => println!("loaded"),
-        Err(e) => {
-            println!("{e}");
-            let mut s = std::error::Error::source(&e);
-            while let Some(x) = s {
-                println!("{x}");
-                s = x.source();
-            }
-        }
-    }
+
+use std::{process::ExitCode, time::Instant};
+
+fn main() -> ExitCode {
+    greenscope::cli::run(Instant::now())
 }

@@ -8,6 +8,7 @@
 mod build_ebpf;
 mod ci;
 mod clippy;
+mod codegen_layouts;
 mod doctor;
 mod process;
 mod python;
@@ -34,6 +35,8 @@ enum Command {
     BuildEbpf(build_ebpf::Arguments),
     /// Everything that CI checks, in CI's order.
     Ci(ci::Arguments),
+    /// Write the generated code anew: `layouts` from CPython's and greenlet's DWARF.
+    Codegen(Codegen),
     /// Lint every crate, the kernel part by its own toolchain.
     Clippy,
     /// Name what is missing on this machine, and the command that mends it.
@@ -46,12 +49,30 @@ enum Command {
     Tidy,
 }
 
+#[derive(clap::Args)]
+struct Codegen {
+    /// What to generate
+    #[arg(value_enum)]
+    what: Generated,
+    /// Only compare with what is committed
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Generated {
+    Layouts,
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let outcome = match Arguments::parse_from(&arguments).command {
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::Clippy => clippy::run(),
+        Command::Codegen(Codegen { what: Generated::Layouts, check }) => {
+            codegen_layouts::run(check).map(|()| ExitCode::SUCCESS)
+        }
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Run(run) => run::run(&run, run::is_escaped(&arguments)),
         Command::Test(arguments) => test::run(&arguments),

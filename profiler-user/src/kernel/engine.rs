@@ -2,7 +2,7 @@
 
 use std::{
     num::NonZeroU32,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -13,6 +13,7 @@ use aya::{
         RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
+    sys::{Stats, enable_stats},
 };
 use profiler_common::{
     record::{Greenlet, GreenletKey, StackTotals, TargetConfig, Thread, Totals},
@@ -20,7 +21,7 @@ use profiler_common::{
 };
 
 use super::{
-    KernelError,
+    KernelError, trap,
     map::{Row, Table},
 };
 
@@ -76,6 +77,8 @@ pub struct Engine {
     stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
     threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
     ring: RingBuf<aya::maps::MapData>,
+    // While it is open the kernel counts the programs' runs and their time.
+    stats: Option<OwnedFd>,
 }
 
 impl Engine {
@@ -116,6 +119,8 @@ impl Engine {
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
             ring,
+            // Not essential: without it what a hit costs stays unknown.
+            stats: enable_stats(Stats::RunTime).ok(),
             ebpf,
         })
     }
@@ -136,6 +141,39 @@ impl Engine {
                 KernelError::Attach { path: site.path.clone(), offset: site.offset, pid, source }
             })?;
         Ok(())
+    }
+
+    /// Ends the counting of the programs' time, which itself costs a little.
+    pub fn stop_stats(&mut self) {
+        self.stats = None;
+    }
+
+    /// What a hit cost: the trap, measured on a function of our own now, and the
+    /// program, as the kernel counted it while the stats were on.
+    ///
+    /// # Errors
+    ///
+    /// When the probe on our own function can't be set.
+    pub fn ns_per_hit(&mut self) -> Result<Option<u64>, KernelError> {
+        let mut ns = 0;
+        let mut runs = 0;
+        for probe in [Probe::Switchstack, Probe::Switch, Probe::Initialstub] {
+            let info = uprobe(&mut self.ebpf, probe)?.info();
+            if let Ok(info) = info {
+                ns += u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+                runs += info.run_count();
+            }
+        }
+        if runs == 0 {
+            return Ok(None);
+        }
+        let Some(site) = trap::site() else {
+            return Ok(None);
+        };
+        let bare = trap::ns_per_call();
+        self.attach(std::process::id(), 0, &site)?;
+        let probed = trap::ns_per_call();
+        Ok(Some(probed.saturating_sub(bare) + ns / runs))
     }
 
     /// Removes every probe. What was kept stays readable, and does not change any more.
@@ -199,6 +237,15 @@ impl Engine {
     /// When the map can't be read.
     pub fn stacks(&self) -> Result<Vec<(StackKey, StackTotals)>, KernelError> {
         self.stacks.entries()
+    }
+
+    /// The completed waits of one stack.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn stack(&self, key: &StackKey) -> Result<Option<StackTotals>, KernelError> {
+        self.stacks.get(key)
     }
 
     /// The threads that switched, by `bpf_get_current_pid_tgid`.

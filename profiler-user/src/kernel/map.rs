@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData, MapError};
 use bytemuck::Pod;
 
 use super::KernelError;
@@ -25,6 +25,17 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
         let map = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
         let map = HashMap::try_from(map).map_err(|source| KernelError::Map { map: name, source })?;
         Ok(Self { name, map, types: PhantomData })
+    }
+
+    /// One entry.
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>, KernelError> {
+        let mut bytes = [0; KN];
+        bytes.copy_from_slice(bytemuck::bytes_of(key));
+        match self.map.get(&bytes, 0) {
+            Ok(value) => Ok(Some(bytemuck::pod_read_unaligned(&value))),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(KernelError::Map { map: self.name, source }),
+        }
     }
 
     /// Every entry. An entry that comes or goes meanwhile may be missing.

@@ -5,6 +5,7 @@
 mod engine;
 mod error;
 mod map;
+mod trap;
 
 pub use engine::{Engine, Probe, Site};
 pub use error::KernelError;
