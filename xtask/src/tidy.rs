@@ -51,8 +51,9 @@ impl fmt::Display for Breach {
 type Rule = fn(&Tree) -> Vec<Breach>;
 
 /// Every rule that the text of the tree decides.
-const RULES: [Rule; 14] = [
+const RULES: [Rule; 15] = [
     rooms::imports,
+    rooms::every_room_is_described,
     rooms::unsafe_is_forbidden,
     files::first_line_says_the_job,
     files::length_is_bounded,

@@ -193,6 +193,32 @@ fn from_the_crate(source: &Source, named: &mut Named) {
     }
 }
 
+/// A room that ARCHITECTURE.md does not name as `profiler-user::NAME`.
+pub(super) fn every_room_is_described(tree: &Tree) -> Vec<Breach> {
+    // Without the document there is another breach, of whoever mentions it.
+    let Some(document) = tree.text("ARCHITECTURE.md") else { return Vec::new() };
+    let mut breaches = Vec::new();
+    let mut last = "";
+    for source in tree.rust() {
+        let Some(inside) = source.path.strip_prefix("profiler-user/src/") else { continue };
+        let room = inside.split('/').next().unwrap_or_default().trim_end_matches(".rs");
+        let named = ["lib", "main"].contains(&room) || room == last || {
+            let name = format!("profiler-user::{room}");
+            document.text.match_indices(&name).any(|(at, name)| {
+                let after = document.text.get(at + name.len()..).and_then(|rest| rest.chars().next());
+                after.is_none_or(|after| !after.is_alphanumeric() && after != '_')
+            })
+        };
+        if !named {
+            let what =
+                format!("the room `{room}` is not in ARCHITECTURE.md: say what profiler-user::{room} is for");
+            breaches.push(source.breach(0, what));
+        }
+        last = room;
+    }
+    breaches
+}
+
 /// A crate that must be safe and does not say so.
 pub(super) fn unsafe_is_forbidden(tree: &Tree) -> Vec<Breach> {
     let says = |source: &&Source| source.code.contains("#![forbid(unsafe_code)]");
@@ -256,6 +282,20 @@ mod tests {
         check(python, "#[cfg(test)]\nmod tests {\n use std::fs;\n}", &[]);
         check("profiler-user/src/target/mod.rs", "use std::fs;", &[]);
         check("profiler-user/src/kernel/engine.rs", "use aya::Ebpf;", &[]);
+    }
+
+    #[test]
+    fn a_room_must_be_described() {
+        let check = |path: &str, document: &str, count: usize| {
+            let tree = tree(&[("ARCHITECTURE.md", document), (path, "")]);
+            assert_eq!(every_room_is_described(&tree).len(), count, "{path}: {document}");
+        };
+        let document = "| profiler-user::python | pure |";
+        check("profiler-user/src/python/mod.rs", document, 0);
+        check("profiler-user/src/python.rs", document, 0);
+        check("profiler-user/src/main.rs", document, 0);
+        check("profiler-user/src/pyth/mod.rs", document, 1);
+        check("profiler-user/src/session/mod.rs", document, 1);
     }
 
     #[test]
