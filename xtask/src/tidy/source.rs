@@ -80,7 +80,7 @@ fn blank(text: &str) -> String {
                     inside = Inside::Text { hashes: 0, escapes: true };
                     (1, false)
                 }
-                ('r', '"' | '#') if !is_word(index.checked_sub(1).map_or(' ', at), at(index)) => {
+                ('r', '"' | '#') if !ends_word(index.checked_sub(1).map_or(' ', at)) => {
                     let hashes = (index + 1..).take_while(|&index| at(index) == '#').count();
                     if at(index + 1 + hashes) == '"' {
                         inside = Inside::Text { hashes, escapes: false };
@@ -131,8 +131,8 @@ fn blank(text: &str) -> String {
     code
 }
 
-/// Whether an `r` is the end of a longer word (`for"` cannot be, `br"` can).
-fn is_word(before: char, _here: char) -> bool {
+/// Whether an `r` behind this one only ends a longer word; `br` begins a literal too.
+fn ends_word(before: char) -> bool {
     (before.is_alphanumeric() || before == '_') && before != 'b'
 }
 
