@@ -106,9 +106,7 @@ pub fn python<'d, R: ReadRef<'d>>(
 /// # Errors
 ///
 /// [`ExtractError`].
-pub fn greenlet<'d, R: ReadRef<'d>>(
-    file: &object::File<'d, R>,
-) -> Result<GreenletLayout, ExtractError> {
+pub fn greenlet<'d, R: ReadRef<'d>>(file: &object::File<'d, R>) -> Result<GreenletLayout, ExtractError> {
     Lookup(Types::find(file, GREENLET_ROOTS)?).greenlet_layout()
 }
 
@@ -127,10 +125,7 @@ impl Lookup<'_> {
         self.0.size(root).ok_or(ExtractError::Missing { root, path: "(size)" })
     }
 
-    fn first(
-        &self,
-        ways: &[(&'static str, &'static str)],
-    ) -> Result<u32, ExtractError> {
+    fn first(&self, ways: &[(&'static str, &'static str)]) -> Result<u32, ExtractError> {
         let mut missing = ExtractError::Unexpected("no member was asked for");
         for &(root, path) in ways {
             match self.wide(root, path) {
@@ -151,14 +146,10 @@ impl Lookup<'_> {
         let bit = active.and_then(|member| member.bit).and_then(|bit| u16::try_from(bit).ok());
         // Up to 3.12 the frame hangs in a structure on the C stack.
         let in_cframe = self.0.offset("_ts", "cframe").is_some();
-        let code = self.first(&[
-            ("_PyInterpreterFrame", "f_executable"),
-            ("_PyInterpreterFrame", "f_code"),
-        ])?;
-        let instr = self.first(&[
-            ("_PyInterpreterFrame", "instr_ptr"),
-            ("_PyInterpreterFrame", "prev_instr"),
-        ])?;
+        let code =
+            self.first(&[("_PyInterpreterFrame", "f_executable"), ("_PyInterpreterFrame", "f_code")])?;
+        let instr =
+            self.first(&[("_PyInterpreterFrame", "instr_ptr"), ("_PyInterpreterFrame", "prev_instr")])?;
         let shim = self.0.enumerator("_frameowner", "FRAME_OWNED_BY_CSTACK");
         let filename = self.near("PyCodeObject", "co_filename")?;
         for (path, after) in [("co_name", 8), ("co_qualname", 16), ("co_linetable", 24)] {
@@ -199,12 +190,10 @@ impl Lookup<'_> {
             let missing = ExtractError::Missing { root: "PyASCIIObject", path };
             self.0.member("PyASCIIObject", path).ok_or(missing)
         };
-        let (kind, compact, ascii) =
-            (state("state.kind")?, state("state.compact")?, state("state.ascii")?);
+        let (kind, compact, ascii) = (state("state.kind")?, state("state.compact")?, state("state.ascii")?);
         let valid = self.or_none("_dictvalues", "valid");
         let tagged = self.0.size("PyDictOrValues").is_some();
-        let generations =
-            self.first(&[("_is", "gc.generations")])?;
+        let generations = self.first(&[("_is", "gc.generations")])?;
         Ok(ObjectLayout {
             object_type: self.wide("PyObject", "ob_type")?,
             object_size: self.wide("PyVarObject", "ob_size")?,
@@ -227,10 +216,7 @@ impl Lookup<'_> {
             tuple_items: self.wide("PyTupleObject", "ob_item")?,
             list_items: self.wide("PyListObject", "ob_item")?,
             int_tag: self.or_none("_longobject", "long_value.lv_tag"),
-            int_digits: self.first(&[
-                ("_longobject", "long_value.ob_digit"),
-                ("_longobject", "ob_digit"),
-            ])?,
+            int_digits: self.first(&[("_longobject", "long_value.ob_digit"), ("_longobject", "ob_digit")])?,
             dict_used: self.wide("PyDictObject", "ma_used")?,
             dict_keys: self.wide("PyDictObject", "ma_keys")?,
             dict_values: self.wide("PyDictObject", "ma_values")?,
