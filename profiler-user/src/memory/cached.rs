@@ -28,7 +28,12 @@ impl<M: Bytes> Cached<M> {
     /// An empty cache over `below`.
     #[must_use]
     pub fn new(below: M) -> Self {
-        Self { below, index: FxHashMap::default(), blocks: Vec::new(), last: (u64::MAX, 0) }
+        Self {
+            below,
+            index: FxHashMap::default(),
+            blocks: Vec::new(),
+            last: (u64::MAX, 0),
+        }
     }
 
     /// Forgets every block.
@@ -53,7 +58,9 @@ impl<M: Bytes> Cached<M> {
         };
         self.last = (number, place);
         let start = place as usize * BLOCK;
-        self.blocks.get(start..start + BLOCK).ok_or(Fault::ReadState)
+        self.blocks
+            .get(start..start + BLOCK)
+            .ok_or(Fault::ReadState)
     }
 
     fn load(&mut self, number: u64) -> Result<u32, Fault> {

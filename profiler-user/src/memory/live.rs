@@ -25,8 +25,8 @@ impl LiveProcess {
     ///
     /// When there is no process of this pid.
     pub fn open(pid: u32) -> io::Result<Self> {
-        let pid = libc::pid_t::try_from(pid)
-            .map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let pid =
+            libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
         let raw = rustix::process::Pid::from_raw(pid)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         match rustix::process::test_kill_process(raw) {
@@ -58,7 +58,10 @@ impl LiveProcess {
     fn readv(&self, places: &[(Addr, *mut u8, usize)]) -> io::Result<usize> {
         let local: Vec<libc::iovec> = places
             .iter()
-            .map(|&(_, out, len)| libc::iovec { iov_base: out.cast(), iov_len: len })
+            .map(|&(_, out, len)| libc::iovec {
+                iov_base: out.cast(),
+                iov_len: len,
+            })
             .collect();
         let remote: Vec<libc::iovec> = places
             .iter()
@@ -107,13 +110,17 @@ impl Bytes for LiveProcess {
                 let mut bytes = self.readv(&places).unwrap_or(0);
                 let mut filled = 0;
                 for read in rest.iter_mut() {
-                    let Some(left) = bytes.checked_sub(read.out.len()) else { break };
+                    let Some(left) = bytes.checked_sub(read.out.len()) else {
+                        break;
+                    };
                     bytes = left;
                     read.done = true;
                     filled += 1;
                 }
                 let next = (filled + 1).min(rest.len());
-                rest = rest.split_at_mut_checked(next).map_or(&mut [], |(_, tail)| tail);
+                rest = rest
+                    .split_at_mut_checked(next)
+                    .map_or(&mut [], |(_, tail)| tail);
             }
         }
     }
@@ -150,7 +157,10 @@ mod tests {
             .enumerate()
             .map(|(i, out)| {
                 let bad = i % 701 == 3;
-                Read::new(if bad { Addr(16) } else { addr(&there[i]) }, out.as_mut_slice())
+                Read::new(
+                    if bad { Addr(16) } else { addr(&there[i]) },
+                    out.as_mut_slice(),
+                )
             })
             .collect();
         me().read_many(&mut reads);
@@ -165,8 +175,17 @@ mod tests {
 
     #[test]
     fn a_pid_that_is_not_there_is_told() {
-        assert_eq!(LiveProcess::open(0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
-        assert_eq!(LiveProcess::open(u32::MAX).unwrap_err().raw_os_error(), Some(libc::ESRCH));
-        assert_eq!(LiveProcess::open(0x3fff_ffff).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(
+            LiveProcess::open(0).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+        assert_eq!(
+            LiveProcess::open(u32::MAX).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+        assert_eq!(
+            LiveProcess::open(0x3fff_ffff).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
     }
 }

@@ -28,7 +28,11 @@ impl<'o> Read<'o> {
     /// A read that is still to be done.
     #[must_use]
     pub const fn new(addr: Addr, out: &'o mut [u8]) -> Self {
-        Self { addr, out, done: false }
+        Self {
+            addr,
+            out,
+            done: false,
+        }
     }
 }
 

@@ -55,7 +55,9 @@ pub struct Recorded {
 impl Recorded {
     /// Adds bytes; where some were recorded before, the first remain.
     pub fn add(&mut self, addr: Addr, bytes: &[u8]) {
-        let Some(end) = addr.0.checked_add(bytes.len() as u64) else { return };
+        let Some(end) = addr.0.checked_add(bytes.len() as u64) else {
+            return;
+        };
         let mut start = addr.0;
         let mut merged = Vec::new();
         let before = self.segments.range(..=addr.0).next_back();
@@ -67,7 +69,11 @@ impl Recorded {
         }
         let filled = |merged: &Vec<u8>| start + merged.len() as u64;
         loop {
-            let next = self.segments.range(start..=end).next().map(|(&next, _)| next);
+            let next = self
+                .segments
+                .range(start..=end)
+                .next()
+                .map(|(&next, _)| next);
             let until = next.unwrap_or(end).max(filled(&merged));
             let from = (filled(&merged).saturating_sub(addr.0)) as usize;
             let to = (until.min(end).saturating_sub(addr.0)) as usize;
@@ -123,13 +129,16 @@ impl Recorded {
     ///
     /// [`RecordedError::Damaged`].
     pub fn from_bytes(data: &[u8]) -> Result<Self, RecordedError> {
-        let (body, sum) =
-            data.split_last_chunk::<8>().ok_or(RecordedError::Damaged("it is too short"))?;
+        let (body, sum) = data
+            .split_last_chunk::<8>()
+            .ok_or(RecordedError::Damaged("it is too short"))?;
         if fnv(body) != u64::from_le_bytes(*sum) {
             return Err(RecordedError::Damaged("its checksum differs"));
         }
-        let mut input =
-            Input(body.strip_prefix(MAGIC).ok_or(RecordedError::Damaged("it has another magic"))?);
+        let mut input = Input(
+            body.strip_prefix(MAGIC)
+                .ok_or(RecordedError::Damaged("it has another magic"))?,
+        );
         let mut recorded = Self::default();
         for _ in 0..input.varint()? {
             let key = input.text()?;
@@ -139,8 +148,9 @@ impl Recorded {
         let mut end = 0_u64;
         for _ in 0..input.varint()? {
             let distance = input.varint()?;
-            let start =
-                end.checked_add(distance).ok_or(RecordedError::Damaged("an address overflows"))?;
+            let start = end
+                .checked_add(distance)
+                .ok_or(RecordedError::Damaged("an address overflows"))?;
             let len = input.varint()?;
             let bytes = input.take(len)?;
             end = start
@@ -160,7 +170,10 @@ impl Recorded {
     ///
     /// [`RecordedError`].
     pub fn load(path: &Path) -> Result<Self, RecordedError> {
-        let io = |source| RecordedError::Io { path: path.to_owned(), source };
+        let io = |source| RecordedError::Io {
+            path: path.to_owned(),
+            source,
+        };
         if fs::metadata(path).map_err(io)?.len() > MAX_BYTES as u64 {
             return Err(RecordedError::Damaged("it is too long"));
         }
@@ -173,8 +186,10 @@ impl Recorded {
     ///
     /// [`RecordedError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), RecordedError> {
-        fs::write(path, self.to_bytes())
-            .map_err(|source| RecordedError::Io { path: path.to_owned(), source })
+        fs::write(path, self.to_bytes()).map_err(|source| RecordedError::Io {
+            path: path.to_owned(),
+            source,
+        })
     }
 }
 
@@ -186,8 +201,11 @@ impl Memory for Recorded {
 
 impl Bytes for Recorded {
     fn read_bytes(&mut self, addr: Addr, out: &mut [u8]) -> Result<(), Fault> {
-        let (start, bytes) =
-            self.segments.range(..=addr.0).next_back().ok_or(Fault::ReadState)?;
+        let (start, bytes) = self
+            .segments
+            .range(..=addr.0)
+            .next_back()
+            .ok_or(Fault::ReadState)?;
         let from = usize::try_from(addr.0 - start).map_err(|_| Fault::ReadState)?;
         let to = from.checked_add(out.len()).ok_or(Fault::ReadState)?;
         out.copy_from_slice(bytes.get(from..to).ok_or(Fault::ReadState)?);
@@ -211,7 +229,10 @@ impl<M: Bytes> Recorder<M> {
     /// Records what is read from `below`.
     #[must_use]
     pub fn new(below: M) -> Self {
-        Self { below, recorded: Recorded::default() }
+        Self {
+            below,
+            recorded: Recorded::default(),
+        }
     }
 }
 
@@ -244,7 +265,9 @@ struct Input<'b>(&'b [u8]);
 
 impl<'b> Input<'b> {
     fn take(&mut self, len: u64) -> Result<&'b [u8], RecordedError> {
-        let split = usize::try_from(len).ok().and_then(|len| self.0.split_at_checked(len));
+        let split = usize::try_from(len)
+            .ok()
+            .and_then(|len| self.0.split_at_checked(len));
         let (head, tail) = split.ok_or(RecordedError::Damaged("it ends early"))?;
         self.0 = tail;
         Ok(head)
@@ -253,8 +276,10 @@ impl<'b> Input<'b> {
     fn varint(&mut self) -> Result<u64, RecordedError> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
-            let (byte, rest) =
-                self.0.split_first().ok_or(RecordedError::Damaged("it ends early"))?;
+            let (byte, rest) = self
+                .0
+                .split_first()
+                .ok_or(RecordedError::Damaged("it ends early"))?;
             self.0 = rest;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
@@ -332,12 +357,12 @@ mod tests {
 
         #[test]
         fn foreign_bytes_do_no_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _: Result<_, _> = Recorded::from_bytes(&bytes);
+            drop(Recorded::from_bytes(&bytes));
             let mut framed = MAGIC.to_vec();
             framed.append(&mut bytes);
             let sum = fnv(&framed);
             framed.extend_from_slice(&sum.to_le_bytes());
-            let _: Result<_, _> = Recorded::from_bytes(&framed);
+            drop(Recorded::from_bytes(&framed));
         }
     }
 

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use gimli::{
-    AttributeValue, DebuggingInformationEntry, EndianSlice, LittleEndian, SectionId,
-    Unit, UnitOffset,
+    AttributeValue, DebuggingInformationEntry, EndianSlice, LittleEndian, SectionId, Unit,
+    UnitOffset,
 };
 use object::{Object as _, ObjectSection as _, ReadRef};
 
@@ -81,8 +81,8 @@ impl<'d> Types<'d> {
             );
             let data = match file.section_by_name(id.name()) {
                 Some(section) if needed => {
-                    let compressed = section.compressed_file_range()?.format
-                        != object::CompressionFormat::None;
+                    let compressed =
+                        section.compressed_file_range()?.format != object::CompressionFormat::None;
                     if compressed {
                         return Err(DwarfError::Compressed(id.name()));
                     }
@@ -92,8 +92,11 @@ impl<'d> Types<'d> {
             };
             Ok(EndianSlice::new(data, LittleEndian))
         };
-        let mut types =
-            Self { dwarf: gimli::Dwarf::load(load)?, units: Vec::new(), roots: HashMap::new() };
+        let mut types = Self {
+            dwarf: gimli::Dwarf::load(load)?,
+            units: Vec::new(),
+            roots: HashMap::new(),
+        };
         types.scan(roots)?;
         Ok(types)
     }
@@ -145,14 +148,18 @@ impl<'d> Types<'d> {
                 }
                 // `typedef struct name name` adds nothing; the structure itself is
                 // met too, unless it is nameless.
-                let Some(name) = self.name(unit, entry) else { return };
+                let Some(name) = self.name(unit, entry) else {
+                    return;
+                };
                 let full = format!("{prefix}{name}");
                 if wanted.contains(&full.as_str()) && self.leads_to_body(unit, entry) {
                     found.push((full, entry.offset()));
                 }
             }
             gimli::DW_TAG_namespace => {
-                let Some(name) = self.name(unit, entry) else { return };
+                let Some(name) = self.name(unit, entry) else {
+                    return;
+                };
                 let inner = format!("{prefix}{name}::");
                 if wanted.iter().any(|root| root.starts_with(&inner)) {
                     namespaces.push((entry.offset(), inner));
@@ -194,7 +201,11 @@ impl<'d> Types<'d> {
     pub fn member(&self, root: &str, path: &str) -> Option<Member> {
         let &(number, offset) = self.roots.get(root)?;
         let unit = self.units.get(number)?;
-        let mut at = Member { offset: 0, bit: None, bits: None };
+        let mut at = Member {
+            offset: 0,
+            bit: None,
+            bits: None,
+        };
         let mut holder = offset;
         for name in path.split('.') {
             let (member, kind) = self.child(unit, peel(unit, holder)?, name, MAX_DEPTH)?;
@@ -222,7 +233,9 @@ impl<'d> Types<'d> {
         let mut value = None;
         each_child(unit, peel(unit, offset)?, |entry| {
             if value.is_none() && self.name(unit, entry).as_deref() == Some(wanted) {
-                value = entry.attr_value(gimli::DW_AT_const_value).and_then(|v| v.udata_value());
+                value = entry
+                    .attr_value(gimli::DW_AT_const_value)
+                    .and_then(|v| v.udata_value());
             }
         })
         .ok()?;
@@ -244,7 +257,9 @@ impl<'d> Types<'d> {
                 gimli::DW_TAG_member => !entry.has_attr(gimli::DW_AT_name),
                 _ => return,
             };
-            let (Some(member), Some(kind)) = (place(entry), kind(entry)) else { return };
+            let (Some(member), Some(kind)) = (place(entry), kind(entry)) else {
+                return;
+            };
             if transparent {
                 inside.push((member, kind));
             } else if found.is_none() && self.name(unit, entry).as_deref() == Some(wanted) {
@@ -316,13 +331,28 @@ fn place(entry: &Entry<'_>) -> Option<Member> {
     if let Some(bit) = number(entry, gimli::DW_AT_data_bit_offset) {
         // DWARF 5: counted from the structure's start; kept within a 32-bit word.
         let offset = start.checked_add(bit / 32 * 4)?;
-        return Some(Member { offset, bit: Some(bit % 32), bits });
+        return Some(Member {
+            offset,
+            bit: Some(bit % 32),
+            bits,
+        });
     }
     if let (Some(from_top), Some(width)) = (number(entry, gimli::DW_AT_bit_offset), bits) {
         // DWARF 3: counted from the top of a storage unit of `byte_size`.
         let size = number(entry, gimli::DW_AT_byte_size).unwrap_or(4);
-        let bit = size.checked_mul(8)?.checked_sub(from_top)?.checked_sub(width)?;
-        return Some(Member { offset: start, bit: Some(bit), bits });
+        let bit = size
+            .checked_mul(8)?
+            .checked_sub(from_top)?
+            .checked_sub(width)?;
+        return Some(Member {
+            offset: start,
+            bit: Some(bit),
+            bits,
+        });
     }
-    Some(Member { offset: start, bit: None, bits })
+    Some(Member {
+        offset: start,
+        bit: None,
+        bits,
+    })
 }

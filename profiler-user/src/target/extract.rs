@@ -9,7 +9,7 @@ use profiler_common::layout::{ABSENT, GreenletLayout, PythonLayout};
 
 use super::{
     dwarf::{DwarfError, Types},
-    objects::{NONE, ObjectLayout},
+    objects::{DebugTable, NONE, ObjectLayout},
 };
 
 /// The types that CPython's layouts are read from.
@@ -48,6 +48,8 @@ const PYTHON_ROOTS: &[&str] = &[
     "_heaptypeobject",
     // 3.12 alone: one tagged word for a dictionary or its values.
     "PyDictOrValues",
+    // 3.13 on.
+    "_Py_DebugOffsets",
 ];
 
 /// The types that greenlet's layout is read from.
@@ -96,9 +98,13 @@ pub enum ExtractError {
 /// [`ExtractError`].
 pub fn python<'d, R: ReadRef<'d>>(
     file: &object::File<'d, R>,
-) -> Result<(PythonLayout, ObjectLayout), ExtractError> {
+) -> Result<(PythonLayout, ObjectLayout, Option<DebugTable>), ExtractError> {
     let types = Lookup(Types::find(file, PYTHON_ROOTS)?);
-    Ok((types.python_layout()?, types.object_layout()?))
+    Ok((
+        types.python_layout()?,
+        types.object_layout()?,
+        types.debug_table()?,
+    ))
 }
 
 /// greenlet's layout of the file.
@@ -116,7 +122,9 @@ struct Lookup<'d>(Types<'d>);
 
 impl Lookup<'_> {
     fn wide(&self, root: &'static str, path: &'static str) -> Result<u32, ExtractError> {
-        self.0.offset(root, path).ok_or(ExtractError::Missing { root, path })
+        self.0
+            .offset(root, path)
+            .ok_or(ExtractError::Missing { root, path })
     }
 
     fn near(&self, root: &'static str, path: &'static str) -> Result<u16, ExtractError> {
@@ -124,13 +132,13 @@ impl Lookup<'_> {
     }
 
     fn size(&self, root: &'static str) -> Result<u32, ExtractError> {
-        self.0.size(root).ok_or(ExtractError::Missing { root, path: "(size)" })
+        self.0.size(root).ok_or(ExtractError::Missing {
+            root,
+            path: "(size)",
+        })
     }
 
-    fn first(
-        &self,
-        ways: &[(&'static str, &'static str)],
-    ) -> Result<u32, ExtractError> {
+    fn first(&self, ways: &[(&'static str, &'static str)]) -> Result<u32, ExtractError> {
         let mut missing = ExtractError::Unexpected("no member was asked for");
         for &(root, path) in ways {
             match self.wide(root, path) {
@@ -147,8 +155,12 @@ impl Lookup<'_> {
 
     fn python_layout(&self) -> Result<PythonLayout, ExtractError> {
         let active = self.0.member("_ts", "_status.active");
-        let status = active.map(|member| narrow(member.offset, "_ts", "_status")).transpose()?;
-        let bit = active.and_then(|member| member.bit).and_then(|bit| u16::try_from(bit).ok());
+        let status = active
+            .map(|member| narrow(member.offset, "_ts", "_status"))
+            .transpose()?;
+        let bit = active
+            .and_then(|member| member.bit)
+            .and_then(|bit| u16::try_from(bit).ok());
         // Up to 3.12 the frame hangs in a structure on the C stack.
         let in_cframe = self.0.offset("_ts", "cframe").is_some();
         let code = self.first(&[
@@ -163,18 +175,26 @@ impl Lookup<'_> {
         let filename = self.near("PyCodeObject", "co_filename")?;
         for (path, after) in [("co_name", 8), ("co_qualname", 16), ("co_linetable", 24)] {
             if self.near("PyCodeObject", path)? != filename + after {
-                return Err(ExtractError::Unexpected("the names of a code object are not in a row"));
+                return Err(ExtractError::Unexpected(
+                    "the names of a code object are not in a row",
+                ));
             }
         }
         if self.wide("_PyStackChunk", "previous")? != 0 {
-            return Err(ExtractError::Unexpected("_PyStackChunk.previous is not at 0"));
+            return Err(ExtractError::Unexpected(
+                "_PyStackChunk.previous is not at 0",
+            ));
         }
         Ok(PythonLayout {
             tstate_interp: self.near("_ts", "interp")?,
             tstate_status: status.unwrap_or(ABSENT),
             tstate_active_bit: bit.unwrap_or(ABSENT),
             tstate_frame: self.near("_ts", if in_cframe { "cframe" } else { "current_frame" })?,
-            cframe_frame: if in_cframe { self.near("_PyCFrame", "current_frame")? } else { ABSENT },
+            cframe_frame: if in_cframe {
+                self.near("_PyCFrame", "current_frame")?
+            } else {
+                ABSENT
+            },
             tstate_chunk: self.near("_ts", "datastack_chunk")?,
             tstate_top: self.near("_ts", "datastack_top")?,
             tstate_thread_id: self.near("_ts", "thread_id")?,
@@ -185,7 +205,9 @@ impl Lookup<'_> {
             frame_instr: narrow(instr, "_PyInterpreterFrame", "instr_ptr")?,
             frame_owner: self.near("_PyInterpreterFrame", "owner")?,
             frame_size: self.near("_PyInterpreterFrame", "localsplus")?,
-            owner_shim: shim.and_then(|owner| u16::try_from(owner).ok()).unwrap_or(ABSENT),
+            owner_shim: shim
+                .and_then(|owner| u16::try_from(owner).ok())
+                .unwrap_or(ABSENT),
             code_instrs: self.near("PyCodeObject", "co_code_adaptive")?,
             code_firstlineno: self.near("PyCodeObject", "co_firstlineno")?,
             code_filename: filename,
@@ -195,15 +217,20 @@ impl Lookup<'_> {
 
     fn object_layout(&self) -> Result<ObjectLayout, ExtractError> {
         let state = |path: &'static str| {
-            let missing = ExtractError::Missing { root: "PyASCIIObject", path };
+            let missing = ExtractError::Missing {
+                root: "PyASCIIObject",
+                path,
+            };
             self.0.member("PyASCIIObject", path).ok_or(missing)
         };
-        let (kind, compact, ascii) =
-            (state("state.kind")?, state("state.compact")?, state("state.ascii")?);
+        let (kind, compact, ascii) = (
+            state("state.kind")?,
+            state("state.compact")?,
+            state("state.ascii")?,
+        );
         let valid = self.or_none("_dictvalues", "valid");
         let tagged = self.0.size("PyDictOrValues").is_some();
-        let generations =
-            self.first(&[("_is", "gc.generations")])?;
+        let generations = self.wide("_is", "gc.generations")?;
         Ok(ObjectLayout {
             object_type: self.wide("PyObject", "ob_type")?,
             object_size: self.wide("PyVarObject", "ob_size")?,
@@ -266,6 +293,7 @@ impl Lookup<'_> {
             runtime_tstate_current: self.or_none("_PyRuntimeState", "gilstate.tstate_current"),
             interp_next: self.wide("_is", "next")?,
             interp_threads: self.wide("_is", "threads.head")?,
+            interp_gc: self.wide("_is", "gc")?,
             interp_generations: generations,
             generation_size: self.size("gc_generation")?,
             interp_permanent: self.wide("_is", "gc.permanent_generation")?,
@@ -278,9 +306,48 @@ impl Lookup<'_> {
             ])?,
             tstate_next: self.wide("_ts", "next")?,
             managed_dict: MANAGED_DICT,
-            managed_values: if tagged || valid != NONE { NONE } else { MANAGED_VALUES },
+            managed_values: if tagged || valid != NONE {
+                NONE
+            } else {
+                MANAGED_VALUES
+            },
             inline_values_flag: if valid == NONE { 0 } else { INLINE_VALUES },
         })
+    }
+
+    fn debug_table(&self) -> Result<Option<DebugTable>, ExtractError> {
+        let Some(size) = self.0.size("_Py_DebugOffsets") else {
+            return Ok(None);
+        };
+        let at = |path: &'static str| self.wide("_Py_DebugOffsets", path);
+        Ok(Some(DebugTable {
+            size,
+            version: at("version")?,
+            free_threaded: at("free_threaded")?,
+            interpreters_head: at("runtime_state.interpreters_head")?,
+            interp_next: at("interpreter_state.next")?,
+            interp_threads: at("interpreter_state.threads_head")?,
+            interp_gc: at("interpreter_state.gc")?,
+            interp_modules: at("interpreter_state.imports_modules")?,
+            interp_gil: at("interpreter_state.ceval_gil")?,
+            tstate_next: at("thread_state.next")?,
+            tstate_interp: at("thread_state.interp")?,
+            tstate_frame: at("thread_state.current_frame")?,
+            tstate_thread_id: at("thread_state.thread_id")?,
+            tstate_native_id: at("thread_state.native_thread_id")?,
+            tstate_chunk: at("thread_state.datastack_chunk")?,
+            frame_previous: at("interpreter_frame.previous")?,
+            frame_code: at("interpreter_frame.executable")?,
+            frame_instr: at("interpreter_frame.instr_ptr")?,
+            frame_localsplus: at("interpreter_frame.localsplus")?,
+            frame_owner: at("interpreter_frame.owner")?,
+            code_filename: at("code_object.filename")?,
+            code_name: at("code_object.name")?,
+            code_qualname: at("code_object.qualname")?,
+            code_linetable: at("code_object.linetable")?,
+            code_firstlineno: at("code_object.firstlineno")?,
+            code_instrs: at("code_object.co_code_adaptive")?,
+        }))
     }
 
     /// greenlet's classes: one base, the rest in members of it.
@@ -299,7 +366,10 @@ impl Lookup<'_> {
         };
         // greenlet 3.0.0 to 3.0.2 on CPython 3.12 cut the chain below the top frame
         // of a suspended greenlet, and keep the rest here.
-        let cut = self.0.offset("greenlet::PythonState", "_prev_frame").is_some();
+        let cut = self
+            .0
+            .offset("greenlet::PythonState", "_prev_frame")
+            .is_some();
         Ok(GreenletLayout {
             object_pimpl: self.near("_greenlet", "pimpl")?,
             self_object: own_self("greenlet::UserGreenlet")?,

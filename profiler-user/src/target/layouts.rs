@@ -3,7 +3,7 @@
 use profiler_common::layout::{GreenletLayout, PythonLayout};
 
 use super::{layouts_generated, version::Version};
-use crate::python::objects::ObjectLayout;
+use crate::python::objects::{DebugTable, ObjectLayout};
 
 /// The layouts of one minor version of CPython.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct PythonRow {
     pub layout: PythonLayout,
     /// What user space needs beside it.
     pub objects: ObjectLayout,
+    /// Where the process itself says the same, from 3.13 on.
+    pub debug: Option<DebugTable>,
 }
 
 /// The layout of a range of greenlet's versions for one minor version of CPython.
@@ -35,7 +37,9 @@ pub struct GreenletRow {
 #[must_use]
 pub fn python(version: Version) -> Option<&'static PythonRow> {
     let minor = (version.major, version.minor);
-    layouts_generated::PYTHON.iter().find(|row| row.minor == minor)
+    layouts_generated::PYTHON
+        .iter()
+        .find(|row| row.minor == minor)
 }
 
 /// The row for a version of greenlet on a version of CPython.
@@ -80,9 +84,23 @@ mod tests {
     #[test]
     fn bulk_reads_reach_every_field() {
         for row in layouts_generated::PYTHON {
-            let PythonLayout { tstate_interp, tstate_status, tstate_frame, .. } = row.layout;
-            let PythonLayout { tstate_chunk, tstate_top, tstate_thread_id, .. } = row.layout;
-            let PythonLayout { tstate_native_id, tstate_context, .. } = row.layout;
+            let PythonLayout {
+                tstate_interp,
+                tstate_status,
+                tstate_frame,
+                ..
+            } = row.layout;
+            let PythonLayout {
+                tstate_chunk,
+                tstate_top,
+                tstate_thread_id,
+                ..
+            } = row.layout;
+            let PythonLayout {
+                tstate_native_id,
+                tstate_context,
+                ..
+            } = row.layout;
             for field in [
                 tstate_interp,
                 tstate_status,
@@ -98,7 +116,13 @@ mod tests {
             }
         }
         for row in layouts_generated::GREENLET {
-            let GreenletLayout { main_greenlet, parent, thread_state, top, .. } = row.layout;
+            let GreenletLayout {
+                main_greenlet,
+                parent,
+                thread_state,
+                top,
+                ..
+            } = row.layout;
             for field in [main_greenlet, parent, thread_state, top] {
                 assert!(usize::from(field) + 8 <= GREENLET_WORDS * 8, "{row:?}");
             }

@@ -17,7 +17,11 @@ impl Version {
     /// The version of these numbers.
     #[must_use]
     pub const fn new(major: u8, minor: u8, micro: u8) -> Self {
-        Self { major, minor, micro }
+        Self {
+            major,
+            minor,
+            micro,
+        }
     }
 
     /// From CPython's `PY_VERSION_HEX` (0x030d00f0 is 3.13.0).
@@ -25,7 +29,11 @@ impl Version {
     #[must_use]
     pub const fn from_hex(hex: u32) -> Self {
         let [major, minor, micro, _release] = hex.to_be_bytes();
-        Self { major, minor, micro }
+        Self {
+            major,
+            minor,
+            micro,
+        }
     }
 
     /// From a text that begins with `X.Y` or `X.Y.Z`; anything may follow.
@@ -35,12 +43,18 @@ impl Version {
         let major = numbers.next()?.parse().ok()?;
         let minor = leading(numbers.next()?)?;
         let micro = numbers.next().and_then(leading).unwrap_or(0);
-        Some(Self { major, minor, micro })
+        Some(Self {
+            major,
+            minor,
+            micro,
+        })
     }
 }
 
 fn leading(text: &str) -> Option<u8> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     text.get(..end)?.parse().ok()
 }
 
