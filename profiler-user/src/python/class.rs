@@ -10,6 +10,9 @@ const MAX_BASES: usize = 64;
 /// <https://github.com/python/cpython/blob/v3.13.0/Include/object.h#L544>
 const HEAP_TYPE: u64 = 1 << 9;
 
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/object.h#L719>
+const UNICODE_SUBCLASS: u64 = 1 << 28;
+
 /// A type's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
@@ -70,4 +73,18 @@ pub fn bases(memory: &mut impl Bytes, layout: &ObjectLayout, at: Addr) -> Result
         here = memory.pointer(field(here, layout.type_base))?;
     }
     Ok(bases)
+}
+
+/// Whether an object is a `str`.
+///
+/// # Errors
+///
+/// [`Fault::ReadState`].
+pub fn is_string(
+    memory: &mut impl Bytes,
+    layout: &ObjectLayout,
+    object: Addr,
+) -> Result<bool, Fault> {
+    let class = memory.pointer(field(object, layout.object_type))?;
+    Ok(memory.word(field(class, layout.type_flags))? & UNICODE_SUBCLASS != 0)
 }

@@ -3,14 +3,20 @@
 mod debug_offsets;
 pub mod dwarf;
 mod elf;
+mod enumerate;
 mod error;
 pub mod extract;
+mod faults;
+mod gc_lists;
 mod inspect;
+mod kinds;
 pub mod layouts;
 pub mod layouts_generated;
 pub mod maps;
 mod process;
+mod python_threads;
 mod site;
+mod suspended;
 mod version;
 
 use std::{fmt, ops::Range, path::PathBuf};
@@ -21,9 +27,13 @@ use profiler_common::{
 };
 
 pub use elf::{HowFound, MappedFile};
+pub use enumerate::{FoundGreenlet, GreenletState, GreenletThread, enumerate};
 pub use error::TargetError;
+pub use faults::Faults;
 pub use inspect::inspect;
-pub use process::{Incarnation, Namespaces, Thread, threads};
+pub use kinds::{Kinds, TypeInfo, type_info};
+pub use process::{Incarnation, Namespaces, Thread};
+pub use python_threads::{PythonThread, python_threads};
 pub use site::{Site, Sites};
 pub use version::Version;
 
@@ -185,4 +195,10 @@ pub fn alive(target: &Target) -> bool {
 #[must_use]
 pub fn same_image(target: &Target) -> bool {
     Incarnation::read(target.pid).is_ok_and(|now| now == target.incarnation)
+}
+
+/// The threads that are there now.
+#[must_use]
+pub fn threads(target: &Target) -> Vec<Thread> {
+    process::threads(target.pid, target.namespaces.pids.len() > 1)
 }

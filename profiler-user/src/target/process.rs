@@ -1,6 +1,9 @@
 //! What the kernel says of a process: its start, its threads, its namespaces.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use procfs::{
     ProcError,
@@ -14,6 +17,8 @@ use super::{TargetError, maps, maps::Mapping};
 pub struct Thread {
     /// Its id in our pid namespace.
     pub tid: u32,
+    /// Its id in the target's own pid namespace.
+    pub own_tid: u32,
     /// Its name to the kernel (15 bytes at most).
     pub name: String,
 }
@@ -83,10 +88,11 @@ impl Facts {
         });
         let status = process.status().ok();
         let pids = status.and_then(|status| status.nspid).unwrap_or_default();
-        let pids = pids
+        let pids: Vec<u32> = pids
             .into_iter()
             .filter_map(|pid| u32::try_from(pid).ok())
             .collect();
+        let threads = threads(pid, pids.len() > 1);
         Ok(Self {
             incarnation,
             exe,
@@ -95,15 +101,15 @@ impl Facts {
                 pid_namespace,
                 pids,
             },
-            threads: threads(pid),
+            threads,
             maps,
         })
     }
 }
 
-/// The threads of a process that are there now.
-#[must_use]
-pub fn threads(pid: u32) -> Vec<Thread> {
+/// The threads of a process that are there now; `nested` when its pid namespace is
+/// another than ours.
+pub(super) fn threads(pid: u32, nested: bool) -> Vec<Thread> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };
@@ -115,11 +121,21 @@ pub fn threads(pid: u32) -> Vec<Thread> {
             let name = String::from_utf8_lossy(&name)
                 .trim_end_matches('\n')
                 .to_owned();
-            Some(Thread { tid, name })
+            let own_tid = if nested { own_tid(&task.path())? } else { tid };
+            Some(Thread { tid, own_tid, name })
         })
         .collect();
     threads.sort_by_key(|thread| thread.tid);
     threads
+}
+
+/// The last number in the line `NSpid` of a thread's status.
+fn own_tid(task: &Path) -> Option<u32> {
+    let status = fs::read_to_string(task.join("status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().next_back()?.parse().ok()
 }
 
 fn process(pid: u32) -> Result<Process, TargetError> {
