@@ -1,5 +1,11 @@
 //! Real processes, compared with what they say of themselves.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test's own support code"
+)]
+
 mod books;
 
 use books::{Books, Running, compare, compare_threads, ours, pythons};
@@ -18,7 +24,8 @@ fn greenlets_are_those_that_the_target_knows() {
             let running = Running::start(&python, words);
             let books: Books = serde_json::from_str(&running.json).unwrap();
             let context = format!("{} {words:?}", python.display());
-            let target = inspect(running.pid()).unwrap_or_else(|error| panic!("{context}: {error}"));
+            let target =
+                inspect(running.pid()).unwrap_or_else(|error| panic!("{context}: {error}"));
             assert_eq!(target.warnings, [], "{context}");
             let mut memory = Cached::new(LiveProcess::open(running.pid()).unwrap());
             let (found, faults) = enumerate(&mut memory, &target);
@@ -36,9 +43,15 @@ fn greenlets_are_those_that_the_target_knows() {
             for found in found.iter().filter(|found| !found.main_object.is_null()) {
                 assert!(found.thread.is_some(), "{context}: {found:?}");
             }
-            let second = books.threads.iter().find(|thread| thread.2 == "second thread").unwrap();
+            let second = books
+                .threads
+                .iter()
+                .find(|thread| thread.2 == "second thread")
+                .unwrap();
             let there = found.iter().filter(|found| {
-                found.thread.is_some_and(|thread| thread.native_id == second.1)
+                found
+                    .thread
+                    .is_some_and(|thread| thread.native_id == second.1)
             });
             assert_eq!(there.count(), 2, "{context}: its main greenlet and its own");
             assert!(alive(&target) && same_image(&target), "{context}");
@@ -59,7 +72,12 @@ fn lines_are_those_of_co_lines() {
         let running = Running::start(&python, &["lines"]);
         let codes: Vec<CodeLines> = serde_json::from_str(&running.json).unwrap();
         assert!(codes.len() > 50);
-        for CodeLines { first, table, lines } in codes {
+        for CodeLines {
+            first,
+            table,
+            lines,
+        } in codes
+        {
             let bytes: Vec<u8> = (0..table.len())
                 .step_by(2)
                 .map(|at| u8::from_str_radix(&table[at..at + 2], 16).unwrap())
@@ -81,7 +99,10 @@ fn a_target_that_ends_is_noticed() {
         assert!(alive(&found) && same_image(&found));
         drop(running);
         assert!(!alive(&found) && !same_image(&found));
-        assert!(matches!(inspect(pid), Err(TargetError::NoSuchProcess { .. })));
+        assert!(matches!(
+            inspect(pid),
+            Err(TargetError::NoSuchProcess { .. })
+        ));
     }
 }
 
@@ -95,7 +116,10 @@ fn what_is_no_target_is_named() {
     // Between fork and exec it may still be this very test.
     assert!(matches!(error, TargetError::NotPython { .. }), "{error}");
     assert!(matches!(inspect(0), Err(TargetError::NoSuchProcess { .. })));
-    assert!(matches!(inspect(u32::MAX), Err(TargetError::NoSuchProcess { .. })));
+    assert!(matches!(
+        inspect(u32::MAX),
+        Err(TargetError::NoSuchProcess { .. })
+    ));
 }
 
 #[test]
@@ -127,6 +151,8 @@ fn snapshots_are_recorded_on_request() {
             recorded.notes.insert(note.to_owned(), value);
         }
         let name = format!("books-{major}.{minor}.gsmem");
-        recorded.save(&std::path::Path::new(&folder).join(name)).unwrap();
+        recorded
+            .save(&std::path::Path::new(&folder).join(name))
+            .unwrap();
     }
 }

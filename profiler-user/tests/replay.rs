@@ -1,5 +1,16 @@
 //! Recorded memory, read again without a process and without root.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test's own support code"
+)]
+
+#[expect(
+    dead_code,
+    reason = "shared with the live tests, which start processes"
+)]
 mod books;
 
 use std::{fs, path::Path};
@@ -39,7 +50,10 @@ fn target(recorded: &Recorded) -> Target {
         },
         exe: "python".into(),
         command: Vec::new(),
-        namespaces: Namespaces { pid_namespace: None, pids: vec![pid] },
+        namespaces: Namespaces {
+            pid_namespace: None,
+            pids: vec![pid],
+        },
         threads: Vec::new(),
         python: Python {
             version,
@@ -70,11 +84,17 @@ fn recorded_targets_give_the_same_answers() {
     let mut seen = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "gsmem") {
+        if path
+            .extension()
+            .is_none_or(|extension| extension != "gsmem")
+        {
             continue;
         }
         let context = path.display().to_string();
-        assert!(fs::metadata(&path).unwrap().len() < 200_000, "{context} is too large");
+        assert!(
+            fs::metadata(&path).unwrap().len() < 200_000,
+            "{context} is too large"
+        );
         let recorded = Recorded::load(&path).unwrap();
         let target = target(&recorded);
         let books: Books = serde_json::from_str(&recorded.notes["books"]).unwrap();

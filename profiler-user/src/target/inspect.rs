@@ -129,7 +129,8 @@ impl Look<'_> {
                 .parse()
                 .map_err(|error| self.elf_error(mapping, error))?;
             let names = ["_PyRuntime", "Py_Version", "Py_GetVersion"];
-            let [runtime, version, any] = elf::symbols(&elf, names).map(|found| found.map(|f| f.0));
+            let [runtime, version_vaddr, any] =
+                elf::symbols(&elf, names).map(|found| found.map(|f| f.0));
             if runtime.is_none() && any.is_none() {
                 continue;
             }
@@ -138,7 +139,7 @@ impl Look<'_> {
             let (Some(runtime), Some(file)) = (runtime, file) else {
                 return Err(self.unsupported(by_name.as_deref()));
             };
-            let version = match version {
+            let version = match version_vaddr {
                 Some(symbol) => {
                     let hex = self.word("read the memory", file.address(symbol))?;
                     u32::try_from(hex).ok().map(Version::from_hex)
@@ -146,6 +147,11 @@ impl Look<'_> {
                 None => by_name.as_deref().and_then(Version::parse),
             };
             let version = version.ok_or_else(|| self.unsupported(by_name.as_deref()))?;
+            if layouts::python(version).is_none() {
+                // Before 3.11 only the file's name tells, and not the third number.
+                let exact = Some(version.to_string()).filter(|_| version_vaddr.is_some());
+                return Err(self.unsupported(exact.or(by_name).as_deref()));
+            }
             return self.interpreter(version, file, runtime);
         }
         let (pid, exe) = (self.pid, self.facts.exe.clone());

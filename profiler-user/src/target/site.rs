@@ -107,11 +107,12 @@ impl Site {
 /// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/kernel/uprobes.c>
 /// (`push_setup_xol_ops`, `branch_setup_xol_ops`)
 fn is_emulated(bytes: &[u8; 8]) -> bool {
-    match *bytes {
-        [0x50..=0x57 | 0x90 | 0xe8 | 0xe9 | 0xeb | 0x70..=0x7f, ..] => true,
-        [0x41, 0x50..=0x57, ..] | [0x0f, 0x80..=0x8f, ..] => true,
-        _ => false,
-    }
+    matches!(
+        *bytes,
+        [0x50..=0x57 | 0x90 | 0xe8 | 0xe9 | 0xeb | 0x70..=0x7f, ..]
+            | [0x41, 0x50..=0x57, ..]
+            | [0x0f, 0x80..=0x8f, ..]
+    )
 }
 
 /// The functions that call or jump to the swap; `None` when it has no name here.

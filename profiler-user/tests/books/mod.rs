@@ -57,7 +57,9 @@ impl Running {
             .spawn()
             .unwrap();
         let mut json = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut json).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut json)
+            .unwrap();
         assert!(!json.is_empty(), "{python:?} printed nothing");
         Self { child, json }
     }
@@ -121,7 +123,11 @@ pub(crate) fn ours(
                 let code = codes
                     .entry(*at)
                     .or_insert_with(|| code::read(memory, objects, *at).unwrap());
-                (code.qualname.clone(), code.filename.clone(), code.line(*offset))
+                (
+                    code.qualname.clone(),
+                    code.filename.clone(),
+                    code.line(*offset),
+                )
             })
             .collect(),
     };
@@ -135,22 +141,46 @@ pub(crate) fn compare(mut ours: Vec<Entry>, books: &Books, context: &str) {
     for theirs in &books.greenlets {
         let at = ours.iter().position(|ours| ours.object == theirs.object);
         let ours = ours.swap_remove(at.unwrap_or_else(|| panic!("{context}: missing {theirs:?}")));
-        assert_eq!(ours.frames.len(), theirs.frames.len().min(max), "{context}: {}", theirs.r#type);
+        assert_eq!(
+            ours.frames.len(),
+            theirs.frames.len().min(max),
+            "{context}: {}",
+            theirs.r#type
+        );
         for (ours, theirs) in ours.frames.iter().zip(&theirs.frames) {
             assert_eq!(ours, theirs, "{context}");
         }
-        let Entry { object: _, r#type, module, name, main, state, frames: _ } = &ours;
-        let expect = (&theirs.r#type, &theirs.module, &theirs.name, &theirs.main, &theirs.state);
+        let Entry {
+            object: _,
+            r#type,
+            module,
+            name,
+            main,
+            state,
+            frames: _,
+        } = &ours;
+        let expect = (
+            &theirs.r#type,
+            &theirs.module,
+            &theirs.name,
+            &theirs.main,
+            &theirs.state,
+        );
         assert_eq!((r#type, module, name, main, state), expect, "{context}");
     }
     let others: Vec<_> = ours.iter().filter(|ours| !ours.main).collect();
-    assert!(others.is_empty(), "{context}: not in the books: {others:#?}");
+    assert!(
+        others.is_empty(),
+        "{context}: not in the books: {others:#?}"
+    );
 }
 
 pub(crate) fn compare_threads(ours: &[PythonThread], books: &Books, context: &str) {
     let name = |thread: &PythonThread| thread.name.clone().unwrap_or_default();
-    let mut ours: Vec<_> =
-        ours.iter().map(|thread| (thread.thread_id, thread.native_id, name(thread))).collect();
+    let mut ours: Vec<_> = ours
+        .iter()
+        .map(|thread| (thread.thread_id, thread.native_id, name(thread)))
+        .collect();
     let mut theirs = books.threads.clone();
     ours.sort();
     theirs.sort();
