@@ -7,7 +7,7 @@ use crate::memory::Bytes;
 
 /// Bases followed upwards.
 const MAX_BASES: usize = 64;
-/// <https://github.com/python/cpython/blob/v3.13.0/Include/object.h#L544>
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/object.h#L667>
 const HEAP_TYPE: u64 = 1 << 9;
 
 /// <https://github.com/python/cpython/blob/v3.13.0/Include/object.h#L719>

@@ -147,7 +147,7 @@ pub struct ObjectLayout {
 /// Where the entries of `_Py_DebugOffsets` lie in `_PyRuntime` (3.13 on).
 ///
 /// CPython writes its own offsets there; each entry is a u64.
-/// <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_runtime.h#L56>
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_runtime.h#L62>
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DebugTable {
     /// Its size in bytes.

@@ -1,6 +1,6 @@
 //! `_Py_DebugOffsets`: what a running CPython says of its own layout (3.13 on).
 //!
-//! <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_runtime.h#L56>
+//! <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_runtime.h#L62>
 
 use profiler_common::{address::Addr, fault::Fault, layout::PythonLayout};
 

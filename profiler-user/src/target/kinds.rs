@@ -14,7 +14,7 @@ use crate::{
 /// Types remembered; beyond it all are forgotten.
 const MAX_TYPES: usize = 65_536;
 /// gevent's scheduler, by module and name.
-/// <https://github.com/gevent/gevent/blob/24.11.1/src/gevent/hub.py#L373>
+/// <https://github.com/gevent/gevent/blob/26.9.0/src/gevent/hub.py#L373>
 const HUB: (&str, &str) = ("gevent.hub", "Hub");
 
 /// What a type is.

@@ -72,7 +72,7 @@ pub fn python_threads(memory: &mut impl Bytes, target: &Target) -> (Vec<PythonTh
 
 /// `sys.modules['threading']._active`: each thread's ident and name.
 ///
-/// <https://github.com/python/cpython/blob/v3.13.0/Lib/threading.py#L853>
+/// <https://github.com/python/cpython/blob/v3.13.0/Lib/threading.py#L851>
 fn thread_names(memory: &mut impl Bytes, target: &Target) -> Result<Vec<(u64, String)>, Fault> {
     let objects = &target.python.objects;
     let modules = memory.pointer(field(target.python.interp, objects.interp_modules))?;

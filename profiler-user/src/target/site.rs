@@ -103,7 +103,7 @@ impl Site {
 ///
 /// # Kernel
 ///
-/// `push` since 4.15, the branches and `nop` since 3.16.
+/// `push` of one register (with at most the prefix 41), `nop`, and relative branches.
 /// <https://github.com/torvalds/linux/blob/v6.18/arch/x86/kernel/uprobes.c>
 /// (`push_setup_xol_ops`, `branch_setup_xol_ops`)
 fn is_emulated(bytes: &[u8; 8]) -> bool {
