@@ -17,7 +17,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let engine = Engine::load(DEFAULT_GREENLETS, &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed]).map(drop).map_err(crate::session::SessionError::from);
+    let engine = Engine::load(
+        DEFAULT_GREENLETS,
+        &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed],
+    )
+    .map(drop)
+    .map_err(crate::session::SessionError::from);
     match &engine {
         Ok(()) => println!("kernel   every program is accepted"),
         Err(error) => {

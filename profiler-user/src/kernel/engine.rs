@@ -21,8 +21,9 @@ use profiler_common::{
 };
 
 use super::{
-    KernelError, trap,
+    KernelError,
     map::{Row, Table},
+    trap,
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
