@@ -6,7 +6,7 @@ use profiler_common::limits::DEFAULT_GREENLETS;
 use super::Failure;
 use crate::{
     kernel::{Engine, Probe},
-    target::{self, Site},
+    target::{self, HowFound, Site, Sites},
 };
 
 #[derive(Debug, Args)]
@@ -38,17 +38,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn process(pid: u32) -> Result<(), Failure> {
     let target = target::inspect(pid)?;
-    println!("pid      {pid}  {}", target.command);
-    println!("python   {}  layout: {}", target.python.version, target.python.layout_source);
-    let Some(greenlet) = &target.greenlet else {
-        return Err(target::TargetError::NoGreenlet { pid, python: target.python.version }.into());
-    };
-    println!("greenlet {}  {}", greenlet.version, greenlet.mapped_path.display());
-    println!("         layout: {}", greenlet.layout_source);
-    for site in greenlet.sites.switchstack.iter().chain(&greenlet.sites.switch) {
-        println!("site     {}", describe(site));
-    }
-    for site in greenlet.sites.initialstub.iter().chain(&greenlet.sites.freed) {
+    println!("pid      {pid}  {}", target.command.join(" "));
+    println!("python   {}  layout: {}", target.python.version, target.python.source);
+    let greenlet = target.greenlet()?;
+    let version = greenlet.version.map_or_else(|| "of unknown version".to_owned(), |found| found.to_string());
+    println!("greenlet {version}  {}", greenlet.file.path.display());
+    println!("         layout: {}", greenlet.source);
+    let Sites { switchstack, pair, freed, swap_callers: _ } = &greenlet.sites;
+    for site in switchstack.iter().chain(pair).chain(freed) {
         println!("site     {}", describe(site));
     }
     println!("threads  {}", target.threads.len());
@@ -63,7 +60,10 @@ fn describe(site: &Site) -> String {
         "{} at {:#x}, found by {}, {}{}",
         site.symbol,
         site.file_offset,
-        site.how_found,
+        match site.how_found {
+            HowFound::Dynsym => ".dynsym",
+            HowFound::Symtab => ".symtab",
+        },
         if site.emulated { "emulated" } else { "single-stepped (about seven times dearer)" },
         if site.skipped_endbr { ", behind endbr64" } else { "" }
     )

@@ -48,7 +48,7 @@ impl fmt::Display for Failure {
 
 impl From<TargetError> for Failure {
     fn from(error: TargetError) -> Self {
-        let code = if error.is_permission() { NOT_PERMITTED } else { TARGET };
+        let code = if matches!(error, TargetError::NotPermitted { .. }) { NOT_PERMITTED } else { TARGET };
         Self { code, text: error.to_string() }
     }
 }
@@ -66,7 +66,8 @@ impl From<SessionError> for Failure {
                     text: format!("not permitted to read the memory of pid {pid}: {help}"),
                 }
             }
-            SessionError::Gone { .. } | SessionError::NoGreenlet { .. } | SessionError::NoSite { .. } => {
+            SessionError::Target(error) => error.into(),
+            SessionError::Gone { .. } | SessionError::NoSite { .. } => {
                 Self { code: TARGET, text: error.to_string() }
             }
             SessionError::TooMany { .. } => Self { code: USAGE, text: error.to_string() },

@@ -105,7 +105,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         accounting_only: arguments.accounting_only,
     };
     let described = describe(&targets);
-    let mut line = Line::new(io::stderr().is_terminal());
+    let line = Line::new(io::stderr().is_terminal());
     let profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
         if matches!(progress, Progress::Recording) {
             eprintln!("{described}");
@@ -145,7 +145,8 @@ fn look(pid: u32, wait_greenlet: bool, stop: &impl std::os::fd::AsFd) -> Result<
         let missing = match target::inspect(pid) {
             Ok(target) if target.greenlet.is_some() => return Ok(Some(target)),
             Ok(target) => TargetError::NoGreenlet { pid, python: target.python.version },
-            Err(error @ TargetError::NoGreenlet { .. }) => error,
+            // An interpreter that is just starting has no greenlet yet either.
+            Err(error @ TargetError::NotReady { .. }) => error,
             Err(error) => return Err(error.into()),
         };
         if !wait_greenlet {
@@ -168,11 +169,12 @@ fn describe(targets: &[Target]) -> String {
     let each: Vec<String> = targets
         .iter()
         .map(|target| {
-            let greenlet = target.greenlet.as_ref().map_or("none", |greenlet| &greenlet.version);
-            format!("pid {} (CPython {}, greenlet {greenlet})", target.pid, target.python.version)
+            let greenlet = target.greenlet.as_ref().and_then(|greenlet| greenlet.version);
+            let greenlet = greenlet.map_or_else(String::new, |version| format!(", greenlet {version}"));
+            format!("pid {} (CPython {}{greenlet})", target.pid, target.python.version)
         })
         .collect();
-    let children = if targets.iter().any(|target| target::has_children(target.pid)) {
+    let children = if targets.iter().any(|target| target::has_children(target)) {
         "; its children are left out"
     } else {
         ""

@@ -187,7 +187,10 @@ impl Engine {
         for probe in Probe::ALL {
             let program = uprobe(&mut self.ebpf, probe)?;
             // Unloading drops the program's links with it.
-            program.unload().map_err(|source| KernelError::Program { program: probe.program(), source })?;
+            match program.unload() {
+                Ok(()) | Err(ProgramError::NotLoaded) => {}
+                Err(source) => return Err(KernelError::Program { program: probe.program(), source }),
+            }
         }
         Ok(())
     }

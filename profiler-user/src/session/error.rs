@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::kernel::KernelError;
+use crate::{kernel::KernelError, target::TargetError};
 
 /// What can end a recording before it gave a profile.
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +17,9 @@ pub enum SessionError {
         /// Which.
         pid: u32,
     },
-    /// Nothing to probe.
-    #[error("pid {pid} has no greenlet loaded")]
-    NoGreenlet {
-        /// Which.
-        pid: u32,
-    },
+    /// The target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The function was not found.
     #[error("pid {pid}: greenlet's {function} was not found")]
     NoSite {

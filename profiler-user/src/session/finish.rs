@@ -19,7 +19,7 @@ use crate::{
         Builder, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow, ThreadRow,
         TotalsRow,
     },
-    target::{self, Stage as FoundStage},
+    target::{self, GreenletState},
     timeline::{
         intervals::State as LaneState,
         lives::{self, Bounds, Life, Open},
@@ -107,9 +107,11 @@ impl Closing<'_> {
         let pid = self.target.target.pid;
         profile.targets.push(TargetRow {
             pid,
-            python: self.target.target.python.version.clone(),
-            greenlet: self.target.target.greenlet.as_ref().map(|greenlet| greenlet.version.clone()),
-            command: self.target.target.command.clone(),
+            python: self.target.target.python.version.to_string(),
+            greenlet: self.target.target.greenlet.as_ref().map(|greenlet| {
+                greenlet.version.map_or_else(|| "unknown".to_owned(), |version| version.to_string())
+            }),
+            command: self.target.target.command.join(" "),
         });
         self.threads(profile);
         let lives = self.lives();
@@ -119,8 +121,7 @@ impl Closing<'_> {
         for (life, id) in lives.iter().zip(base + 1..) {
             let name = self.name(life);
             names.insert(id, name.clone());
-            let hub =
-                self.target.types.is_hub(&mut self.target.memory, &self.target.target, life.type_object);
+            let hub = self.target.kind(life.type_object).is_some_and(|kind| kind.is_hub);
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
@@ -178,12 +179,13 @@ impl Closing<'_> {
             .ok()
             .and_then(|word| u32::try_from(word).ok());
         let matches = |found: &&target::Thread| {
-            if tgid == target.pid { found.tid == tid } else { Some(found.namespace_tid) == native }
+            if tgid == target.pid { found.tid == tid } else { Some(found.own_tid) == native }
         };
         let start = target.threads.iter().find(matches);
-        let now = target::threads(target.pid);
+        let now = target::threads(target);
         let found = start.or_else(|| now.iter().find(matches))?;
-        Some(FoundThread { tid: found.tid, name: found.name.clone(), at_start: start.is_some() })
+        let name = self.target.thread_names.get(&thread.tstate).unwrap_or(&found.name).clone();
+        Some(FoundThread { tid: found.tid, name, at_start: start.is_some() })
     }
 
     fn lives(&mut self) -> Vec<Life> {
@@ -216,9 +218,10 @@ impl Closing<'_> {
         own.or_else(|| {
             (life.alive && self.target.gone_ns.is_none())
                 .then(|| target::greenlet_name(&mut self.target.memory, &self.target.target, life.object))
+                .and_then(Result::ok)
                 .flatten()
         })
-        .or_else(|| self.target.types.name(&mut self.target.memory, &self.target.target, life.type_object))
+        .or_else(|| self.target.kind(life.type_object).map(|kind| kind.name.clone()))
     }
 
     /// Root first; unknown if the record with its frames never came.
@@ -247,13 +250,13 @@ impl Closing<'_> {
         let found = std::mem::take(&mut self.target.enumerated);
         let frames = std::mem::take(&mut self.target.enumerated_frames);
         for (found, frames) in found.into_iter().zip(frames) {
-            match found.stage {
-                FoundStage::Unstarted => {
+            match found.state {
+                GreenletState::Unstarted => {
                     profile.totals.greenlets_unstarted += 1;
                     continue;
                 }
-                FoundStage::Finished => continue,
-                FoundStage::Suspended | FoundStage::Running => {}
+                GreenletState::Finished => continue,
+                GreenletState::Suspended | GreenletState::Running => {}
             }
             if switched.contains(&found.pimpl) {
                 continue;
@@ -263,18 +266,15 @@ impl Closing<'_> {
             let same = !alive
                 || Head::read(&layout, &mut self.target.memory, found.pimpl)
                     .is_ok_and(|head| head.object == found.object && head.life(false) == Stage::Active);
-            let running = found.stage == FoundStage::Running;
+            let running = found.state == GreenletState::Running;
             profile.totals.greenlets_seen += 1;
             let id = profile.greenlets.len() as u64 + 1;
-            let tid = found.native_tid.and_then(|native| {
-                let threads = &self.target.target.threads;
-                threads.iter().find(|thread| thread.namespace_tid == native).map(|thread| thread.tid)
-            });
+            let tid = found.thread.and_then(|thread| thread.tid);
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
                 tid,
-                name: found.name.clone().or(Some(found.type_name.clone())),
+                name: found.name.clone().or_else(|| Some(found.kind.name.clone())),
                 main: found.main,
                 alive: alive && same,
                 switches_in: 0,
@@ -282,7 +282,7 @@ impl Closing<'_> {
                 waiting_ns: if running { Some(0) } else { same.then_some(duration_ns) },
             });
             if !running && same {
-                let state = state(found.is_hub, &frames);
+                let state = state(found.kind.is_hub, &frames);
                 builder.add_open(&frames, state, pid, duration_ns, id, Open::Both);
             }
         }
@@ -298,8 +298,7 @@ impl Closing<'_> {
                 if part.count == 0 && part.ns == 0 {
                     continue;
                 }
-                let hub =
-                    self.target.types.is_hub(&mut self.target.memory, &self.target.target, part.type_object);
+                let hub = self.target.kind(part.type_object).is_some_and(|kind| kind.is_hub);
                 let state = state(hub, &part.frames);
                 builder.add(&part.frames, state, pid, part.ns, part.count);
             }
@@ -367,8 +366,10 @@ impl Closing<'_> {
         for (fault, count) in Fault::ALL.into_iter().zip(kept.faults) {
             *all.entry(fault).or_default() += count;
         }
-        for (fault, count) in target.faults.iter().chain(target.stacks.faults()) {
-            *all.entry(*fault).or_default() += count;
+        for (fault, count) in
+            target.faults.iter().chain(target.stacks.faults().iter().map(|(fault, count)| (*fault, *count)))
+        {
+            *all.entry(fault).or_default() += count;
         }
         let of = |fault: Fault| all.get(&fault).copied().unwrap_or_default();
         totals.switches += kept.switches;

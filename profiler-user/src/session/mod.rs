@@ -7,7 +7,6 @@ mod error;
 mod finish;
 mod recorded;
 mod stacks;
-mod types;
 
 use std::{
     os::fd::{BorrowedFd, OwnedFd},
@@ -281,10 +280,10 @@ impl Session {
 }
 
 fn sites(target: &Target, choice: Sites) -> Result<Vec<Site>, SessionError> {
-    let found = target.greenlet.as_ref().ok_or(SessionError::NoGreenlet { pid: target.pid })?;
+    let found = target.greenlet()?;
     let site =
-        |probe, site: &target::Site| Site { probe, path: found.path.clone(), offset: site.file_offset };
-    let mut sites = match choice {
+        |probe, site: &target::Site| Site { probe, path: found.file.open.clone(), offset: site.file_offset };
+    let mut sites: Vec<Site> = match choice {
         Sites::Switchstack => {
             let Some(switchstack) = &found.sites.switchstack else {
                 return Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" });
@@ -292,16 +291,10 @@ fn sites(target: &Target, choice: Sites) -> Result<Vec<Site>, SessionError> {
             vec![site(Probe::Switchstack, switchstack)]
         }
         Sites::Pair => {
-            let mut sites: Vec<Site> =
-                found.sites.switch.iter().map(|found| site(Probe::Switch, found)).collect();
-            if sites.len() != 2 {
+            let [user, main, stub] = found.sites.pair.as_slice() else {
                 return Err(SessionError::NoSite { pid: target.pid, function: "g_switch" });
-            }
-            let Some(stub) = &found.sites.initialstub else {
-                return Err(SessionError::NoSite { pid: target.pid, function: "g_initialstub" });
             };
-            sites.push(site(Probe::Initialstub, stub));
-            sites
+            vec![site(Probe::Switch, user), site(Probe::Switch, main), site(Probe::Initialstub, stub)]
         }
     };
     sites.extend(found.sites.freed.iter().map(|found| site(Probe::Freed, found)));

@@ -17,13 +17,12 @@ use rustc_hash::FxHashMap;
 use super::{
     Options, SessionError,
     stacks::{Stacks, Taken},
-    types::Types,
 };
 use crate::{
     kernel::Engine,
-    memory::LiveProcess,
+    memory::{Cached, LiveProcess},
     profile::Frame,
-    target::{self, FoundGreenlet, Target},
+    target::{self, Faults, FoundGreenlet, Kinds, Target, TypeInfo},
     timeline::intervals::{Intervals, Switch},
 };
 
@@ -44,9 +43,11 @@ pub(super) struct Recorded {
     pub(super) enumerated_frames: Vec<Arc<[Frame]>>,
     /// When the enumeration was over.
     pub(super) enumerated_ns: u64,
-    pub(super) types: Types,
+    pub(super) kinds: Kinds,
+    /// What Python calls the threads, by thread state.
+    pub(super) thread_names: FxHashMap<Addr, String>,
     pub(super) intervals: Option<Intervals>,
-    pub(super) faults: FxHashMap<Fault, u64>,
+    pub(super) faults: Faults,
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
     config: TargetConfig,
@@ -63,18 +64,18 @@ impl Recorded {
     ) -> Result<Self, SessionError> {
         let pid = target.pid;
         let memory = LiveProcess::open(pid).map_err(|source| SessionError::Memory { pid, source })?;
-        let greenlet = target.greenlet.as_ref().ok_or(SessionError::NoGreenlet { pid })?;
+        let greenlet = target.greenlet()?;
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
         let config = TargetConfig {
             started_ns,
             holder: target.python.holder,
-            interpreter: target.python.interpreter,
+            interpreter: target.python.interp,
             module_start: Addr(greenlet.module.start),
             module_end: Addr(greenlet.module.end),
             flags: stacks | switches,
             epoch: 1,
-            layout: Layout { python: target.python.layout, greenlet: greenlet.layout },
+            layout: target.layout(),
             padding: 0,
             sending: 1,
             padding2: 0,
@@ -90,9 +91,10 @@ impl Recorded {
             enumerated: Vec::new(),
             enumerated_frames: Vec::new(),
             enumerated_ns: started_ns,
-            types: Types::default(),
+            kinds: Kinds::default(),
+            thread_names: FxHashMap::default(),
             intervals: options.intervals.then(|| Intervals::new(started_ns)),
-            faults: FxHashMap::default(),
+            faults: Faults::default(),
             gone_ns: None,
             config,
         })
@@ -100,18 +102,24 @@ impl Recorded {
 
     /// Finds the greenlets that exist now, for some may never switch.
     pub(super) fn enumerate(&mut self) {
-        let (found, faults) = target::enumerate(&mut self.memory, &self.target);
-        for fault in faults {
-            self.fault(fault);
+        let (found, mut faults) = target::enumerate(&mut Cached::new(self.memory.clone()), &self.target);
+        let (threads, more) = target::python_threads(&mut self.memory, &self.target);
+        faults.add(&more);
+        self.faults.add(&faults);
+        for thread in threads {
+            if let Some(name) = thread.name {
+                self.thread_names.insert(thread.tstate, name);
+            }
         }
         let python = self.target.python.layout;
         for greenlet in &found {
             let frames: Vec<walk::Frame> = greenlet
                 .frames
                 .iter()
-                .map(|frame| walk::Frame {
-                    check: code_check(&python, frame.code, &mut self.memory).unwrap_or(0),
-                    ..*frame
+                .map(|&(code, instr)| walk::Frame {
+                    code,
+                    instr: i32::try_from(instr).unwrap_or(-1),
+                    check: code_check(&python, code, &mut self.memory).unwrap_or(0),
                 })
                 .collect();
             let frames = self.stacks.resolve(&frames, &mut self.memory);
@@ -127,7 +135,7 @@ impl Recorded {
     }
 
     pub(super) fn fault(&mut self, fault: Fault) {
-        *self.faults.entry(fault).or_default() += 1;
+        self.faults.count(fault);
     }
 
     pub(super) fn stack_count(&self) -> usize {
@@ -170,9 +178,20 @@ impl Recorded {
         Ok(())
     }
 
+    /// Looks at a type while the process lives: its name is wanted at the end.
+    fn meet(&mut self, type_object: Addr) {
+        // One that can't be read now is asked for again, or stays nameless.
+        let _info = self.kind(type_object);
+    }
+
+    /// What a type is, if it can be read.
+    pub(super) fn kind(&mut self, type_object: Addr) -> Option<Arc<TypeInfo>> {
+        self.kinds.get(&mut self.memory, &self.target, type_object).ok()
+    }
+
     fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
         // While it lives: its name is wanted when it may be gone.
-        let _info = self.types.get(&mut self.memory, &self.target, head.type_object);
+        self.meet(head.type_object);
         let key = head.key;
         let taken = Taken { key, type_object: head.type_object, frames };
         self.stacks.take(taken, &mut self.memory, || {
@@ -210,8 +229,7 @@ pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) ->
         if let Some(intervals) = &mut target.intervals {
             intervals.ended(end.greenlet.id, end.greenlet.since_ns);
         }
-        let type_object = end.greenlet.type_object;
-        let _info = target.types.get(&mut target.memory, &target.target, type_object);
+        target.meet(end.greenlet.type_object);
         if target.ended.len() < MAX_ENDED {
             target.ended.push(end);
         } else {

@@ -56,13 +56,21 @@ struct Known {
     past: Vec<Part>,
 }
 
+/// A code object and its names as frames share them.
+#[derive(Debug)]
+struct Named {
+    function: Arc<str>,
+    file: Arc<str>,
+    code: Code,
+}
+
 /// The stacks of one target.
 #[derive(Debug)]
 pub(super) struct Stacks {
     python: PythonLayout,
     objects: ObjectLayout,
     known: FxHashMap<StackKey, Known>,
-    codes: FxHashMap<(Addr, u32), Arc<Code>>,
+    codes: FxHashMap<(Addr, u32), Arc<Named>>,
     faults: HashMap<Fault, u64>,
 }
 
@@ -96,7 +104,7 @@ impl Stacks {
 
     /// A stack's frames came: for the first time, or anew. `totals` is what its time
     /// is by now.
-    pub(super) fn take<M: Memory + Bytes>(
+    pub(super) fn take<M: Bytes>(
         &mut self,
         taken: Taken,
         memory: &mut M,
@@ -126,20 +134,18 @@ impl Stacks {
     }
 
     /// Frames outside any kernel stack, root first: of a greenlet found by reading.
-    pub(super) fn resolve<M: Memory + Bytes>(
-        &mut self,
-        frames: &[walk::Frame],
-        memory: &mut M,
-    ) -> Arc<[Frame]> {
+    pub(super) fn resolve<M: Bytes>(&mut self, frames: &[walk::Frame], memory: &mut M) -> Arc<[Frame]> {
         frames.iter().rev().map(|frame| self.frame(frame, memory)).collect()
     }
 
-    fn frame<M: Memory + Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Frame {
+    fn frame<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Frame {
         match self.code(frame, memory) {
             Ok(code) => Frame {
-                function: Some(Arc::clone(&code.qualname)),
-                file: Some(Arc::clone(&code.filename)),
-                line: code.line(frame.instr),
+                function: Some(Arc::clone(&code.function)),
+                file: Some(Arc::clone(&code.file)),
+                // Before its first instruction a frame is at its first line.
+                line: u32::try_from(frame.instr)
+                    .map_or(Some(code.code.firstlineno), |instr| code.code.line(instr)),
             },
             Err(fault) => {
                 *self.faults.entry(fault).or_default() += 1;
@@ -148,7 +154,7 @@ impl Stacks {
         }
     }
 
-    fn code<M: Memory + Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Result<Arc<Code>, Fault> {
+    fn code<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Result<Arc<Named>, Fault> {
         if frame.check == 0 {
             return Err(Fault::CodeChanged);
         }
@@ -160,7 +166,11 @@ impl Stacks {
         if code_check(&self.python, frame.code, memory)? != frame.check {
             return Err(Fault::CodeChanged);
         }
-        let code = Arc::new(code);
+        let code = Arc::new(Named {
+            function: code.qualname.as_str().into(),
+            file: code.filename.as_str().into(),
+            code,
+        });
         self.codes.insert((frame.code, frame.check), Arc::clone(&code));
         Ok(code)
     }

@@ -296,7 +296,7 @@ impl<M: Bytes> Look<'_, M> {
             pimpl,
             type_addr,
             kind,
-            name: self.name(object).ok().flatten(),
+            name: greenlet_name(self.memory, self.target, object).ok().flatten(),
             main: state.is_main(),
             main_object: main_object(object, state),
             state: doing,
@@ -304,19 +304,27 @@ impl<M: Bytes> Look<'_, M> {
             frames,
         }
     }
+}
 
-    /// The name that someone gave it: gevent's default one is made on request.
-    fn name(&mut self, object: Addr) -> Result<Option<String>, Fault> {
-        let objects = &self.target.python.objects;
-        let Some(name) = instance::attribute(self.memory, objects, object, "name")? else {
-            return Ok(None);
-        };
-        if !class::is_string(self.memory, objects, name)? {
-            return Ok(None);
-        }
-        let name = text::string(self.memory, objects, name)?;
-        Ok(Some(name).filter(|name| !name.is_empty()))
+/// The name that someone gave a greenlet: gevent's default one is made on request.
+///
+/// # Errors
+///
+/// When its attributes can't be read.
+pub fn greenlet_name(
+    memory: &mut impl Bytes,
+    target: &Target,
+    object: Addr,
+) -> Result<Option<String>, Fault> {
+    let objects = &target.python.objects;
+    let Some(name) = instance::attribute(memory, objects, object, "name")? else {
+        return Ok(None);
+    };
+    if !class::is_string(memory, objects, name)? {
+        return Ok(None);
     }
+    let name = text::string(memory, objects, name)?;
+    Ok(Some(name).filter(|name| !name.is_empty()))
 }
 
 const fn main_object(object: Addr, state: &State) -> Addr {

@@ -27,7 +27,7 @@ use profiler_common::{
 };
 
 pub use elf::{HowFound, MappedFile};
-pub use enumerate::{FoundGreenlet, GreenletState, GreenletThread, enumerate};
+pub use enumerate::{FoundGreenlet, GreenletState, GreenletThread, enumerate, greenlet_name};
 pub use error::TargetError;
 pub use faults::Faults;
 pub use inspect::inspect;
@@ -177,6 +177,12 @@ pub fn alive(target: &Target) -> bool {
 #[must_use]
 pub fn same_image(target: &Target) -> bool {
     Incarnation::read(target.pid).is_ok_and(|now| now == target.incarnation)
+}
+
+/// Whether it has child processes now.
+#[must_use]
+pub fn has_children(target: &Target) -> bool {
+    process::has_children(target.pid)
 }
 
 /// The threads that are there now.

@@ -133,3 +133,12 @@ fn refused(pid: u32, what: &'static str, error: ProcError) -> TargetError {
         other => TargetError::io(pid, what, io::Error::other(other.to_string())),
     }
 }
+
+/// Whether any process has `pid` as its parent.
+pub(super) fn has_children(pid: u32) -> bool {
+    // CONFIG_PROC_CHILDREN; without it, or if the process is gone: none are known.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.into_iter().any(|thread| {
+        fs::read_to_string(thread.path().join("children")).is_ok_and(|children| !children.trim().is_empty())
+    })
+}
