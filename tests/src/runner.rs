@@ -97,7 +97,7 @@ impl Cases {
                         skipped.push(format!("{name}: {reason}"));
                     }
                     Err(error) => {
-                        say(&format!("FAIL  {name} ({seconds:.1} s): {error:?}"));
+                        say(&format!("FAIL  {name} ({seconds:.1} s): {error:#}"));
                         failed.push(name);
                     }
                 },
