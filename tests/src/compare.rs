@@ -26,8 +26,7 @@ struct Differences(Vec<String>);
 impl Differences {
     fn expect<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, seen: &T, truth: &T) {
         if seen != truth {
-            self.0
-                .push(format!("{what}: {seen:?} instead of {truth:?}"));
+            self.0.push(format!("{what}: {seen:?} instead of {truth:?}"));
         }
     }
 
@@ -60,46 +59,25 @@ pub fn complete(profile: &Profile) -> Result<()> {
 }
 
 fn consistent(profile: &Profile, differences: &mut Differences) {
-    let ids: BTreeSet<String> = profile
-        .greenlets
-        .iter()
-        .map(|greenlet| greenlet.id.to_string())
-        .collect();
-    differences.expect(
-        "distinct greenlet ids",
-        &ids.len(),
-        &profile.greenlets.len(),
-    );
-    differences.expect(
-        "sum of switches_in",
-        &profile.switches_in(),
-        &profile.totals.switches,
-    );
+    let ids: BTreeSet<String> = profile.greenlets.iter().map(|greenlet| greenlet.id.to_string()).collect();
+    differences.expect("distinct greenlet ids", &ids.len(), &profile.greenlets.len());
+    differences.expect("sum of switches_in", &profile.switches_in(), &profile.totals.switches);
     let duration = profile.duration_ns + SLACK_NS;
     for greenlet in &profile.greenlets {
         let time = greenlet.running_ns.unwrap_or(0) + greenlet.waiting_ns.unwrap_or(0);
         if time > duration {
-            differences.0.push(format!(
-                "greenlet {} fills {time} of {duration} ns",
-                greenlet.id
-            ));
+            differences.0.push(format!("greenlet {} fills {time} of {duration} ns", greenlet.id));
         }
     }
     for stack in &profile.stacks {
         if stack.open.is_some() && !ids.contains(&stack.greenlet.to_string()) {
-            differences
-                .0
-                .push(format!("open wait of unlisted greenlet {}", stack.greenlet));
+            differences.0.push(format!("open wait of unlisted greenlet {}", stack.greenlet));
         }
         if stack.open.is_some() && stack.ns > duration {
-            differences
-                .0
-                .push(format!("open wait of {} ns in {duration} ns", stack.ns));
+            differences.0.push(format!("open wait of {} ns in {duration} ns", stack.ns));
         }
         if stack.open.is_none() && stack.greenlet != serde_json::Value::Null {
-            differences
-                .0
-                .push(format!("closed wait of one greenlet, {}", stack.greenlet));
+            differences.0.push(format!("closed wait of one greenlet, {}", stack.greenlet));
         }
     }
 }
@@ -113,19 +91,11 @@ pub fn switches(profile: &Profile, book: &Book) -> Result<()> {
     let mut differences = Differences::default();
     differences.expect("totals.switches", &profile.totals.switches, &book.total());
     let mut threads: BTreeMap<u32, u64> = BTreeMap::new();
-    for greenlet in profile
-        .greenlets
-        .iter()
-        .filter(|greenlet| greenlet.switches_in > 0)
-    {
+    for greenlet in profile.greenlets.iter().filter(|greenlet| greenlet.switches_in > 0) {
         *threads.entry(greenlet.tid.unwrap_or(0)).or_default() += greenlet.switches_in;
     }
-    let truth: BTreeMap<u32, u64> = book
-        .switches
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .map(|(&tid, &n)| (tid, n))
-        .collect();
+    let truth: BTreeMap<u32, u64> =
+        book.switches.iter().filter(|(_, count)| **count > 0).map(|(&tid, &n)| (tid, n)).collect();
     differences.expect("switches by thread", &threads, &truth);
     differences.into_result()
 }
@@ -144,11 +114,7 @@ pub fn greenlets(profile: &Profile, books: &Books) -> Result<()> {
     let mut differences = Differences::default();
     let mut seen: BTreeMap<Kind, (u64, u64)> = BTreeMap::new();
     for greenlet in &profile.greenlets {
-        let kind = (
-            greenlet.tid.unwrap_or(0),
-            greenlet.main,
-            greenlet.switches_in,
-        );
+        let kind = (greenlet.tid.unwrap_or(0), greenlet.main, greenlet.switches_in);
         let entry = seen.entry(kind).or_default();
         entry.0 += 1;
         entry.1 += u64::from(greenlet.alive);
@@ -156,9 +122,7 @@ pub fn greenlets(profile: &Profile, books: &Books) -> Result<()> {
     // How many, and at least and at most how many of them alive.
     let mut truth: BTreeMap<Kind, (u64, u64, u64)> = BTreeMap::new();
     for life in &books.book.greenlets {
-        let entry = truth
-            .entry((life.tid, life.main, life.switches_in))
-            .or_default();
+        let entry = truth.entry((life.tid, life.main, life.switches_in)).or_default();
         entry.0 += 1;
         entry.1 += u64::from(life.alive == Some(true));
         entry.2 += u64::from(life.alive != Some(false));
@@ -180,17 +144,11 @@ pub fn greenlets(profile: &Profile, books: &Books) -> Result<()> {
         let name = format!("thread {tid}, main {main}, switched to {switches_in} times");
         differences.expect(&format!("greenlets of {name}"), &count, &expected);
         if count == expected && !(least..=most).contains(&alive) {
-            differences
-                .0
-                .push(format!("alive of {name}: {alive}, not in {least}..={most}"));
+            differences.0.push(format!("alive of {name}: {alive}, not in {least}..={most}"));
         }
     }
     let listed = u64::try_from(profile.greenlets.len())?;
-    differences.expect(
-        "totals.greenlets_seen",
-        &profile.totals.greenlets_seen,
-        &listed,
-    );
+    differences.expect("totals.greenlets_seen", &profile.totals.greenlets_seen, &listed);
     differences.into_result()
 }
 
@@ -207,9 +165,7 @@ pub fn waits(profile: &Profile, book: &Book) -> Result<()> {
     let mut seen: BTreeMap<Place<'_>, (u64, u64)> = BTreeMap::new();
     for stack in &profile.stacks {
         if matches!(stack.state, State::Wait | State::Idle) {
-            let entry = seen
-                .entry((&stack.frames, stack.state, stack.open))
-                .or_default();
+            let entry = seen.entry((&stack.frames, stack.state, stack.open)).or_default();
             entry.0 += stack.count;
             entry.1 += stack.ns;
         }
@@ -217,8 +173,7 @@ pub fn waits(profile: &Profile, book: &Book) -> Result<()> {
     let before = book.begin_unix_ns.saturating_sub(profile.started_unix_ns);
     let after = profile.ended_unix_ns().saturating_sub(book.end_unix_ns);
     for wait in &book.waits {
-        let Some((count, ns)) = seen.remove(&(wait.frames.as_slice(), wait.state, wait.open))
-        else {
+        let Some((count, ns)) = seen.remove(&(wait.frames.as_slice(), wait.state, wait.open)) else {
             differences.0.push(format!(
                 "missing {} x {:?} {:?} {}",
                 wait.count,
@@ -230,37 +185,20 @@ pub fn waits(profile: &Profile, book: &Book) -> Result<()> {
         };
         if count != wait.count {
             let place = shown(&wait.frames);
-            differences.0.push(format!(
-                "{count} instead of {} waits at {place}",
-                wait.count
-            ));
+            differences.0.push(format!("{count} instead of {} waits at {place}", wait.count));
             continue;
         }
         // The recording is longer than the books at both ends.
         let mut truth = wait.ns;
-        truth += if wait.open.is_some_and(Open::at_begin) {
-            before * count
-        } else {
-            0
-        };
-        truth += if wait.open.is_some_and(Open::at_end) {
-            after * count
-        } else {
-            0
-        };
+        truth += if wait.open.is_some_and(Open::at_begin) { before * count } else { 0 };
+        truth += if wait.open.is_some_and(Open::at_end) { after * count } else { 0 };
         if truth / count.max(1) >= TIMED_WAIT_NS && !close(ns, truth) {
             let (state, place) = (wait.state, shown(&wait.frames));
-            differences.0.push(format!(
-                "{ns} instead of {truth} ns ({state:?}, {:?}) at {place}",
-                wait.open
-            ));
+            differences.0.push(format!("{ns} instead of {truth} ns ({state:?}, {:?}) at {place}", wait.open));
         }
     }
     for ((frames, state, open), (count, _)) in seen {
-        differences.0.push(format!(
-            "invented {count} x {state:?} {open:?} {}",
-            shown(frames)
-        ));
+        differences.0.push(format!("invented {count} x {state:?} {open:?} {}", shown(frames)));
     }
     differences.into_result()
 }
@@ -275,10 +213,7 @@ fn close(seen: u64, truth: u64) -> bool {
 /// # Errors
 ///
 /// Lists what differs, and every function whose books are too small to tell.
-pub fn function_times(
-    waiting_ns: impl Fn(&str) -> u64,
-    times: &BTreeMap<String, Time>,
-) -> Result<()> {
+pub fn function_times(waiting_ns: impl Fn(&str) -> u64, times: &BTreeMap<String, Time>) -> Result<()> {
     const LEAST_NS: u64 = 1_000_000_000;
     let mut differences = Differences::default();
     if times.is_empty() {
@@ -287,17 +222,12 @@ pub fn function_times(
     for (function, time) in times {
         let seen = waiting_ns(function);
         if time.ns < LEAST_NS {
-            differences
-                .0
-                .push(format!("the books of {function} hold {} ns only", time.ns));
+            differences.0.push(format!("the books of {function} hold {} ns only", time.ns));
         }
         if seen.abs_diff(time.ns) > time.ns / TOLERANCE {
             let off = 100 * (i128::from(seen) - i128::from(time.ns));
             let percent = off / i128::from(time.ns.max(1));
-            differences.0.push(format!(
-                "{function}: {seen} instead of {} ns ({percent} %)",
-                time.ns
-            ));
+            differences.0.push(format!("{function}: {seen} instead of {} ns ({percent} %)", time.ns));
         }
     }
     differences.into_result()
@@ -308,11 +238,7 @@ fn shown(frames: &[Frame]) -> String {
     const INNER: usize = 12;
     let cut = frames.len().saturating_sub(INNER);
     let names: Vec<String> = frames.iter().skip(cut).map(Frame::to_string).collect();
-    let dots = if cut > 0 {
-        format!("[{cut} more] ")
-    } else {
-        String::new()
-    };
+    let dots = if cut > 0 { format!("[{cut} more] ") } else { String::new() };
     format!("{dots}{}", names.join(" > "))
 }
 

@@ -28,14 +28,9 @@ impl Python {
     pub fn find(name: &str) -> Result<Self> {
         let exe = environments().join(name).join("bin/python");
         if !exe.exists() {
-            return Err(skip(format!(
-                "no {name} environment (cargo xtask test makes it)"
-            )));
+            return Err(skip(format!("no {name} environment (cargo xtask test makes it)")));
         }
-        Ok(Self {
-            name: name.to_owned(),
-            exe,
-        })
+        Ok(Self { name: name.to_owned(), exe })
     }
 
     /// `3.12` of `py3.12`.
@@ -54,10 +49,8 @@ fn environments() -> PathBuf {
 ///
 /// When there is none: that is a failure, not a skip.
 pub fn greenscope() -> Result<PathBuf> {
-    let path = env::var_os("GREENSCOPE_BIN").map_or_else(
-        || workspace().join("target/release/greenscope"),
-        PathBuf::from,
-    );
+    let path = env::var_os("GREENSCOPE_BIN")
+        .map_or_else(|| workspace().join("target/release/greenscope"), PathBuf::from);
     if !path.exists() {
         bail!("no greenscope at {}: cargo build --release", path.display());
     }
@@ -72,16 +65,12 @@ pub fn workspace() -> PathBuf {
 
 /// A program of `tests/targets`.
 pub fn target_program(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("targets")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("targets").join(name)
 }
 
 /// A program of `tests/readers`, which reads what greenscope wrote.
 pub fn reader_program(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("readers")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("readers").join(name)
 }
 
 /// What only root can try.

@@ -143,11 +143,7 @@ pub fn descendants(pid: u32) -> Result<Vec<u32>> {
         for task in tasks {
             let children = std::fs::read_to_string(task?.path().join("children"));
             let children = children.unwrap_or_default();
-            found.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|pid| pid.parse::<u32>().ok()),
-            );
+            found.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
         }
     }
     found.remove(0);

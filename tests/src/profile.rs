@@ -47,6 +47,9 @@ pub struct Totals {
     pub switches: u64,
     /// Greenlets, dead ones included.
     pub greenlets_seen: u64,
+    /// Dead greenlets that the list had no room for.
+    #[serde(default)]
+    pub greenlets_unlisted: u64,
     /// Records that found no room.
     pub records_lost: u64,
     /// Stacks that were cut at the limit of depth.
@@ -169,9 +172,7 @@ pub struct Frame {
 impl Frame {
     /// Whether the frame admits that it does not know its function.
     pub fn is_blank(&self) -> bool {
-        self.function
-            .as_deref()
-            .is_none_or(|name| name.is_empty() || name == "?")
+        self.function.as_deref().is_none_or(|name| name.is_empty() || name == "?")
     }
 }
 
@@ -190,22 +191,13 @@ impl fmt::Display for Frame {
 impl Profile {
     /// Waiting time of all stacks that contain the function, hubs' idle time left out.
     pub fn waiting_ns(&self, function: &str) -> u64 {
-        let waits = self
-            .stacks
-            .iter()
-            .filter(|stack| stack.state == State::Wait);
-        waits
-            .filter(|stack| stack.contains(function))
-            .map(|stack| stack.ns)
-            .sum()
+        let waits = self.stacks.iter().filter(|stack| stack.state == State::Wait);
+        waits.filter(|stack| stack.contains(function)).map(|stack| stack.ns).sum()
     }
 
     /// The sum of `switches_in` over all greenlets.
     pub fn switches_in(&self) -> u64 {
-        self.greenlets
-            .iter()
-            .map(|greenlet| greenlet.switches_in)
-            .sum()
+        self.greenlets.iter().map(|greenlet| greenlet.switches_in).sum()
     }
 
     /// The end of the recording.
@@ -217,8 +209,6 @@ impl Profile {
 impl Stack {
     /// Whether the function is anywhere in it.
     pub fn contains(&self, function: &str) -> bool {
-        self.frames
-            .iter()
-            .any(|frame| frame.function.as_deref() == Some(function))
+        self.frames.iter().any(|frame| frame.function.as_deref() == Some(function))
     }
 }

@@ -22,11 +22,7 @@ pub fn validate(python: &Python, json: &str) -> Result<()> {
         .arg(workspace().join("docs/json-format.schema.json"))
         .arg(file))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -39,14 +35,8 @@ pub fn titles(python: &Python, svg: &str) -> Result<Vec<String>> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("recording.svg");
     std::fs::write(&file, svg)?;
-    let output = run(Command::new(&python.exe)
-        .arg(reader_program("titles.py"))
-        .arg(file))?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = run(Command::new(&python.exe).arg(reader_program("titles.py")).arg(file))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).context("the titles")
 }
 
@@ -58,12 +48,8 @@ pub fn titles(python: &Python, svg: &str) -> Result<Vec<String>> {
 pub fn folded(text: &str) -> Result<BTreeMap<Vec<String>, u64>> {
     let mut stacks = BTreeMap::new();
     for line in text.lines() {
-        let (names, number) = line
-            .rsplit_once(' ')
-            .with_context(|| format!("no number: {line}"))?;
-        let number: u64 = number
-            .parse()
-            .with_context(|| format!("no number: {line}"))?;
+        let (names, number) = line.rsplit_once(' ').with_context(|| format!("no number: {line}"))?;
+        let number: u64 = number.parse().with_context(|| format!("no number: {line}"))?;
         let names = names.split(';').map(str::to_owned).collect();
         ensure!(stacks.insert(names, number).is_none(), "twice: {line}");
     }

@@ -61,12 +61,7 @@ impl Recording {
         }
         command.args(options).arg("-o").arg(&output);
         let process = Process::start(&mut command)?;
-        Ok(Self {
-            process,
-            signalled: None,
-            output,
-            _directory: directory,
-        })
+        Ok(Self { process, signalled: None, output, _directory: directory })
     }
 
     /// Waits for the line that begins with `recording`.
@@ -76,9 +71,7 @@ impl Recording {
     /// When it does not come; with what came instead.
     pub fn wait_until_recording(&self) -> Result<()> {
         let says = |line: &str| line.starts_with("recording");
-        self.process
-            .stderr
-            .line(0, Deadline::usual(), "the line `recording`", says)?;
+        self.process.stderr.line(0, Deadline::usual(), "the line `recording`", says)?;
         Ok(())
     }
 
@@ -101,9 +94,7 @@ impl Recording {
         match self.signalled {
             None => self.process.signal(signal)?,
             Some(pid) => {
-                let pid = i32::try_from(pid)
-                    .ok()
-                    .and_then(rustix::process::Pid::from_raw);
+                let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
                 rustix::process::kill_process(pid.context("a pid")?, signal)?;
             }
         }
@@ -120,10 +111,7 @@ impl Recording {
         let said = String::from_utf8(self.process.stderr.whole(Deadline::usual())?)?;
         ensure!(status.success(), "greenscope ended with {status}: {said}");
         // Progress lines and colours are for terminals.
-        ensure!(
-            !said.contains(['\r', '\x1b']),
-            "control characters on a pipe: {said:?}"
-        );
+        ensure!(!said.contains(['\r', '\x1b']), "control characters on a pipe: {said:?}");
         std::fs::read_to_string(&self.output)
             .with_context(|| format!("greenscope wrote nothing; it said: {said}"))
     }
@@ -181,25 +169,14 @@ pub fn refused(command: &mut Command) -> Result<Refusal> {
     let mut process = Process::start(command)?;
     let status = process.wait(Deadline::usual())?;
     let said = String::from_utf8(process.stderr.whole(Deadline::usual())?)?;
-    let Some(code) = status.code() else {
-        bail!("greenscope died of {status}: {said}")
-    };
+    let Some(code) = status.code() else { bail!("greenscope died of {status}: {said}") };
     ensure!(code != 0, "greenscope succeeded: {said}");
     let lines: Vec<&str> = said.lines().collect();
-    let [line] = lines.as_slice() else {
-        bail!("not one line, exit {code}: {said}")
-    };
+    let [line] = lines.as_slice() else { bail!("not one line, exit {code}: {said}") };
     ensure!(line.starts_with("greenscope: "), "exit {code}: {line}");
     let printed = process.stdout.whole(Deadline::usual())?;
-    ensure!(
-        printed.is_empty(),
-        "exit {code}, and on stdout: {}",
-        String::from_utf8_lossy(&printed)
-    );
-    Ok(Refusal {
-        code,
-        line: (*line).to_owned(),
-    })
+    ensure!(printed.is_empty(), "exit {code}, and on stdout: {}", String::from_utf8_lossy(&printed));
+    Ok(Refusal { code, line: (*line).to_owned() })
 }
 
 /// Runs greenscope to its end, whatever that is.

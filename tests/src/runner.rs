@@ -39,24 +39,15 @@ pub struct Cases(Vec<Case>);
 impl Cases {
     /// A case that needs no particular Python.
     pub fn once(&mut self, name: impl Into<String>, run: impl FnOnce() -> Result<()> + 'static) {
-        self.0.push(Case {
-            name: name.into(),
-            run: Box::new(run),
-        });
+        self.0.push(Case { name: name.into(), run: Box::new(run) });
     }
 
     /// A case on each Python, `NAME/py3.12`.
-    pub fn each(
-        &mut self,
-        name: impl Into<String>,
-        run: impl Fn(&Python) -> Result<()> + Clone + 'static,
-    ) {
+    pub fn each(&mut self, name: impl Into<String>, run: impl Fn(&Python) -> Result<()> + Clone + 'static) {
         let name = name.into();
         for python in PYTHONS {
             let run = run.clone();
-            self.once(format!("{name}/{python}"), move || {
-                run(&Python::find(python)?)
-            });
+            self.once(format!("{name}/{python}"), move || run(&Python::find(python)?));
         }
     }
 
@@ -69,11 +60,7 @@ impl Cases {
             say("usage: [WORD..] [--exact] [--skip WORD] [--list]");
             return ExitCode::from(2);
         };
-        let cases: Vec<Case> = self
-            .0
-            .into_iter()
-            .filter(|case| wanted.has(&case.name))
-            .collect();
+        let cases: Vec<Case> = self.0.into_iter().filter(|case| wanted.has(&case.name)).collect();
         if wanted.list {
             for case in &cases {
                 say(&format!("{}: test", case.name));
@@ -110,14 +97,8 @@ impl Cases {
             say(&format!("failed: {name}"));
         }
         let (failures, skips) = (failed.len(), skipped.len());
-        say(&format!(
-            "live: {passed} passed, {failures} failed, {skips} skipped"
-        ));
-        if failed.is_empty() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        say(&format!("live: {passed} passed, {failures} failed, {skips} skipped"));
+        if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
 
@@ -153,11 +134,7 @@ impl Wanted {
 
     fn has(&self, name: &str) -> bool {
         let hit = |word: &String| {
-            if self.exact {
-                name == word
-            } else {
-                name.contains(word)
-            }
+            if self.exact { name == word } else { name.contains(word) }
         };
         (self.words.is_empty() || self.words.iter().any(hit))
             && !self.without.iter().any(|word| name.contains(word))

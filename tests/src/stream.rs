@@ -42,9 +42,7 @@ impl Stream {
                     Err(_) => 0,
                 };
                 let mut state = writer.lock();
-                state
-                    .bytes
-                    .extend_from_slice(chunk.get(..read).unwrap_or_default());
+                state.bytes.extend_from_slice(chunk.get(..read).unwrap_or_default());
                 state.ended = read == 0;
                 writer.grown.notify_all();
                 if state.ended {
@@ -75,10 +73,8 @@ impl Stream {
         let mut at = from;
         let mut state = self.shared.lock();
         loop {
-            while let Some(length) = state
-                .bytes
-                .get(at..)
-                .and_then(|rest| rest.iter().position(|&byte| byte == b'\n'))
+            while let Some(length) =
+                state.bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == b'\n'))
             {
                 let line = state.bytes.get(at..at + length).unwrap_or_default();
                 let line = String::from_utf8_lossy(line).into_owned();
@@ -88,18 +84,10 @@ impl Stream {
                 }
             }
             if state.ended {
-                bail!(
-                    "{} ended before {what}; it said: {}",
-                    self.name,
-                    shown(&state.bytes)
-                );
+                bail!("{} ended before {what}; it said: {}", self.name, shown(&state.bytes));
             }
             if deadline.passed() {
-                bail!(
-                    "no {what} on {} in time; it said: {}",
-                    self.name,
-                    shown(&state.bytes)
-                );
+                bail!("no {what} on {} in time; it said: {}", self.name, shown(&state.bytes));
             }
             state = self.shared.wait(state, deadline);
         }
@@ -114,11 +102,7 @@ impl Stream {
         let mut state = self.shared.lock();
         while !state.ended {
             if deadline.passed() {
-                bail!(
-                    "{} did not end; it said: {}",
-                    self.name,
-                    shown(&state.bytes)
-                );
+                bail!("{} did not end; it said: {}", self.name, shown(&state.bytes));
             }
             state = self.shared.wait(state, deadline);
         }
@@ -132,10 +116,7 @@ impl Shared {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Deadline) -> MutexGuard<'a, State> {
-        self.grown
-            .wait_timeout(state, deadline.left())
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
+        self.grown.wait_timeout(state, deadline.left()).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -145,9 +126,5 @@ fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let skip = text.chars().count().saturating_sub(LONGEST);
     let tail: String = text.chars().skip(skip).collect();
-    if skip == 0 {
-        format!("{tail:?}")
-    } else {
-        format!("...{tail:?}")
-    }
+    if skip == 0 { format!("{tail:?}") } else { format!("...{tail:?}") }
 }

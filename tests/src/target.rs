@@ -38,18 +38,10 @@ impl Target {
     pub fn start_by(command: &mut Command, program: &str, arguments: &[&str]) -> Result<Self> {
         command.arg(target_program(program)).args(arguments);
         // No site-wide customisation, no bytecode in the source tree.
-        command
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("PYTHONUNBUFFERED", "1");
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
         let process = Process::start(command)?;
-        let mut target = Self {
-            process,
-            facts: Value::Null,
-            read: 0,
-        };
-        target.facts = target
-            .hear("ready")
-            .with_context(|| format!("{program} {arguments:?}"))?;
+        let mut target = Self { process, facts: Value::Null, read: 0 };
+        target.facts = target.hear("ready").with_context(|| format!("{program} {arguments:?}"))?;
         Ok(target)
     }
 
@@ -65,12 +57,8 @@ impl Target {
     /// When it does not come; with what the target printed instead.
     pub fn hear(&mut self, event: &str) -> Result<Value> {
         let mark = format!("{{\"event\": \"{event}\"");
-        let heard = self
-            .process
-            .stdout
-            .line(self.read, Deadline::usual(), event, |line| {
-                line.starts_with(&mark)
-            });
+        let heard =
+            self.process.stdout.line(self.read, Deadline::usual(), event, |line| line.starts_with(&mark));
         let (line, read) =
             heard.with_context(|| format!("target's stderr: {}", self.process.stderr.text()))?;
         self.read = read;
@@ -93,8 +81,7 @@ impl Target {
     /// When they don't come.
     pub fn books(&mut self) -> Result<Books> {
         let done = self.hear("done")?;
-        serde_json::from_value(done.get("books").cloned().context("no books")?)
-            .context("the target's books")
+        serde_json::from_value(done.get("books").cloned().context("no books")?).context("the target's books")
     }
 
     /// Lets it end, and checks that it ended well: it was not harmed.
@@ -105,11 +92,7 @@ impl Target {
     pub fn finish(mut self) -> Result<()> {
         self.go()?;
         let status: ExitStatus = self.process.wait(Deadline::usual())?;
-        ensure!(
-            status.success(),
-            "the target ended with {status}: {}",
-            self.process.stderr.text()
-        );
+        ensure!(status.success(), "the target ended with {status}: {}", self.process.stderr.text());
         Ok(())
     }
 }

@@ -85,11 +85,7 @@ fn refuses(check: impl Fn(&Profile) -> anyhow::Result<()>, at: &str, value: Valu
 
 #[test]
 fn complete_refuses_losses_and_impossible_times() {
-    for at in [
-        "/totals/records_lost",
-        "/totals/stacks_truncated",
-        "/totals/switches",
-    ] {
+    for at in ["/totals/records_lost", "/totals/stacks_truncated", "/totals/switches"] {
         refuses(complete, at, json!(1));
     }
     refuses(complete, "/totals/faults", json!({"FrameUnreadable": 1}));
@@ -115,11 +111,7 @@ fn greenlets_refuses_merged_split_missing_and_undead() {
     refuses(check, "/greenlets/1/switches_in", json!(4));
     refuses(check, "/greenlets/1/main", json!(true));
     refuses(check, "/greenlets/0/alive", json!(false));
-    refuses(
-        check,
-        "/greenlets/3",
-        profile_json()["greenlets"][1].clone(),
-    );
+    refuses(check, "/greenlets/3", profile_json()["greenlets"][1].clone());
     refuses(check, "/totals/greenlets_seen", json!(3));
     // Of the two, one is known to be dead.
     let mut both = profile("", Value::Null);

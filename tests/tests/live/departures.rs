@@ -17,56 +17,33 @@ use tests::target::Target;
 
 pub(crate) fn cases(cases: &mut Cases) {
     for way in ["exit", "killed"] {
-        cases.each(
-            format!("a_target_that_ends_ends_the_recording_well/{way}"),
-            move |python| {
-                let mut target = Target::start(python, "leaves.py", &[way])?;
-                let recording = Recording::start(target.pid(), &[])?;
-                target.go()?;
-                let books = target.books()?;
-                let profile = parse(&recording.finish()?)?;
-                let seen = profile.totals.switches;
-                ensure!(
-                    seen == books.book.total(),
-                    "{seen} instead of {}",
-                    books.book.total()
-                );
-                Ok(())
-            },
-        );
+        cases.each(format!("a_target_that_ends_ends_the_recording_well/{way}"), move |python| {
+            let mut target = Target::start(python, "leaves.py", &[way])?;
+            let recording = Recording::start(target.pid(), &[])?;
+            target.go()?;
+            let books = target.books()?;
+            let profile = parse(&recording.finish()?)?;
+            let seen = profile.totals.switches;
+            ensure!(seen == books.book.total(), "{seen} instead of {}", books.book.total());
+            Ok(())
+        });
     }
     for way in ["exec", "thread"] {
-        cases.each(
-            format!("what_was_seen_before_an_exec_is_written/{way}"),
-            move |python| {
-                let mut target = Target::start(python, "leaves.py", &[way])?;
-                let recording = Recording::start(target.pid(), &[])?;
-                target.go()?;
-                let books = target.books()?;
-                target.hear("after")?;
-                // It may end with the old program, or go on until it is told.
-                let ended = recording
-                    .process
-                    .ended(Deadline::after(Duration::from_secs(2)))?;
-                let text = if ended {
-                    recording.finish()?
-                } else {
-                    recording.stop_with(Signal::TERM)?
-                };
-                let seen = parse(&text)?.totals.switches;
-                ensure!(
-                    seen == books.book.total(),
-                    "{seen} instead of {}",
-                    books.book.total()
-                );
-                target.finish()
-            },
-        );
+        cases.each(format!("what_was_seen_before_an_exec_is_written/{way}"), move |python| {
+            let mut target = Target::start(python, "leaves.py", &[way])?;
+            let recording = Recording::start(target.pid(), &[])?;
+            target.go()?;
+            let books = target.books()?;
+            target.hear("after")?;
+            // It may end with the old program, or go on until it is told.
+            let ended = recording.process.ended(Deadline::after(Duration::from_secs(2)))?;
+            let text = if ended { recording.finish()? } else { recording.stop_with(Signal::TERM)? };
+            let seen = parse(&text)?.totals.switches;
+            ensure!(seen == books.book.total(), "{seen} instead of {}", books.book.total());
+            target.finish()
+        });
     }
-    cases.each(
-        "a_target_told_to_wait_for_greenlet_is_recorded_from_then",
-        wait_for_greenlet,
-    );
+    cases.each("a_target_told_to_wait_for_greenlet_is_recorded_from_then", wait_for_greenlet);
     for (probe, sites) in [
         ("switchstack", ["g_switchstack"].as_slice()),
         ("pair", &["user_g_switch", "main_g_switch", "g_initialstub"]),
@@ -84,14 +61,8 @@ fn wait_for_greenlet(python: &Python) -> Result<()> {
     let command = Command::new(tests::place::greenscope()?);
     let recording = Recording::launch(command, target.pid(), &["--wait-greenlet"])?;
     // Long enough to look once: it must still be there, waiting.
-    let gave_up = recording
-        .process
-        .ended(Deadline::after(Duration::from_millis(700)))?;
-    ensure!(
-        !gave_up,
-        "it did not wait: {}",
-        recording.process.stderr.text()
-    );
+    let gave_up = recording.process.ended(Deadline::after(Duration::from_millis(700)))?;
+    ensure!(!gave_up, "it did not wait: {}", recording.process.stderr.text());
     target.go()?;
     target.hear("ready")?;
     recording.wait_until_recording()?;
@@ -107,10 +78,7 @@ fn bytes_at(target: &Target, sites: &[&str]) -> Result<Vec<[u8; 16]>> {
     let memory = File::open(format!("/proc/{}/mem", target.pid()))?;
     let mut found = Vec::new();
     for site in sites {
-        let address = target
-            .facts
-            .pointer(&format!("/sites/{site}"))
-            .and_then(Value::as_u64);
+        let address = target.facts.pointer(&format!("/sites/{site}")).and_then(Value::as_u64);
         let mut bytes = [0; 16];
         memory.read_exact_at(&mut bytes, address.context("a site")?)?;
         found.push(bytes);
@@ -135,15 +103,8 @@ fn links_of(pid: u32) -> Result<BTreeSet<u32>> {
 /// The BPF links of this kernel.
 fn all_links(python: &Python) -> Result<BTreeSet<u32>> {
     let output = run(Command::new(&python.exe).arg(reader_program("links.py")))?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?
-        .lines()
-        .filter_map(|id| id.parse().ok())
-        .collect())
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.lines().filter_map(|id| id.parse().ok()).collect())
 }
 
 /// Waits until the target is as it was; links are freed a moment after their holder.
@@ -154,9 +115,7 @@ fn unprobed(
     before: &[[u8; 16]],
     links: &BTreeSet<u32>,
 ) -> Result<()> {
-    Deadline::usual().until("the links to go", || {
-        Ok(all_links(python)?.is_disjoint(links).then_some(()))
-    })?;
+    Deadline::usual().until("the links to go", || Ok(all_links(python)?.is_disjoint(links).then_some(())))?;
     let after = bytes_at(target, sites)?;
     ensure!(after == before, "{after:x?} instead of {before:x?}");
     Ok(())
@@ -169,15 +128,9 @@ fn killed_profiler(python: &Python, probe: &str, sites: &[&str]) -> Result<()> {
     let during = bytes_at(&target, sites)?;
     let links = links_of(recording.process.pid())?;
     for (before, during) in before.iter().zip(&during) {
-        ensure!(
-            before != during,
-            "no breakpoint at {sites:?}: this test sees nothing"
-        );
+        ensure!(before != during, "no breakpoint at {sites:?}: this test sees nothing");
     }
-    ensure!(
-        !links.is_empty() && links.is_subset(&all_links(python)?),
-        "links: {links:?}"
-    );
+    ensure!(!links.is_empty() && links.is_subset(&all_links(python)?), "links: {links:?}");
     target.go()?;
     // In the middle of its hundred thousand switches.
     recording.process.signal(Signal::KILL)?;

@@ -32,28 +32,22 @@ const BEYOND_THE_PAIR: [&str; 1] = ["started_while_in_python"];
 
 pub(crate) fn cases(cases: &mut Cases) {
     for scenario in SCENARIOS {
-        cases.each(
-            format!("ends_are_followed/{scenario}/switchstack"),
-            move |python| {
-                let target = Target::start(python, "ends.py", &[scenario])?;
-                let (profile, books) = record(target, &["--probe", "switchstack"])?;
-                compare::switches(&profile, &books.book)?;
-                compare::greenlets(&profile, &books)?;
-                compare::waits(&profile, &books.book)?;
-                compare::complete(&profile)
-            },
-        );
+        cases.each(format!("ends_are_followed/{scenario}/switchstack"), move |python| {
+            let target = Target::start(python, "ends.py", &[scenario])?;
+            let (profile, books) = record(target, &["--probe", "switchstack"])?;
+            compare::switches(&profile, &books.book)?;
+            compare::greenlets(&profile, &books)?;
+            compare::waits(&profile, &books.book)?;
+            compare::complete(&profile)
+        });
         if BEYOND_THE_PAIR.contains(&scenario) {
             continue;
         }
-        cases.each(
-            format!("ends_are_followed/{scenario}/pair"),
-            move |python| {
-                let target = Target::start(python, "ends.py", &[scenario])?;
-                let (profile, books) = record(target, &["--probe", "pair"])?;
-                compare::switches(&profile, &books.book)?;
-                compare::greenlets(&profile, &books)
-            },
-        );
+        cases.each(format!("ends_are_followed/{scenario}/pair"), move |python| {
+            let target = Target::start(python, "ends.py", &[scenario])?;
+            let (profile, books) = record(target, &["--probe", "pair"])?;
+            compare::switches(&profile, &books.book)?;
+            compare::greenlets(&profile, &books)
+        });
     }
 }

@@ -72,36 +72,25 @@ pub(crate) fn cases(cases: &mut Cases) {
         });
     }
     cases.each("without_privilege_it_is_not_permitted", no_privilege);
-    for (name, output) in [
-        ("in_no_directory", "missing/out.json"),
-        ("a_directory", "."),
-        ("below_a_file", "f/out"),
-    ] {
-        cases.each(
-            format!("an_unwritable_output_is_refused_at_once/{name}"),
-            move |python| {
-                as_root()?;
-                let target = Target::start(python, "idle.py", &["greenlet"])?;
-                let directory = tempfile::tempdir()?;
-                std::fs::write(directory.path().join("f"), "")?;
-                let refusal = refused(
-                    Command::new(greenscope()?)
-                        .args([
-                            "record",
-                            "--pid",
-                            &target.pid().to_string(),
-                            "--duration",
-                            "300ms",
-                        ])
-                        .args(["--format", "json", "-o"])
-                        .arg(directory.path().join(output)),
-                )?;
-                ensure!(refusal.code == FAILED, "{refusal:?}");
-                let left = std::fs::read_dir(directory.path())?.count();
-                ensure!(left == 1, "{left} files");
-                Ok(())
-            },
-        );
+    for (name, output) in
+        [("in_no_directory", "missing/out.json"), ("a_directory", "."), ("below_a_file", "f/out")]
+    {
+        cases.each(format!("an_unwritable_output_is_refused_at_once/{name}"), move |python| {
+            as_root()?;
+            let target = Target::start(python, "idle.py", &["greenlet"])?;
+            let directory = tempfile::tempdir()?;
+            std::fs::write(directory.path().join("f"), "")?;
+            let refusal = refused(
+                Command::new(greenscope()?)
+                    .args(["record", "--pid", &target.pid().to_string(), "--duration", "300ms"])
+                    .args(["--format", "json", "-o"])
+                    .arg(directory.path().join(output)),
+            )?;
+            ensure!(refusal.code == FAILED, "{refusal:?}");
+            let left = std::fs::read_dir(directory.path())?.count();
+            ensure!(left == 1, "{left} files");
+            Ok(())
+        });
     }
 }
 
@@ -116,10 +105,7 @@ fn expect(pid: u32, code: i32, word: &str) -> Result<()> {
         "--format",
         "json",
     ]))?;
-    ensure!(
-        refusal.code == code && refusal.line.contains(word),
-        "{refusal:?}"
-    );
+    ensure!(refusal.code == code && refusal.line.contains(word), "{refusal:?}");
     Ok(())
 }
 
@@ -128,9 +114,7 @@ fn no_privilege(python: &Python) -> Result<()> {
     let setpriv = tool("setpriv")?;
     let target = Target::start(python, "idle.py", &["greenlet"])?;
     // Where nobody can reach it, whatever the modes above the build are.
-    let directory = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o755))
-        .tempdir()?;
+    let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
     let binary = directory.path().join("greenscope");
     std::fs::copy(greenscope()?, &binary)?;
     std::fs::set_permissions(&binary, Permissions::from_mode(0o755))?;
@@ -138,13 +122,7 @@ fn no_privilege(python: &Python) -> Result<()> {
         Command::new(setpriv)
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .arg(&binary)
-            .args([
-                "record",
-                "--pid",
-                &target.pid().to_string(),
-                "--duration",
-                "300ms",
-            ])
+            .args(["record", "--pid", &target.pid().to_string(), "--duration", "300ms"])
             .args(["--format", "json"]),
     )?;
     ensure!(refusal.code == NOT_PERMITTED, "{refusal:?}");

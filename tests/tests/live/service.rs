@@ -21,11 +21,7 @@ pub(crate) fn cases(cases: &mut Cases) {
 
 /// Lets load.py ask a service that was let go, until it has said goodbye.
 pub(crate) fn load(python: &Python, target: &Target) -> Result<()> {
-    let port = target
-        .facts
-        .get("port")
-        .and_then(Value::as_u64)
-        .context("a port")?;
+    let port = target.facts.get("port").and_then(Value::as_u64).context("a port")?;
     let mut load = Process::start(
         Command::new(&python.exe)
             .arg(target_program("load.py"))
@@ -36,10 +32,7 @@ pub(crate) fn load(python: &Python, target: &Target) -> Result<()> {
     let said: Value = serde_json::from_str(&said)?;
     let count = |name| said.pointer(name).and_then(Value::as_u64);
     let asked = count("/books/asked").context("asked")?;
-    ensure!(
-        asked > 0 && count("/books/answered") == Some(asked),
-        "{said}"
-    );
+    ensure!(asked > 0 && count("/books/answered") == Some(asked), "{said}");
     load.wait(Deadline::usual())?;
     Ok(())
 }
@@ -58,18 +51,9 @@ fn flask(python: &Python) -> Result<()> {
     compare::complete(&profile)?;
     // Flask's own frames lie between the server's and the handler's.
     let stacks = &profile.stacks;
-    let order = [
-        "Flask.wsgi_app",
-        "Flask.dispatch_request",
-        "page",
-        "render",
-        "query",
-    ];
+    let order = ["Flask.wsgi_app", "Flask.dispatch_request", "page", "render", "query"];
     let found = stacks.iter().any(|stack| {
-        let mut names = stack
-            .frames
-            .iter()
-            .filter_map(|frame| frame.function.as_deref());
+        let mut names = stack.frames.iter().filter_map(|frame| frame.function.as_deref());
         order.iter().all(|wanted| names.any(|name| name == *wanted))
     });
     ensure!(found, "no stack in the order {order:?}");

@@ -35,10 +35,7 @@ pub(crate) fn cases(cases: &mut Cases) {
             });
         }
     }
-    cases.each(
-        "stacks_beyond_the_limit_keep_their_inner_end_and_are_counted",
-        too_deep,
-    );
+    cases.each("stacks_beyond_the_limit_keep_their_inner_end_and_are_counted", too_deep);
     cases.each("reused_code_objects_never_lend_their_names", reused_code);
 }
 
@@ -48,34 +45,18 @@ fn too_deep(python: &Python) -> Result<()> {
     let (profile, books) = record(target, &[])?;
     compare::switches(&profile, &books.book)?;
     let mut cut = 0;
-    for stack in profile
-        .stacks
-        .iter()
-        .filter(|stack| stack.state == State::Wait)
-    {
+    for stack in profile.stacks.iter().filter(|stack| stack.state == State::Wait) {
         // A cut stack may begin with a frame that says so.
         let known: &[Frame] = match stack.frames.split_first() {
             Some((first, rest)) if first.line.is_none() => rest,
             _ => &stack.frames,
         };
         let whole = books.book.waits.iter().any(|wait| wait.frames == known);
-        let inner = books
-            .book
-            .waits
-            .iter()
-            .any(|wait| wait.frames.ends_with(known));
-        ensure!(
-            whole || inner && known.len() >= LEAST,
-            "{} frames: no tail",
-            known.len()
-        );
+        let inner = books.book.waits.iter().any(|wait| wait.frames.ends_with(known));
+        ensure!(whole || inner && known.len() >= LEAST, "{} frames: no tail", known.len());
         cut += if whole { 0 } else { stack.count };
     }
-    ensure!(
-        cut == profile.totals.stacks_truncated,
-        "{cut} {:?}",
-        profile.totals
-    );
+    ensure!(cut == profile.totals.stacks_truncated, "{cut} {:?}", profile.totals);
     let (seen, truth): (u64, u64) = (
         profile.stacks.iter().map(|stack| stack.count).sum(),
         books.book.waits.iter().map(|wait| wait.count).sum(),
@@ -87,31 +68,18 @@ fn too_deep(python: &Python) -> Result<()> {
 fn reused_code(python: &Python) -> Result<()> {
     let target = Target::start(python, "reuse.py", &["5000"])?;
     let (profile, books) = record(target, &[])?;
-    ensure!(
-        books.addresses_reused > 1000,
-        "only {} reused",
-        books.addresses_reused
-    );
+    ensure!(books.addresses_reused > 1000, "only {} reused", books.addresses_reused);
     compare::switches(&profile, &books.book)?;
     let (mut named, mut blank, mut truth) = (0, 0, 0);
     for wait in &books.book.waits {
         truth += wait.count;
     }
     for stack in &profile.stacks {
-        let known = books
-            .book
-            .waits
-            .iter()
-            .find(|wait| wait.frames == stack.frames);
+        let known = books.book.waits.iter().find(|wait| wait.frames == stack.frames);
         match known {
             // Counted twice means that another one's wait got this name.
             Some(wait) => {
-                ensure!(
-                    stack.count <= wait.count,
-                    "{} x {:?}",
-                    stack.count,
-                    stack.frames
-                );
+                ensure!(stack.count <= wait.count, "{} x {:?}", stack.count, stack.frames);
                 named += stack.count;
             }
             None => {
@@ -121,10 +89,7 @@ fn reused_code(python: &Python) -> Result<()> {
             }
         }
     }
-    ensure!(
-        named + blank == truth,
-        "{named} named, {blank} blank, of {truth}"
-    );
+    ensure!(named + blank == truth, "{named} named, {blank} blank, of {truth}");
     // What lives when it is looked up has no excuse: main's own stack is half of all.
     ensure!(named >= truth / 2, "{named} named, {blank} blank");
     Ok(())

@@ -27,15 +27,9 @@ pub(crate) fn cases(cases: &mut Cases) {
         compare::switches(&profile, &books.book)?;
         compare::complete(&profile)
     });
-    cases.each(
-        "two_recordings_of_one_target_are_both_right",
-        two_recordings,
-    );
+    cases.each("two_recordings_of_one_target_are_both_right", two_recordings);
     cases.each("two_targets_in_one_recording_are_kept_apart", two_targets);
-    cases.each(
-        "a_second_recording_of_a_target_starts_from_zero",
-        second_recording,
-    );
+    cases.each("a_second_recording_of_a_target_starts_from_zero", second_recording);
 }
 
 /// Without the profiler: what a target says of itself fits together.
@@ -50,20 +44,13 @@ fn books_add_up(python: &Python) -> Result<()> {
     ] {
         let book = unobserved(python, program, &[argument])?.book;
         let lives: u64 = book.greenlets.iter().map(|life| life.switches_in).sum();
-        ensure!(
-            lives == book.total(),
-            "{program} {argument}: {lives} != {}",
-            book.total()
-        );
+        ensure!(lives == book.total(), "{program} {argument}: {lives} != {}", book.total());
         ensure!(book.total() > 0, "{program} {argument} did nothing");
         // Each closed wait ended with a switch into the waiting greenlet.
         let ended = |open: Option<tests::profile::Open>| open.is_none_or(|open| !open.at_end());
         let waits = book.waits.iter().filter(|wait| ended(wait.open));
         let waits: u64 = waits.map(|wait| wait.count).sum();
-        ensure!(
-            waits <= lives,
-            "{program} {argument}: {waits} waits of {lives} switches"
-        );
+        ensure!(waits <= lives, "{program} {argument}: {waits} waits of {lives} switches");
     }
     Ok(())
 }
@@ -92,23 +79,12 @@ fn two_targets(python: &Python) -> Result<()> {
     let books = [one.books()?, two.books()?];
     let profile = recording.stop()?;
     for (target, books) in [&one, &two].into_iter().zip(&books) {
-        let greenlets = profile
-            .greenlets
-            .iter()
-            .filter(|life| life.pid == target.pid());
+        let greenlets = profile.greenlets.iter().filter(|life| life.pid == target.pid());
         let seen: u64 = greenlets.map(|life| life.switches_in).sum();
-        ensure!(
-            seen == books.book.total(),
-            "{seen} != {}",
-            books.book.total()
-        );
+        ensure!(seen == books.book.total(), "{seen} != {}", books.book.total());
     }
     let total: u64 = books.iter().map(|books| books.book.total()).sum();
-    ensure!(
-        profile.totals.switches == total,
-        "{} != {total}",
-        profile.totals.switches
-    );
+    ensure!(profile.totals.switches == total, "{} != {total}", profile.totals.switches);
     ensure!(profile.targets.len() == 2, "{:?}", profile.targets);
     one.finish()?;
     two.finish()

@@ -10,26 +10,20 @@ use tests::target::Target;
 
 pub(crate) fn cases(cases: &mut Cases) {
     for kind in ["gevent", "greenlet"] {
-        cases.each(
-            format!("nested_waits_are_timed_by_function/{kind}"),
-            move |python| {
-                let target = Target::start(python, "waits.py", &[kind])?;
-                let (profile, books) = record(target, &[])?;
-                compare::function_times(|function| profile.waiting_ns(function), &books.times)?;
-                compare::waits(&profile, &books.book)?;
-                compare::switches(&profile, &books.book)?;
-                compare::complete(&profile)
-            },
-        );
+        cases.each(format!("nested_waits_are_timed_by_function/{kind}"), move |python| {
+            let target = Target::start(python, "waits.py", &[kind])?;
+            let (profile, books) = record(target, &[])?;
+            compare::function_times(|function| profile.waiting_ns(function), &books.times)?;
+            compare::waits(&profile, &books.book)?;
+            compare::switches(&profile, &books.book)?;
+            compare::complete(&profile)
+        });
     }
     for kind in ["greenlet", "gevent", "threads"] {
         let name = format!("waits_open_at_the_ends_count_only_their_part/{kind}");
         cases.each(name, move |python| open_at_the_ends(python, kind));
     }
-    cases.each(
-        "greenlets_that_never_switch_are_listed_with_their_stack",
-        never_switched,
-    );
+    cases.each("greenlets_that_never_switch_are_listed_with_their_stack", never_switched);
 }
 
 fn open_at_the_ends(python: &Python, kind: &str) -> Result<()> {
@@ -44,11 +38,7 @@ fn open_at_the_ends(python: &Python, kind: &str) -> Result<()> {
 fn never_switched(python: &Python) -> Result<()> {
     let target = Target::start(python, "open_waits.py", &["threads"])?;
     let (profile, books) = record(target, &[])?;
-    ensure!(
-        profile.totals.switches == 0,
-        "{} switches",
-        profile.totals.switches
-    );
+    ensure!(profile.totals.switches == 0, "{} switches", profile.totals.switches);
     for wait in &books.book.waits {
         let waiting: Vec<_> = profile
             .stacks
@@ -58,21 +48,10 @@ fn never_switched(python: &Python) -> Result<()> {
         ensure!(waiting.len() == 2, "one in each thread: {waiting:?}");
         for stack in waiting {
             ensure!(stack.open == Some(Open::Both), "{stack:?}");
-            let greenlet = profile
-                .greenlets
-                .iter()
-                .find(|one| one.id == stack.greenlet);
+            let greenlet = profile.greenlets.iter().find(|one| one.id == stack.greenlet);
             let greenlet = greenlet.context("an open wait without a greenlet")?;
-            ensure!(
-                greenlet.switches_in == 0 && greenlet.alive && !greenlet.main,
-                "{greenlet:?}"
-            );
-            ensure!(
-                stack.ns == profile.duration_ns,
-                "{} of {}",
-                stack.ns,
-                profile.duration_ns
-            );
+            ensure!(greenlet.switches_in == 0 && greenlet.alive && !greenlet.main, "{greenlet:?}");
+            ensure!(stack.ns == profile.duration_ns, "{} of {}", stack.ns, profile.duration_ns);
         }
     }
     Ok(())
