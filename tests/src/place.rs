@@ -33,10 +33,38 @@ impl Python {
         Ok(Self { name: name.to_owned(), exe })
     }
 
+    /// An interpreter of that name with nothing installed: on the `PATH`, or pyenv's.
+    ///
+    /// # Errors
+    ///
+    /// A skip when there is none.
+    pub fn bare(name: &str) -> Result<Self> {
+        let version = name.trim_start_matches("py");
+        let exe = match tool(&format!("python{version}")) {
+            Ok(exe) if !exe.components().any(|part| part.as_os_str() == "shims") => exe,
+            _ => pyenv(version).ok_or_else(|| skip(format!("no Python {version}")))?,
+        };
+        Ok(Self { name: name.to_owned(), exe })
+    }
+
     /// `3.12` of `py3.12`.
     pub fn version(&self) -> &str {
         self.name.trim_start_matches("py")
     }
+}
+
+/// The interpreter of pyenv's that begins with that version.
+fn pyenv(version: &str) -> Option<PathBuf> {
+    let root = env::var_os("PYENV_ROOT")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".pyenv")))?;
+    let wanted = format!("{version}.");
+    let installed = std::fs::read_dir(root.join("versions")).ok()?;
+    installed
+        .filter_map(Result::ok)
+        .find(|entry| entry.file_name().to_string_lossy().starts_with(&wanted))
+        .map(|entry| entry.path().join("bin/python"))
+        .filter(|exe| exe.exists())
 }
 
 fn environments() -> PathBuf {
