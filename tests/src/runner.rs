@@ -97,7 +97,9 @@ impl Cases {
             say(&format!("failed: {name}"));
         }
         let (failures, skips) = (failed.len(), skipped.len());
-        say(&format!("live: {passed} passed, {failures} failed, {skips} skipped"));
+        let verdict = if failures == 0 { "ok" } else { "FAILED" };
+        // In libtest's words, which `cargo xtask test` counts.
+        say(&format!("test result: {verdict}. {passed} passed; {failures} failed; {skips} ignored"));
         if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
