@@ -16,6 +16,7 @@ pub(crate) fn cases(cases: &mut Cases) {
             compare::function_times(|function| profile.waiting_ns(function), &books.times)?;
             compare::waits(&profile, &books.book)?;
             compare::switches(&profile, &books.book)?;
+            compare::greenlets(&profile, &books)?;
             compare::complete(&profile)
         });
     }
