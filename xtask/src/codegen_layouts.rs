@@ -58,8 +58,7 @@ pub(crate) fn run(check: bool) -> anyhow::Result<()> {
             if let Some(library) = wheel_library(&wheels, python, *release)? {
                 let data = fs::read(&library)?;
                 let file = object::File::parse(&*data)?;
-                let layout = extract::greenlet(&file)
-                    .with_context(|| format!("{}", library.display()))?;
+                let layout = extract::greenlet(&file).with_context(|| format!("{}", library.display()))?;
                 layouts.insert(*release, layout);
             }
         }
@@ -96,7 +95,7 @@ fn header(pythons: &[Python], releases: &[Release]) -> String {
          //! {}.\n\n\
          use profiler_common::layout::{{ABSENT, GreenletLayout, PythonLayout}};\n\n\
          use super::{{layouts::{{GreenletRow, PythonRow}}, version::Version}};\n\
-         use crate::python::objects::{{NONE, ObjectLayout}};\n\n\
+         use crate::python::objects::{{DebugTable, NONE, ObjectLayout}};\n\n\
          /// CPython's layouts.\n\
          pub const PYTHON: &[PythonRow] = &[\n",
         versions.join(", "),
@@ -106,9 +105,9 @@ fn header(pythons: &[Python], releases: &[Release]) -> String {
 
 /// The newest interpreter of a minor version that pyenv has, and its row.
 fn python_row(minor: u8) -> anyhow::Result<Python> {
-    let pyenv = std::env::var_os("PYENV_ROOT").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| Path::new(&home).join(".pyenv"))
-    });
+    let pyenv = std::env::var_os("PYENV_ROOT")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".pyenv")));
     let versions = pyenv.context("neither PYENV_ROOT nor HOME is set")?.join("versions");
     let prefix = format!("3.{minor}.");
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
@@ -125,16 +124,20 @@ fn python_row(minor: u8) -> anyhow::Result<Python> {
     }
     let newest = found.into_iter().max();
     let (micro, root) = newest.with_context(|| {
-        format!("no CPython 3.{minor} with a shared library under {}: \
-                 PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.{minor}", versions.display())
+        format!(
+            "no CPython 3.{minor} with a shared library under {}: \
+                 PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.{minor}",
+            versions.display()
+        )
     })?;
     let data = fs::read(root.join(format!("lib/libpython3.{minor}.so.1.0")))?;
     let file = object::File::parse(&*data)?;
-    let (layout, objects) =
+    let (layout, objects, debug) =
         extract::python(&file).with_context(|| format!("libpython of 3.{minor}.{micro}"))?;
     let version = format!("3.{minor}.{micro}");
     let text = format!(
-        "PythonRow {{ minor: (3, {minor}), read_from: \"{version}\", layout: {}, objects: {} }},\n",
+        "PythonRow {{ minor: (3, {minor}), read_from: \"{version}\", layout: {}, objects: {}, \
+         debug: {debug:?} }},\n",
         format!("{layout:?}").replace(&format!(": {}", u16::MAX), ": ABSENT"),
         format!("{objects:?}").replace(&format!(": {}", objects::NONE), ": NONE"),
     );
@@ -176,11 +179,7 @@ fn dotted((major, minor, micro): Release) -> String {
 }
 
 /// The `_greenlet` library of a wheel; `None` when there is no such wheel.
-fn wheel_library(
-    wheels: &Path,
-    python: &Python,
-    release: Release,
-) -> anyhow::Result<Option<PathBuf>> {
+fn wheel_library(wheels: &Path, python: &Python, release: Release) -> anyhow::Result<Option<PathBuf>> {
     let tag = format!("{}-cp3{}", dotted(release), python.minor);
     let library = wheels.join(format!("{tag}.so"));
     let missing = wheels.join(format!("{tag}.none"));
@@ -195,8 +194,10 @@ fn wheel_library(
         .args(["download", "--no-deps", "--only-binary=:all:", "--dest"])
         .arg(&folder)
         .arg(format!("--python-version=3.{}", python.minor))
-        .args(["manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64"]
-            .map(|platform| format!("--platform={platform}")))
+        .args(
+            ["manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64"]
+                .map(|platform| format!("--platform={platform}")),
+        )
         .arg(format!("greenlet=={}", dotted(release)))
         .output()?;
     if !output.status.success() {

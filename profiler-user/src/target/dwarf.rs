@@ -7,8 +7,7 @@
 use std::collections::HashMap;
 
 use gimli::{
-    AttributeValue, DebuggingInformationEntry, EndianSlice, LittleEndian, SectionId,
-    Unit, UnitOffset,
+    AttributeValue, DebuggingInformationEntry, EndianSlice, LittleEndian, SectionId, Unit, UnitOffset,
 };
 use object::{Object as _, ObjectSection as _, ReadRef};
 
@@ -62,10 +61,7 @@ impl<'d> Types<'d> {
     /// # Errors
     ///
     /// [`DwarfError`]; a root that is not there is no error.
-    pub fn find<R: ReadRef<'d>>(
-        file: &object::File<'d, R>,
-        roots: &[&str],
-    ) -> Result<Self, DwarfError> {
+    pub fn find<R: ReadRef<'d>>(file: &object::File<'d, R>, roots: &[&str]) -> Result<Self, DwarfError> {
         if file.section_by_name(".debug_info").is_none() {
             return Err(DwarfError::Absent);
         }
@@ -81,8 +77,8 @@ impl<'d> Types<'d> {
             );
             let data = match file.section_by_name(id.name()) {
                 Some(section) if needed => {
-                    let compressed = section.compressed_file_range()?.format
-                        != object::CompressionFormat::None;
+                    let compressed =
+                        section.compressed_file_range()?.format != object::CompressionFormat::None;
                     if compressed {
                         return Err(DwarfError::Compressed(id.name()));
                     }
@@ -92,8 +88,7 @@ impl<'d> Types<'d> {
             };
             Ok(EndianSlice::new(data, LittleEndian))
         };
-        let mut types =
-            Self { dwarf: gimli::Dwarf::load(load)?, units: Vec::new(), roots: HashMap::new() };
+        let mut types = Self { dwarf: gimli::Dwarf::load(load)?, units: Vec::new(), roots: HashMap::new() };
         types.scan(roots)?;
         Ok(types)
     }
@@ -145,14 +140,18 @@ impl<'d> Types<'d> {
                 }
                 // `typedef struct name name` adds nothing; the structure itself is
                 // met too, unless it is nameless.
-                let Some(name) = self.name(unit, entry) else { return };
+                let Some(name) = self.name(unit, entry) else {
+                    return;
+                };
                 let full = format!("{prefix}{name}");
                 if wanted.contains(&full.as_str()) && self.leads_to_body(unit, entry) {
                     found.push((full, entry.offset()));
                 }
             }
             gimli::DW_TAG_namespace => {
-                let Some(name) = self.name(unit, entry) else { return };
+                let Some(name) = self.name(unit, entry) else {
+                    return;
+                };
                 let inner = format!("{prefix}{name}::");
                 if wanted.iter().any(|root| root.starts_with(&inner)) {
                     namespaces.push((entry.offset(), inner));
@@ -198,11 +197,7 @@ impl<'d> Types<'d> {
         let mut holder = offset;
         for name in path.split('.') {
             let (member, kind) = self.child(unit, peel(unit, holder)?, name, MAX_DEPTH)?;
-            at = Member {
-                offset: at.offset.checked_add(member.offset)?,
-                bit: member.bit,
-                bits: member.bits,
-            };
+            at = Member { offset: at.offset.checked_add(member.offset)?, bit: member.bit, bits: member.bits };
             holder = kind;
         }
         Some(at)
@@ -244,7 +239,9 @@ impl<'d> Types<'d> {
                 gimli::DW_TAG_member => !entry.has_attr(gimli::DW_AT_name),
                 _ => return,
             };
-            let (Some(member), Some(kind)) = (place(entry), kind(entry)) else { return };
+            let (Some(member), Some(kind)) = (place(entry), kind(entry)) else {
+                return;
+            };
             if transparent {
                 inside.push((member, kind));
             } else if found.is_none() && self.name(unit, entry).as_deref() == Some(wanted) {
