@@ -1,10 +1,11 @@
-"""Tells where greenlet's probe sites lie, and switches before and after.
+"""Tells where greenlet's probe sites lie: `probed.py ROUNDS`.
 
-With `go` it works and says `done` once; after a second `go` it works again, to
-show that it goes on when the profiler was killed.
+It works twice, with a go and a `done` each, to show that it goes on when the
+profiler was killed.
 """
 
 import ctypes
+import sys
 
 import greenlet
 
@@ -19,7 +20,7 @@ SITES = {
 }
 
 
-def main():
+def main(rounds):
     library = ctypes.CDLL(greenlet._greenlet.__file__)
     sites = {
         name: ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value
@@ -30,9 +31,9 @@ def main():
     books.ready(sites=sites)
     for _ in range(2):
         book.begin()
-        switches.plain(2_000)
+        switches.plain(rounds)
         books.done(book=book.end())
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

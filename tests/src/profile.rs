@@ -1,0 +1,214 @@
+//! The json of `greenscope record`, version 1, as docs/json-format.md has it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+
+/// One recording.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Profile {
+    /// 1.
+    pub version: u32,
+    /// The processes that were recorded.
+    pub targets: Vec<Target>,
+    /// The moment at which every probe was in place.
+    pub started_unix_ns: u64,
+    /// From that moment to the end.
+    pub duration_ns: u64,
+    /// Sums over everything.
+    pub totals: Totals,
+    /// The threads that ran greenlets.
+    #[serde(default)]
+    pub threads: Vec<Thread>,
+    /// The greenlets that were seen.
+    pub greenlets: Vec<Greenlet>,
+    /// Stacks with the time spent in them.
+    pub stacks: Vec<Stack>,
+}
+
+/// A recorded process.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Target {
+    /// Its pid, as greenscope sees it.
+    pub pid: u32,
+    /// Its Python, such as `3.12.1`.
+    pub python: String,
+    /// Its greenlet, such as `3.5.6`; null when none is loaded.
+    pub greenlet: Option<String>,
+    /// Its command line.
+    pub command: String,
+}
+
+/// Sums over everything.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Totals {
+    /// Real switches.
+    pub switches: u64,
+    /// Greenlets, dead ones included.
+    pub greenlets_seen: u64,
+    /// Dead greenlets that the list had no room for.
+    #[serde(default)]
+    pub greenlets_unlisted: u64,
+    /// Records that found no room.
+    pub records_lost: u64,
+    /// Stacks that were cut at the limit of depth.
+    pub stacks_truncated: u64,
+    /// What could not be read, by name.
+    #[serde(default)]
+    pub faults: BTreeMap<String, u64>,
+}
+
+/// A thread.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Thread {
+    /// Its process.
+    pub pid: u32,
+    /// Its id.
+    pub tid: u32,
+    /// Its name, where it has one.
+    pub name: Option<String>,
+}
+
+/// A greenlet.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Greenlet {
+    /// Unique in this recording.
+    pub id: serde_json::Value,
+    /// Its process.
+    pub pid: u32,
+    /// Its thread, where that is known.
+    pub tid: Option<u32>,
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// Whether it is its thread's main greenlet.
+    pub main: bool,
+    /// Whether it lived when the recording ended.
+    pub alive: bool,
+    /// How often it was switched to.
+    pub switches_in: u64,
+    /// Current on its thread.
+    pub running_ns: Option<u64>,
+    /// Suspended.
+    pub waiting_ns: Option<u64>,
+}
+
+/// A stack in one state, and the time spent in it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Stack {
+    /// Root first.
+    pub frames: Vec<Frame>,
+    /// What the greenlet did.
+    pub state: State,
+    /// The process.
+    pub pid: u32,
+    /// The time, summed.
+    pub ns: u64,
+    /// How often.
+    pub count: u64,
+    /// The greenlet of an open wait.
+    #[serde(default)]
+    pub greenlet: serde_json::Value,
+    /// Which end of the recording cut the wait, if any.
+    #[serde(default)]
+    pub open: Option<Open>,
+}
+
+/// What a greenlet did.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// On CPU.
+    Cpu,
+    /// Suspended, and no hub.
+    Wait,
+    /// Current, its thread off the CPU.
+    Blocked,
+    /// Current, its thread runnable.
+    Preempted,
+    /// Current, its thread without the GIL.
+    Gil,
+    /// Between two greenlets.
+    Switching,
+    /// A suspended hub.
+    Idle,
+}
+
+/// Which end of the recording cut a wait.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+#[serde(rename_all = "lowercase")]
+pub enum Open {
+    /// It began before.
+    Begin,
+    /// It had not ended.
+    End,
+    /// Both.
+    Both,
+}
+
+impl Open {
+    /// Whether the wait began before the recording.
+    pub fn at_begin(self) -> bool {
+        matches!(self, Self::Begin | Self::Both)
+    }
+
+    /// Whether the wait had not ended when the recording did.
+    pub fn at_end(self) -> bool {
+        matches!(self, Self::End | Self::Both)
+    }
+}
+
+/// One frame; an empty name or line is one that was not known.
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Frame {
+    /// The qualified name.
+    pub function: Option<String>,
+    /// The code object's file, as it has it.
+    pub file: Option<String>,
+    /// The line of the suspended instruction.
+    pub line: Option<u32>,
+}
+
+impl Frame {
+    /// Whether the frame admits that it does not know its function.
+    pub fn is_blank(&self) -> bool {
+        self.function.as_deref().is_none_or(|name| name.is_empty() || name == "?")
+    }
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.as_deref().unwrap_or("?");
+        let name = file.rsplit('/').next().unwrap_or(file);
+        write!(to, "{}@{name}:", self.function.as_deref().unwrap_or("?"))?;
+        match self.line {
+            Some(line) => write!(to, "{line}"),
+            None => to.write_str("?"),
+        }
+    }
+}
+
+impl Profile {
+    /// Waiting time of all stacks that contain the function, hubs' idle time left out.
+    pub fn waiting_ns(&self, function: &str) -> u64 {
+        let waits = self.stacks.iter().filter(|stack| stack.state == State::Wait);
+        waits.filter(|stack| stack.contains(function)).map(|stack| stack.ns).sum()
+    }
+
+    /// The sum of `switches_in` over all greenlets.
+    pub fn switches_in(&self) -> u64 {
+        self.greenlets.iter().map(|greenlet| greenlet.switches_in).sum()
+    }
+
+    /// The end of the recording.
+    pub fn ended_unix_ns(&self) -> u64 {
+        self.started_unix_ns + self.duration_ns
+    }
+}
+
+impl Stack {
+    /// Whether the function is anywhere in it.
+    pub fn contains(&self, function: &str) -> bool {
+        self.frames.iter().any(|frame| frame.function.as_deref() == Some(function))
+    }
+}

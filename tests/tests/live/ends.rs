@@ -1,0 +1,53 @@
+//! Throws, kills, deaths and the rare ways into a greenlet.
+
+use tests::compare;
+use tests::recording::record;
+use tests::runner::Cases;
+use tests::target::Target;
+
+/// The scenarios of tests/targets/ends.py.
+const SCENARIOS: [&str; 18] = [
+    "throw",
+    "throw_before_start",
+    "greenlet_exit",
+    "kill",
+    "parent_dies",
+    "uncaught",
+    "dealloc",
+    "dealloc_refused",
+    "dealloc_in_another_thread",
+    "thread_ends",
+    "thread_abandons",
+    "started_while_in_python",
+    "switches_while_looked_up",
+    "lookup_raises",
+    "self_switch",
+    "dead_switch",
+    "wrong_thread",
+    "finalizer_switches",
+];
+
+/// What the pair of sites cannot see: the switch after a start inside `run`'s lookup.
+const BEYOND_THE_PAIR: [&str; 1] = ["started_while_in_python"];
+
+pub(crate) fn cases(cases: &mut Cases) {
+    for scenario in SCENARIOS {
+        cases.each(format!("ends_are_followed/{scenario}/switchstack"), move |python| {
+            let target = Target::start(python, "ends.py", &[scenario])?;
+            let (profile, books) = record(target, &["--probe", "switchstack"])?;
+            compare::switches(&profile, &books.book)?;
+            compare::greenlets(&profile, &books)?;
+            compare::waits(&profile, &books.book)?;
+            compare::complete(&profile)
+        });
+        if BEYOND_THE_PAIR.contains(&scenario) {
+            continue;
+        }
+        cases.each(format!("ends_are_followed/{scenario}/pair"), move |python| {
+            let target = Target::start(python, "ends.py", &[scenario])?;
+            let (profile, books) = record(target, &["--probe", "pair"])?;
+            compare::switches(&profile, &books.book)?;
+            compare::greenlets(&profile, &books)
+        });
+    }
+}

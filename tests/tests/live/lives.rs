@@ -1,0 +1,37 @@
+//! Identities: one per greenlet, however often an address is reused.
+
+use anyhow::{Result, ensure};
+use tests::compare;
+use tests::place::Python;
+use tests::recording::record;
+use tests::runner::Cases;
+use tests::target::Target;
+
+pub(crate) fn cases(cases: &mut Cases) {
+    for kind in ["greenlet", "gevent"] {
+        cases.each(format!("a_hundred_thousand_lives_never_merge/{kind}"), move |python| {
+            let target = Target::start(python, "lives.py", &[kind, "100000"])?;
+            let (profile, books) = record(target, &[])?;
+            ensure!(books.addresses_reused > 10_000, "{} reused", books.addresses_reused);
+            compare::switches(&profile, &books.book)?;
+            compare::greenlets(&profile, &books)?;
+            compare::complete(&profile)
+        });
+    }
+    cases.each("greenlets_beyond_the_limit_are_summed_and_counted", beyond_the_limit);
+}
+
+fn beyond_the_limit(python: &Python) -> Result<()> {
+    // A wave of a thousand lives at once; five of them die.
+    let target = Target::start(python, "lives.py", &["greenlet", "5000"])?;
+    let (profile, books) = record(target, &["--max-greenlets", "2000"])?;
+    let seen = profile.totals.switches;
+    ensure!(seen == books.book.total(), "{seen} instead of {}", books.book.total());
+    // All that died, and main.
+    ensure!(profile.totals.greenlets_seen == 5001, "{:?}", profile.totals);
+    let listed = profile.greenlets.len();
+    ensure!(listed <= 2001, "{listed} listed");
+    let unlisted = profile.totals.greenlets_unlisted;
+    ensure!(listed as u64 + unlisted == 5001, "{listed} listed, {unlisted} not");
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! greenscope on live targets, compared with the targets' own books.
+//!
+//! `cargo xtask test` prepares the Pythons and runs this as root. By hand:
+//! `cargo test -p tests --test live -- [WORD..]`.
+#![forbid(unsafe_code)]
+
+mod departures;
+mod ends;
+mod lives;
+mod namespaces;
+mod outputs;
+mod refusals;
+mod service;
+mod stacks;
+mod switches;
+mod waits;
+
+use std::process::ExitCode;
+
+use tests::runner::Cases;
+
+fn main() -> ExitCode {
+    let mut cases = Cases::default();
+    switches::cases(&mut cases);
+    waits::cases(&mut cases);
+    stacks::cases(&mut cases);
+    lives::cases(&mut cases);
+    ends::cases(&mut cases);
+    service::cases(&mut cases);
+    departures::cases(&mut cases);
+    namespaces::cases(&mut cases);
+    outputs::cases(&mut cases);
+    refusals::cases(&mut cases);
+    cases.run()
+}
