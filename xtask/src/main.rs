@@ -1,3 +1,18 @@
 //! greenscope's build, checks and measurements: `cargo xtask COMMAND`.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use clap::Parser;
+
+mod vm;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Command {
+    Vm(vm::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Vm(args) => vm::run(args),
+    }
+}

@@ -1,0 +1,300 @@
+//! `cargo xtask vm`: greenscope on other kernels, where it is preempted inside its programs.
+//!
+//! The development machine's kernel never preempts a uprobe program, so it cannot
+//! show what goes wrong there. Here a kernel of Debian's boots in qemu with one
+//! processor, several Python processes switch greenlets on it as fast as they can,
+//! greenscope records them, and every stack that it reports is compared with what
+//! the processes know to be true.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use kernel::Series;
+use machine::{Machine, Outcome};
+use plan::Plan;
+use python::Python;
+
+mod cpio;
+mod image;
+mod judge;
+mod kernel;
+mod machine;
+mod plan;
+mod python;
+mod tool;
+mod verdict;
+
+/// Boot other kernels in qemu and compare greenscope with the truth there
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Kernel series, may be repeated: 6.1, 6.12, 7.2 [default: 7.2; all with --load-only]
+    #[arg(long)]
+    kernel: Vec<String>,
+    /// Preemption mode [default: lazy on 7.2, full on 6.1 and 6.12]
+    #[arg(long, value_parser = ["lazy", "full", "voluntary", "none"])]
+    preempt: Option<String>,
+    /// Python's version inside the machine
+    #[arg(long, default_value = "3.13")]
+    python: String,
+    /// Only see whether the kernel takes the programs: doctor, and one second of record
+    #[arg(long, conflicts_with = "rehearse")]
+    load_only: bool,
+    /// Without greenscope: check the targets' own books against a count in the kernel
+    #[arg(long)]
+    rehearse: bool,
+    /// The greenscope to try [default: built from this tree]
+    #[arg(long, value_name = "PATH")]
+    binary: Option<PathBuf>,
+    /// Refuse to install qemu, busybox-static, greenlet or gevent
+    #[arg(long)]
+    no_install: bool,
+    /// Target processes that share the processor
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    processes: u32,
+    /// Greenlets in each of them
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    greenlets: u32,
+    /// Depth of their deepest stacks
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=64))]
+    depth: u32,
+    /// Seconds of each recording
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Seconds until a machine that has not powered off is ended
+    #[arg(long, default_value_t = 300)]
+    deadline: u64,
+    /// A fault that may be counted without failing the test, may be repeated
+    #[arg(long, value_name = "NAME")]
+    allow_fault: Vec<String>,
+    /// Another option for `greenscope record`, may be repeated
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    option: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// When something is missing, a machine does not come up, or anything that
+/// greenscope reported there is wrong.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "every command takes its arguments this way"
+)]
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!("the test machines are x86-64 Linux: run this there");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask has no workspace")?;
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let series: Vec<&Series> = if args.kernel.is_empty() && args.load_only {
+        kernel::SERIES.iter().collect()
+    } else if args.kernel.is_empty() {
+        vec![Series::named("7.2")?]
+    } else {
+        args.kernel
+            .iter()
+            .map(|name| Series::named(name))
+            .collect::<Result<_, _>>()?
+    };
+    for one in &series {
+        check_preempt(one, args.preempt.as_deref())?;
+    }
+    install_programs(!args.no_install)?;
+    let greenscope = if args.rehearse {
+        None
+    } else {
+        Some(greenscope(&args, root, &target)?)
+    };
+    let python = python::find(&args.python, &target, !args.no_install)?;
+    let mut bad = Vec::new();
+    for one in series {
+        let run = Run {
+            args: &args,
+            root,
+            target: &target,
+            series: one,
+        };
+        // A kernel that fails must not hide what the next one says.
+        if let Err(error) = run.run(&python, greenscope.as_deref()) {
+            println!("{}: {error:#}", one.name);
+            bad.push(one.name);
+        }
+    }
+    if !bad.is_empty() {
+        bail!(
+            "failed on kernel {}: the lines above say why",
+            bad.join(", ")
+        );
+    }
+    Ok(())
+}
+
+fn check_preempt(series: &Series, asked: Option<&str>) -> anyhow::Result<()> {
+    match asked {
+        Some(mode) if !series.preempt_modes.contains(&mode) => bail!(
+            "kernel {} has no preempt={mode}: --preempt takes {} there",
+            series.name,
+            series.preempt_modes.join(", ")
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Installs what boots the machines, after saying so.
+fn install_programs(install: bool) -> anyhow::Result<()> {
+    let missing: Vec<&str> = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+    ]
+    .into_iter()
+    .filter(|(program, _)| !tool::exists(program))
+    .map(|(_, package)| package)
+    .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(" ");
+    if !install {
+        bail!("{missing} not installed: leave out --no-install, or `apt-get install {missing}`");
+    }
+    eprintln!("vm: apt-get install --no-install-recommends {missing} (--no-install refuses)");
+    let mut command = Command::new("apt-get");
+    command
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(missing.split(' '));
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    tool::output(&mut command).with_context(|| format!("as root: apt-get install {missing}"))?;
+    Ok(())
+}
+
+fn greenscope(args: &Args, root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
+    let path = match &args.binary {
+        Some(path) => path.clone(),
+        None => {
+            eprintln!("vm: cargo build --release --package profiler-user");
+            let mut build = Command::new("cargo");
+            build
+                .args(["build", "--release", "--package", "profiler-user"])
+                .current_dir(root);
+            tool::output(&mut build)?;
+            target.join("release/greenscope")
+        }
+    };
+    if !path.is_file() {
+        bail!(
+            "{} does not exist: build it, or name another by --binary",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// One kernel's turn.
+struct Run<'a> {
+    args: &'a Args,
+    root: &'a Path,
+    target: &'a Path,
+    series: &'static Series,
+}
+
+impl Run<'_> {
+    fn run(&self, python: &Python, greenscope: Option<&Path>) -> anyhow::Result<()> {
+        let Self {
+            args,
+            root,
+            target,
+            series,
+        } = self;
+        let cache = target.join("vm");
+        let kernel = kernel::fetch(series, &cache)?;
+        let preempt = args.preempt.as_deref().unwrap_or(series.preempt);
+        let folder = cache
+            .join("runs")
+            .join(format!("{}-{preempt}", series.name));
+        fs::create_dir_all(&folder)?;
+        let archive = folder.with_extension("cpio");
+        let plan = Plan::new(args, python);
+        let size = self
+            .image(root, python, greenscope, &plan)?
+            .write(&archive)?;
+        eprintln!(
+            "vm: booting {} with preempt={preempt}, an image of {} MiB, greenlet {}, gevent {}",
+            kernel.release,
+            size >> 20,
+            python.greenlet,
+            python.gevent
+        );
+        let machine = Machine {
+            kernel: &kernel,
+            image: &archive,
+            preempt,
+            deadline: Duration::from_secs(args.deadline),
+            folder: &folder,
+        };
+        let Outcome { results, took } = machine.run()?;
+        println!(
+            "kernel {}, preempt={preempt}: ran for {:.0} s",
+            kernel.release,
+            took.as_secs_f64()
+        );
+        let mut wrong = 0;
+        for phase in &plan.phases {
+            let folder = results.join(phase.name);
+            wrong += if args.load_only {
+                judge::load(&folder)?
+            } else {
+                judge::recording(phase.name, &folder, &args.allow_fault)?
+            };
+        }
+        if wrong > 0 {
+            bail!(
+                "{wrong} found wrong; everything is kept in {}",
+                folder.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn image(
+        &self,
+        root: &Path,
+        python: &Python,
+        greenscope: Option<&Path>,
+        plan: &Plan,
+    ) -> anyhow::Result<image::Image> {
+        let busybox = Path::new("/bin/busybox");
+        let mut image = image::Image::new(&root.join("tests/vm/init.sh"), busybox)?;
+        image.python(python)?;
+        for (path, source) in [
+            ("/test/drive.py", "tests/vm/drive.py"),
+            ("/test/preemption.py", "tests/targets/preemption.py"),
+        ] {
+            let source = root.join(source);
+            let text = fs::read_to_string(&source)
+                .with_context(|| format!("{} is missing from the source tree", source.display()))?;
+            image.text(path, 0o644, text);
+        }
+        image.text(
+            "/test/plan.json",
+            0o644,
+            serde_json::to_string_pretty(plan)?,
+        );
+        let command = format!(
+            "exec env HOME=/root PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 {} /test/drive.py\n",
+            python.executable.display()
+        );
+        image.text("/test/run", 0o755, command);
+        if let Some(greenscope) = greenscope {
+            image.program("/bin/greenscope", greenscope)?;
+        }
+        Ok(image)
+    }
+}
