@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from canary import Canary
+
 TRACING = "/sys/kernel/tracing"
 
 
@@ -159,30 +161,51 @@ class PreemptionTrace:
         places = {"in_bpf_program": 0, "in_uprobe": 0, "involuntary": 0, "switches": 0}
         for stack, hits in re.findall(r"^\{ (.*?)\} hitcount:\s*(\d+)", text, re.S | re.M):
             places["switches"] += int(hits)
-            if re.search(r"\b(preempt_schedule|irqentry_exit|\w*exit_to_user_mode)", stack):
-                places["involuntary"] += int(hits)
-                if re.search(r"\b(uprobe_|handler_chain|handle_swbp)", stack):
-                    places["in_uprobe"] += int(hits)
-                if re.search(r"\bbpf_prog_|\b__bpf_prog_", stack):
-                    places["in_bpf_program"] += int(hits)
+            functions = re.findall(r"^\s*(\w+)[.\w]*\+", stack, re.M)
+            if not self.is_involuntary(functions):
+                continue
+            places["involuntary"] += int(hits)
+            if any(re.match(r"uprobe_|handler_chain|arch_uprobe_", name) for name in functions):
+                places["in_uprobe"] += int(hits)
+            if any(re.match(r"bpf_prog_[0-9a-f]+", name) for name in functions):
+                places["in_bpf_program"] += int(hits)
         dropped = re.search(r"^\s*Dropped: (\d+)", text, re.M)
         places["dropped"] = int(dropped.group(1)) if dropped else 0
         return places, text
 
+    @staticmethod
+    def is_involuntary(functions):
+        """Preempted in the kernel, or on the way back from an interrupt to the program."""
+        if functions[1:2] == ["schedule"]:
+            return re.match(r"irqentry_exit|exit_to_user_mode", "".join(functions[2:3]))
+        return re.match(r"preempt_schedule", "".join(functions[1:2]))
 
-class SwitchCounter:
-    """A kernel-side count of greenlet switches by process, independent of greenscope."""
+
+class SwitchEvent:
+    """An event of tracefs at every greenlet switch, independent of greenscope."""
 
     def __init__(self, extension):
         offset = file_offset(extension, b"_ZN8greenlet8Greenlet13g_switchstackEv")
         write(f"{TRACING}/uprobe_events", f"p:check/switch {extension}:{offset:#x}\n")
-        self.event = f"{TRACING}/events/check/switch"
-        write(f"{self.event}/trigger", "hist:keys=common_pid")
+        self.path = f"{TRACING}/events/check/switch"
 
     def close(self):
-        text = read(f"{self.event}/hist")
-        write(f"{self.event}/trigger", "!hist:keys=common_pid")
         write(f"{TRACING}/uprobe_events", "")
+
+
+class SwitchCounter:
+    """Counts the greenlet switches by process in the kernel."""
+
+    TRIGGER = "hist:keys=common_pid"
+
+    def __init__(self, extension):
+        self.event = SwitchEvent(extension)
+        write(f"{self.event.path}/trigger", self.TRIGGER)
+
+    def close(self):
+        text = read(f"{self.event.path}/hist")
+        write(f"{self.event.path}/trigger", "!" + self.TRIGGER)
+        self.event.close()
         return {
             pid: int(hits) for pid, hits in re.findall(r"common_pid:\s*(\d+) .*?(\d+)\s*$", text, re.M)
         }
@@ -205,7 +228,7 @@ class Phase:
     def run(self):
         try:
             self.record()
-        except Failed as failed:
+        except (Failed, OSError) as failed:
             self.facts["error"] = str(failed)
             say(f"{self.phase['name']}: {failed}")
         finally:
@@ -259,6 +282,9 @@ class Phase:
         say(f"{self.phase['name']}: {len(pids)} targets are ready")
         greenscopes = self.start_greenscopes(pids)
         counter = SwitchCounter(self.plan["extension"]) if self.phase.get("count") else None
+        if self.phase.get("canary"):
+            event = SwitchEvent(self.plan["extension"])
+            canary = Canary(event.path, self.plan["cpu"])
         trace = PreemptionTrace() if self.phase.get("trace") else None
         before = {pid: involuntary_switches(pid) for pid in pids}
         for target in targets:
@@ -277,6 +303,9 @@ class Phase:
             places, text = trace.close()
             self.facts["preempted"] = places
             write(self.path("preempted.txt"), text)
+        if self.phase.get("canary"):
+            self.facts["canary"] = canary.close()
+            event.close()
         if counter:
             self.facts["counted"] = counter.close()
         for child in greenscopes:

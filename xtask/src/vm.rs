@@ -245,13 +245,14 @@ impl Run<'_> {
             kernel.release,
             took.as_secs_f64()
         );
+        let canary_must_die = series.preempts_programs && ["full", "lazy"].contains(&preempt);
         let mut wrong = 0;
         for phase in &plan.phases {
             let folder = results.join(phase.name);
             wrong += if args.load_only {
                 judge::load(&folder)?
             } else {
-                judge::recording(phase.name, &folder, &args.allow_fault)?
+                judge::recording(phase.name, &folder, canary_must_die, &args.allow_fault)?
             };
         }
         if wrong > 0 {
@@ -275,6 +276,7 @@ impl Run<'_> {
         image.python(python)?;
         for (path, source) in [
             ("/test/drive.py", "tests/vm/drive.py"),
+            ("/test/canary.py", "tests/vm/canary.py"),
             ("/test/preemption.py", "tests/targets/preemption.py"),
         ] {
             let source = root.join(source);

@@ -27,6 +27,14 @@ struct Facts {
     /// Greenlet switches by pid, counted by the kernel.
     counted: Option<BTreeMap<String, u64>>,
     start_ms: Option<u64>,
+    canary: Option<Canary>,
+}
+
+/// How often a program with per-CPU scratch ran, and found its scratch changed.
+#[derive(Deserialize)]
+struct Canary {
+    runs: u64,
+    overwritten: u64,
 }
 
 /// A greenscope that drive.py ran.
@@ -57,6 +65,7 @@ enum Places {
 pub(super) fn recording(
     name: &str,
     folder: &Path,
+    canary_must_die: bool,
     allowed_faults: &[String],
 ) -> anyhow::Result<usize> {
     let facts: Facts = read(&folder.join("facts.json"))?;
@@ -73,6 +82,12 @@ pub(super) fn recording(
     preemption(name, &facts, &mut wrong);
     if let Some(counted) = &facts.counted {
         own_books(counted, &truths, &mut wrong);
+    }
+    if let Some(Canary { runs, overwritten }) = facts.canary {
+        println!("    a program with per-CPU scratch: {overwritten} of {runs} runs overwritten");
+        if overwritten == 0 && canary_must_die {
+            wrong.push("even a wrong program passes here: this run proves nothing".to_owned());
+        }
     }
     if let Some(start_ms) = facts.start_ms {
         println!("    recording after {start_ms} ms");

@@ -23,6 +23,10 @@ pub(super) struct Series {
     pub(super) preempt: &'static str,
     /// What `preempt=` on its command line may say.
     pub(super) preempt_modes: &'static [&'static str],
+    /// Whether its probes let another process run the same program in between.
+    /// On 6.1 a mutex per processor is held around it (`uprobe_dispatcher` in
+    /// <https://github.com/torvalds/linux/blob/v6.1/kernel/trace/trace_uprobe.c>).
+    pub(super) preempts_programs: bool,
 }
 
 const CLASSIC_MODES: &[&str] = &["none", "voluntary", "full"];
@@ -33,18 +37,21 @@ pub(super) const SERIES: &[Series] = &[
         suite: "bookworm",
         preempt: "full",
         preempt_modes: CLASSIC_MODES,
+        preempts_programs: false,
     },
     Series {
         name: "6.12",
         suite: "trixie",
         preempt: "full",
         preempt_modes: CLASSIC_MODES,
+        preempts_programs: true,
     },
     Series {
         name: "7.2",
         suite: "sid",
         preempt: "lazy",
         preempt_modes: &["lazy", "full"],
+        preempts_programs: true,
     },
 ];
 

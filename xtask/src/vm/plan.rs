@@ -37,6 +37,8 @@ pub(super) struct Phase {
     trace: bool,
     /// Count the switches by a probe that is not greenscope's.
     count: bool,
+    /// Attach a program that is known to be wrong.
+    canary: bool,
     /// Only try whether the programs load.
     load: bool,
 }
@@ -54,7 +56,13 @@ impl Plan {
             seconds: args.seconds,
             trace: true,
             count: args.rehearse,
+            canary: false,
             load: false,
+        };
+        let canary = || Phase {
+            canary: true,
+            count: false,
+            ..phase("canary", all(["raw", "raw"]), 0)
         };
         let phases = if args.load_only {
             let seconds = 1;
@@ -66,11 +74,13 @@ impl Plan {
             }]
         } else if args.rehearse {
             vec![
+                canary(),
                 phase("raw", all(["raw", "raw"]), 0),
                 phase("gevent", all(["gevent", "gevent"]), 0),
             ]
         } else {
             vec![
+                canary(),
                 phase("raw", all(["raw", "raw"]), 1),
                 phase("gevent", all(["gevent", "gevent"]), 1),
                 phase("several-greenscopes", all(["gevent", "raw"]), 3),
