@@ -61,6 +61,9 @@ pub(crate) struct Args {
     /// Depth of their deepest stacks
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=64))]
     depth: u32,
+    /// The scheduler's time slice, down to 100; 0 leaves it to the kernel
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 200)]
+    slice_us: u32,
     /// Seconds of each recording
     #[arg(long, default_value_t = 10)]
     seconds: u64,

@@ -76,8 +76,10 @@ impl Machine<'_> {
             self.preempt
         );
         // One processor: the targets must contend for it (and with two, 6.12 hung).
+        // No cmpxchg16b: qemu 7.2's leaves garbage in the flags when an interrupt
+        // follows it, which ends in a double fault in the kernel's allocator.
         let child = Command::new("qemu-system-x86_64")
-            .args(["-M", "q35", "-cpu", "max", "-m", "2048", "-smp", "1"])
+            .args(["-M", "q35", "-cpu", "max,-cx16", "-m", "2048", "-smp", "1"])
             .args([
                 "-accel",
                 "tcg",

@@ -22,6 +22,8 @@ pub(super) struct Plan {
     patience: u64,
     /// The processor that all targets share.
     cpu: u32,
+    /// The scheduler's time slice, or 0 for the kernel's own.
+    slice_us: u32,
     pub(super) phases: Vec<Phase>,
 }
 
@@ -96,6 +98,7 @@ impl Plan {
             depth: args.depth,
             patience: 60,
             cpu: 0,
+            slice_us: args.slice_us,
             phases,
         }
     }
