@@ -32,6 +32,10 @@ def bpf(command, attributes):
     return result
 
 
+def create_map(kind, value_size, entries):
+    return bpf(BPF_MAP_CREATE, struct.pack("<4I", kind, 4, value_size, entries))
+
+
 def instruction(code, target=0, source=0, offset=0, value=0):
     return struct.pack("<BBhi", code, source << 4 | target, offset, value)
 
@@ -84,8 +88,8 @@ class Canary:
     """The program, attached to an event of tracefs on one processor."""
 
     def __init__(self, event, cpu):
-        scratch = bpf(BPF_MAP_CREATE, struct.pack("<4I", BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8 * WORDS, 1))
-        self.counts = bpf(BPF_MAP_CREATE, struct.pack("<4I", BPF_MAP_TYPE_ARRAY, 4, 8, 2))
+        scratch = create_map(BPF_MAP_TYPE_PERCPU_ARRAY, 8 * WORDS, 1)
+        self.counts = create_map(BPF_MAP_TYPE_ARRAY, 8, 2)
         code = ctypes.create_string_buffer(program(scratch, self.counts))
         licence = ctypes.create_string_buffer(b"GPL")
         self.program = bpf(

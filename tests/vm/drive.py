@@ -206,9 +206,8 @@ class SwitchCounter:
         text = read(f"{self.event.path}/hist")
         write(f"{self.event.path}/trigger", "!" + self.TRIGGER)
         self.event.close()
-        return {
-            pid: int(hits) for pid, hits in re.findall(r"common_pid:\s*(\d+) .*?(\d+)\s*$", text, re.M)
-        }
+        rows = re.findall(r"common_pid:\s*(\d+) .*?(\d+)\s*$", text, re.M)
+        return {pid: int(hits) for pid, hits in rows}
 
 
 class Phase:
@@ -318,7 +317,8 @@ class Phase:
             if (code := target.finish(patience)) != 0:
                 raise Failed(f"a target ended with {code}: {target.last_words()}")
         self.facts["uptime_s"] = read("/proc/uptime").split()[0]
-        say(f"{self.phase['name']}: recorded {sum(self.facts['involuntary'].values())} involuntary switches")
+        involuntary = sum(self.facts["involuntary"].values())
+        say(f"{self.phase['name']}: done, {involuntary} involuntary switches")
 
 
 class LoadPhase(Phase):

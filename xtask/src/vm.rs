@@ -169,12 +169,20 @@ fn install_programs(install: bool) -> anyhow::Result<()> {
         bail!("{missing} not installed: leave out --no-install, or `apt-get install {missing}`");
     }
     eprintln!("vm: apt-get install --no-install-recommends {missing} (--no-install refuses)");
-    let mut command = Command::new("apt-get");
-    command
-        .args(["install", "-y", "-q", "--no-install-recommends"])
-        .args(missing.split(' '));
-    command.env("DEBIAN_FRONTEND", "noninteractive");
-    tool::output(&mut command).with_context(|| format!("as root: apt-get install {missing}"))?;
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        tool::output(
+            command
+                .args(arguments)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
+    install.extend(missing.split(' '));
+    // A fresh machine has no package lists yet.
+    apt(&install)
+        .or_else(|_| apt(&["update"]).and_then(|_| apt(&install)))
+        .with_context(|| format!("as root: apt-get install {missing}"))?;
     Ok(())
 }
 
@@ -248,14 +256,20 @@ impl Run<'_> {
             kernel.release,
             took.as_secs_f64()
         );
-        let canary_must_die = series.preempts_programs && ["full", "lazy"].contains(&preempt);
+        let programs_are_preempted =
+            series.preempts_programs && ["full", "lazy"].contains(&preempt);
         let mut wrong = 0;
         for phase in &plan.phases {
             let folder = results.join(phase.name);
             wrong += if args.load_only {
                 judge::load(&folder)?
             } else {
-                judge::recording(phase.name, &folder, canary_must_die, &args.allow_fault)?
+                judge::recording(
+                    phase.name,
+                    &folder,
+                    programs_are_preempted,
+                    &args.allow_fault,
+                )?
             };
         }
         if wrong > 0 {

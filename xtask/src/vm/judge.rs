@@ -65,7 +65,7 @@ enum Places {
 pub(super) fn recording(
     name: &str,
     folder: &Path,
-    canary_must_die: bool,
+    programs_are_preempted: bool,
     allowed_faults: &[String],
 ) -> anyhow::Result<usize> {
     let facts: Facts = read(&folder.join("facts.json"))?;
@@ -79,13 +79,13 @@ pub(super) fn recording(
         truths.push(read(&folder.join(format!("truth-{number}.json")))?);
     }
     let mut wrong = Vec::new();
-    preemption(name, &facts, &mut wrong);
+    preemption(name, &facts, programs_are_preempted, &mut wrong);
     if let Some(counted) = &facts.counted {
         own_books(counted, &truths, &mut wrong);
     }
     if let Some(Canary { runs, overwritten }) = facts.canary {
         println!("    a program with per-CPU scratch: {overwritten} of {runs} runs overwritten");
-        if overwritten == 0 && canary_must_die {
+        if overwritten == 0 && programs_are_preempted {
             wrong.push("even a wrong program passes here: this run proves nothing".to_owned());
         }
     }
@@ -120,7 +120,7 @@ pub(super) fn recording(
     Ok(wrong.len())
 }
 
-fn preemption(name: &str, facts: &Facts, wrong: &mut Vec<String>) {
+fn preemption(name: &str, facts: &Facts, programs_are_preempted: bool, wrong: &mut Vec<String>) {
     let involuntary: u64 = facts.involuntary.values().sum();
     println!(
         "  {name}: {} processes, {involuntary} involuntary context switches",
@@ -137,9 +137,14 @@ fn preemption(name: &str, facts: &Facts, wrong: &mut Vec<String>) {
             in_uprobe,
             in_bpf_program,
             dropped,
-        }) => println!(
-            "    preempted {involuntary} times, {in_uprobe} of them inside a uprobe, {in_bpf_program} inside a BPF program ({dropped} not counted)"
-        ),
+        }) => {
+            println!(
+                "    preempted {involuntary} times, {in_uprobe} of them inside a uprobe, {in_bpf_program} inside a BPF program ({dropped} not counted)"
+            );
+            if *in_bpf_program == 0 && programs_are_preempted && !facts.greenscopes.is_empty() {
+                wrong.push("no program was ever preempted: this run proves nothing".to_owned());
+            }
+        }
         Some(Places::Not { error }) => {
             println!("    where they were preempted is unknown: {error}");
         }

@@ -76,6 +76,8 @@ pub(super) struct Truth {
     pub(super) pid: u32,
     variant: String,
     pub(super) switches: u64,
+    /// Greenlets that lived at some time of the recording.
+    greenlets: usize,
     /// The state and the count of each stack in which it stops.
     stops: BTreeMap<Stack, (String, u64)>,
     /// What may be current: every stack that leads to a stop or is one, by
@@ -90,6 +92,7 @@ struct TruthFile {
     pid: u32,
     variant: String,
     switches: u64,
+    greenlets: usize,
     stacks: Vec<TruthRow>,
     running: Vec<Vec<String>>,
 }
@@ -107,6 +110,7 @@ impl From<TruthFile> for Truth {
             pid,
             variant,
             switches,
+            greenlets,
             stacks,
             running,
         } = file;
@@ -141,6 +145,7 @@ impl From<TruthFile> for Truth {
             pid,
             variant,
             switches,
+            greenlets,
             stops,
             running: prefixes,
             aside,
@@ -229,6 +234,7 @@ pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[Strin
             pid,
             variant,
             switches,
+            greenlets: lived,
             stops,
             running: _,
             aside: _,
@@ -243,14 +249,17 @@ pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[Strin
                 "pid {pid} ({variant}) never switched: nothing compared"
             ));
         }
-        let entered: u64 = greenlets
-            .iter()
-            .filter(|greenlet| greenlet.pid == *pid)
-            .filter_map(|greenlet| greenlet.switches_in)
-            .sum();
+        let own = || greenlets.iter().filter(|greenlet| greenlet.pid == *pid);
+        let entered: u64 = own().filter_map(|greenlet| greenlet.switches_in).sum();
         if entered != *switches {
             verdict.wrong.push(format!(
                 "pid {pid} ({variant}) switched {switches} times, its greenlets' switches_in add up to {entered}"
+            ));
+        }
+        if own().count() != *lived {
+            verdict.wrong.push(format!(
+                "pid {pid} ({variant}) had {lived} greenlets, the json lists {}",
+                own().count()
             ));
         }
         for (stack, (_, count)) in stops {
