@@ -54,8 +54,8 @@ pub enum Fault {
     BadRecord = 21,
     /// A stack's time has no frames: its record never arrived.
     StackUnknown = 22,
-    /// A greenlet was freed while it waited, without a last switch.
-    FreedWaiting = 23,
+    /// The map of threads is full: this thread is missing from the list.
+    ThreadsFull = 23,
     /// A wait was counted for a code object whose address was reused meanwhile.
     CodeReused = 24,
 }
@@ -89,7 +89,7 @@ impl Fault {
         Self::GreenletUnreadable,
         Self::BadRecord,
         Self::StackUnknown,
-        Self::FreedWaiting,
+        Self::ThreadsFull,
         Self::CodeReused,
     ];
 
@@ -120,7 +120,7 @@ impl Fault {
             Self::GreenletUnreadable => "GREENLET_UNREADABLE",
             Self::BadRecord => "BAD_RECORD",
             Self::StackUnknown => "STACK_UNKNOWN",
-            Self::FreedWaiting => "FREED_WAITING",
+            Self::ThreadsFull => "THREADS_FULL",
             Self::CodeReused => "CODE_REUSED",
         }
     }

@@ -52,6 +52,8 @@ pub struct PythonLayout {
     pub code_filename: u16,
     /// `_PyStackChunk.size` (bytes), after `previous` at 0.
     pub chunk_size: u16,
+    /// `PyASCIIObject.hash`.
+    pub str_hash: u16,
 }
 
 /// The offsets of greenlet's objects that a switch needs.

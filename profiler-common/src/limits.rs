@@ -20,9 +20,6 @@ pub const WINDOW_SLACK_WORDS: usize = 16;
 /// Words read of a `PyThreadState` at once.
 pub const THREAD_STATE_WORDS: usize = 40;
 
-/// Words read of a greenlet's C++ object at once.
-pub const GREENLET_WORDS: usize = 27;
-
 /// Links of a `parent` chain followed.
 pub const MAX_PARENTS: usize = 8;
 

@@ -1,1 +1,269 @@
-//! What the kernel part keeps and sends.
+//! What the kernel part keeps in maps and sends through the ring buffer.
+
+use crate::{
+    address::Addr,
+    fault::Fault,
+    layout::Layout,
+    limits::{MAX_FRAMES, TOP_RUNS},
+    walk::{Frame, StackKey},
+};
+
+/// The version of everything in this file; a record of another version is refused.
+pub const VERSION: u32 = 1;
+
+macro_rules! pod {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+    )*};
+}
+
+/// [`TargetConfig::flags`]: take stacks; without it only times are kept.
+pub const CONFIG_STACKS: u32 = 1;
+/// [`TargetConfig::flags`]: a record for every switch.
+pub const CONFIG_SWITCHES: u32 = 2;
+
+/// [`Greenlet::flags`]: its birth was seen.
+pub const GREENLET_BORN: u32 = 1;
+/// [`Greenlet::flags`]: current on its thread.
+pub const GREENLET_RUNNING: u32 = 2;
+/// [`Greenlet::flags`]: a thread's main greenlet.
+pub const GREENLET_MAIN: u32 = 4;
+/// [`Greenlet::flags`]: it was the current greenlet when its thread was first seen.
+pub const GREENLET_FIRST: u32 = 16;
+
+/// How a greenlet's life ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum End {
+    /// Its function returned or raised.
+    Finished = 1,
+    /// Its object was freed.
+    Freed = 2,
+    /// Its thread ended while it was current.
+    ThreadExit = 3,
+    /// Its address was taken by another greenlet: its end was not seen.
+    Replaced = 4,
+}
+
+pod! {
+    /// What the kernel part needs to know of one target; index is the attach cookie.
+    pub struct TargetConfig {
+        /// `CLOCK_MONOTONIC` ns when every probe was in place; 0 means not recording.
+        pub started_ns: u64,
+        /// Where the current thread state's address lies while the GIL is held.
+        pub holder: Addr,
+        /// The main interpreter.
+        pub interpreter: Addr,
+        /// Where greenlet's extension is mapped: its vtables lie there.
+        pub module_start: Addr,
+        /// The end of it.
+        pub module_end: Addr,
+        /// `CONFIG_*`.
+        pub flags: u32,
+        /// Different for every recording of one load.
+        pub epoch: u32,
+        /// The offsets.
+        pub layout: Layout,
+        /// None.
+        pub padding: u16,
+        /// A stack is sent once for each value; never 0.
+        pub sending: u32,
+        /// None.
+        pub padding2: u32,
+    }
+
+    /// A run without a switch.
+    pub struct Run {
+        /// How long.
+        pub ns: u64,
+        /// When it ended.
+        pub ended_ns: u64,
+        /// Whose.
+        pub greenlet: u64,
+        /// The stack at its end.
+        pub stack: StackKey,
+    }
+
+    /// What is exact whatever else is lost, one per target.
+    pub struct Totals {
+        /// Switches that happened.
+        pub switches: u64,
+        /// Greenlets given an identity.
+        pub greenlets: u64,
+        /// Of these, seen starting.
+        pub births: u64,
+        /// Of these, seen ending.
+        pub ends: u64,
+        /// Ended ones whose record was lost: how many, and the sums of their times.
+        pub unlisted: u64,
+        /// ns.
+        pub unlisted_running_ns: u64,
+        /// ns.
+        pub unlisted_waiting_ns: u64,
+        /// Switches into them.
+        pub unlisted_switches_in: u64,
+        /// Hits of the probes.
+        pub hits: u64,
+        /// When the process replaced itself by `execve`, else 0.
+        pub exec_ns: u64,
+        /// When a thread of it last ended, else 0.
+        pub exit_ns: u64,
+        /// By number.
+        pub faults: [u64; Fault::COUNT],
+        /// The shortest of `runs` once all are in use, else 0.
+        pub shortest_run_ns: u64,
+        /// The longest runs, unordered.
+        pub runs: [Run; TOP_RUNS],
+    }
+
+    /// The key of a greenlet: unique among those alive.
+    pub struct GreenletKey {
+        /// The attach cookie.
+        pub target: u64,
+        /// The C++ object.
+        pub pimpl: Addr,
+    }
+
+    /// A greenlet alive. Written on its own thread only, under the GIL.
+    pub struct Greenlet {
+        /// Its identity: never reused, though its address is.
+        pub id: u64,
+        /// The `PyGreenlet`.
+        pub object: Addr,
+        /// Its type object.
+        pub type_object: Addr,
+        /// Its thread: [`Thread`]'s key.
+        pub thread: u64,
+        /// When it was first seen.
+        pub seen_ns: u64,
+        /// Since when it runs or waits.
+        pub since_ns: u64,
+        /// Running time up to `since_ns`.
+        pub running_ns: u64,
+        /// Waiting time up to `since_ns`, `begun_ns` included.
+        pub waiting_ns: u64,
+        /// Switches into it.
+        pub switches_in: u64,
+        /// The stack it was last suspended with.
+        pub stack: StackKey,
+        /// The stack of a wait that began before the recording.
+        pub begun_stack: StackKey,
+        /// The part of that wait inside the recording.
+        pub begun_ns: u64,
+        /// `GREENLET_*`.
+        pub flags: u32,
+        /// The value of [`TargetConfig::sending`] that its last stack was sent for.
+        pub sent: u32,
+    }
+
+    /// Completed waits in one stack.
+    pub struct StackTotals {
+        /// Waiting time.
+        pub ns: u64,
+        /// Waits.
+        pub count: u64,
+        /// The value of [`TargetConfig::sending`] when the record with its frames was
+        /// submitted, else 0.
+        pub sent: u32,
+        /// The attach cookie.
+        pub target: u32,
+    }
+
+    /// A thread that switched. Key: `bpf_get_current_pid_tgid`.
+    pub struct Thread {
+        /// The attach cookie.
+        pub target: u64,
+        /// Its `PyThreadState`.
+        pub tstate: Addr,
+        /// Its `pthread_self()`.
+        pub thread_id: u64,
+        /// When it was first seen.
+        pub seen_ns: u64,
+        /// The greenlet that was current then.
+        pub first_greenlet: u64,
+        /// When it ended, else 0.
+        pub exit_ns: u64,
+    }
+
+    /// What every record begins with.
+    pub struct RecordHead {
+        /// [`Kind`].
+        pub kind: u32,
+        /// [`VERSION`].
+        pub version: u32,
+        /// The attach cookie.
+        pub target: u64,
+        /// `CLOCK_MONOTONIC`.
+        pub time_ns: u64,
+    }
+
+    /// A stack's frames follow this, leaf first.
+    pub struct StackHead {
+        /// Kind `Stack`.
+        pub head: RecordHead,
+        /// Which stack.
+        pub key: StackKey,
+        /// The type of the greenlets that have it.
+        pub type_object: Addr,
+        /// How many frames follow.
+        pub depth: u32,
+        /// 1 + the fault that ended the walk, or 0 when it reached the root.
+        pub fault: u32,
+    }
+
+    /// A greenlet's end.
+    pub struct EndRecord {
+        /// Kind `End`.
+        pub head: RecordHead,
+        /// All that was kept of it; `since_ns` is the end.
+        pub greenlet: Greenlet,
+        /// Its address.
+        pub pimpl: Addr,
+        /// [`End`].
+        pub how: u32,
+        /// None.
+        pub padding: u32,
+    }
+
+    /// A switch.
+    pub struct SwitchRecord {
+        /// Kind `Switch`, or `Undone` for one that did not happen.
+        pub head: RecordHead,
+        /// The leaver.
+        pub from: u64,
+        /// The enterer.
+        pub to: u64,
+        /// The leaver's stack.
+        pub stack: StackKey,
+    }
+}
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// [`StackHead`] and frames.
+    Stack = 1,
+    /// [`EndRecord`].
+    End = 2,
+    /// [`SwitchRecord`].
+    Switch = 3,
+    /// [`SwitchRecord`] that takes the last one of its thread back.
+    Undone = 4,
+}
+
+/// A stack record in full, as it is built.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct StackRecord {
+    /// The head.
+    pub head: StackHead,
+    /// Leaf first; `head.depth` of them are sent.
+    pub frames: [Frame; MAX_FRAMES as usize],
+}
+
+const _: () = assert!(size_of::<StackRecord>() <= 7 * 1024 + 640, "task storage stays under 8 KiB");

@@ -1,3 +1,100 @@
-//! greenscope's kernel part.
+//! greenscope's kernel part: what happens at a greenlet switch, seen by uprobes.
+//!
+//! Entry points only. Uprobe programs may be preempted and another process may run
+//! the same program on the same CPU meanwhile, so nothing here lives per CPU: the
+//! scratch of a hit lies in the storage of its task ([`slot`]), and what is shared
+//! is written by the holder of the target's GIL only.
+
 #![no_std]
 #![no_main]
+
+mod account;
+mod emit;
+mod maps;
+mod memory;
+mod slot;
+mod stack;
+mod switch;
+mod thread;
+
+use aya_ebpf::{
+    macros::{raw_tracepoint, uprobe},
+    programs::{ProbeContext, RawTracePointContext},
+};
+use profiler_common::address::Addr;
+
+use crate::switch::Via;
+
+/// `greenlet::Greenlet::g_switchstack()`: `this` is the real target of the switch.
+#[uprobe]
+fn g_switchstack(ctx: ProbeContext) -> u32 {
+    // The methods return a class by value, whose address takes the first register:
+    // `this` is the second argument (System V ABI, 3.2.3; AAPCS64 passes it in x8,
+    // and `this` stays the first).
+    switch::on_switch(&ctx, this(&ctx), Via::Switchstack);
+    0
+}
+
+/// `UserGreenlet::g_switch()` and `MainGreenlet::g_switch()`: `this` is the
+/// requested target.
+#[uprobe]
+fn g_switch(ctx: ProbeContext) -> u32 {
+    switch::on_switch(&ctx, this(&ctx), Via::Switch);
+    0
+}
+
+/// `UserGreenlet::g_initialstub(void *)`: `this` is about to start.
+#[uprobe]
+fn g_initialstub(ctx: ProbeContext) -> u32 {
+    switch::on_switch(&ctx, this(&ctx), Via::Initialstub);
+    0
+}
+
+/// The deleting destructors of `UserGreenlet` and `MainGreenlet`.
+#[uprobe]
+fn greenlet_freed(ctx: ProbeContext) -> u32 {
+    let this: u64 = ctx.arg(0).unwrap_or_default();
+    account::on_freed(&ctx, Addr(this));
+    0
+}
+
+/// An empty program, the yardstick of `cargo xtask bench`.
+#[uprobe]
+fn empty(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// A thread ends.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
+    thread::on_exit();
+    0
+}
+
+/// A process replaces itself.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
+    thread::on_exec();
+    0
+}
+
+#[cfg(bpf_target_arch = "x86_64")]
+fn this(ctx: &ProbeContext) -> Addr {
+    Addr(ctx.arg(1).unwrap_or_default())
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+fn this(ctx: &ProbeContext) -> Addr {
+    Addr(ctx.arg(0).unwrap_or_default())
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: `cargo xtask build-ebpf` fails if the object has a way here.
+    loop {}
+}
+
+/// The licence by which the kernel admits the helpers that we call.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

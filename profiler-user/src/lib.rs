@@ -2,6 +2,13 @@
 //!
 //! The rooms, and which may import which, are in ARCHITECTURE.md.
 
+pub mod cli;
+pub mod export;
+pub mod kernel;
 pub mod memory;
+pub mod profile;
 pub mod python;
+pub mod session;
 pub mod target;
+pub mod timeline;
+pub mod view;

@@ -1,2 +1,7 @@
 //! The `greenscope` command.
-fn main() {}
+
+use std::{process::ExitCode, time::Instant};
+
+fn main() -> ExitCode {
+    greenscope::cli::run(Instant::now())
+}

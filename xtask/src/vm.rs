@@ -84,47 +84,29 @@ pub(crate) struct Args {
 ///
 /// When something is missing, a machine does not come up, or anything that
 /// greenscope reported there is wrong.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "every command takes its arguments this way"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "every command takes its arguments this way")]
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("the test machines are x86-64 Linux: run this there");
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask has no workspace")?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no workspace")?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let series: Vec<&Series> = if args.kernel.is_empty() && args.load_only {
         kernel::SERIES.iter().collect()
     } else if args.kernel.is_empty() {
         vec![Series::named("7.2")?]
     } else {
-        args.kernel
-            .iter()
-            .map(|name| Series::named(name))
-            .collect::<Result<_, _>>()?
+        args.kernel.iter().map(|name| Series::named(name)).collect::<Result<_, _>>()?
     };
     for one in &series {
         check_preempt(one, args.preempt.as_deref())?;
     }
     install_programs(!args.no_install)?;
-    let greenscope = if args.rehearse {
-        None
-    } else {
-        Some(greenscope(&args, root, &target)?)
-    };
+    let greenscope = if args.rehearse { None } else { Some(greenscope(&args, root, &target)?) };
     let python = python::find(&args.python, &target, !args.no_install)?;
     let mut bad = Vec::new();
     for one in series {
-        let run = Run {
-            args: &args,
-            root,
-            target: &target,
-            series: one,
-        };
+        let run = Run { args: &args, root, target: &target, series: one };
         // A kernel that fails must not hide what the next one says.
         if let Err(error) = run.run(&python, greenscope.as_deref()) {
             println!("{}: {error:#}", one.name);
@@ -132,10 +114,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     if !bad.is_empty() {
-        bail!(
-            "failed on kernel {}: the lines above say why",
-            bad.join(", ")
-        );
+        bail!("failed on kernel {}: the lines above say why", bad.join(", "));
     }
     Ok(())
 }
@@ -153,14 +132,11 @@ fn check_preempt(series: &Series, asked: Option<&str>) -> anyhow::Result<()> {
 
 /// Installs what boots the machines, after saying so.
 fn install_programs(install: bool) -> anyhow::Result<()> {
-    let missing: Vec<&str> = [
-        ("qemu-system-x86_64", "qemu-system-x86"),
-        ("busybox", "busybox-static"),
-    ]
-    .into_iter()
-    .filter(|(program, _)| !tool::exists(program))
-    .map(|(_, package)| package)
-    .collect();
+    let missing: Vec<&str> = [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static")]
+        .into_iter()
+        .filter(|(program, _)| !tool::exists(program))
+        .map(|(_, package)| package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -171,11 +147,7 @@ fn install_programs(install: bool) -> anyhow::Result<()> {
     eprintln!("vm: apt-get install --no-install-recommends {missing} (--no-install refuses)");
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        tool::output(
-            command
-                .args(arguments)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )
+        tool::output(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
     };
     let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
     install.extend(missing.split(' '));
@@ -192,18 +164,13 @@ fn greenscope(args: &Args, root: &Path, target: &Path) -> anyhow::Result<PathBuf
         None => {
             eprintln!("vm: cargo build --release --package profiler-user");
             let mut build = Command::new("cargo");
-            build
-                .args(["build", "--release", "--package", "profiler-user"])
-                .current_dir(root);
+            build.args(["build", "--release", "--package", "profiler-user"]).current_dir(root);
             tool::output(&mut build)?;
             target.join("release/greenscope")
         }
     };
     if !path.is_file() {
-        bail!(
-            "{} does not exist: build it, or name another by --binary",
-            path.display()
-        );
+        bail!("{} does not exist: build it, or name another by --binary", path.display());
     }
     Ok(path)
 }
@@ -218,24 +185,15 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn run(&self, python: &Python, greenscope: Option<&Path>) -> anyhow::Result<()> {
-        let Self {
-            args,
-            root,
-            target,
-            series,
-        } = self;
+        let Self { args, root, target, series } = self;
         let cache = target.join("vm");
         let kernel = kernel::fetch(series, &cache)?;
         let preempt = args.preempt.as_deref().unwrap_or(series.preempt);
-        let folder = cache
-            .join("runs")
-            .join(format!("{}-{preempt}", series.name));
+        let folder = cache.join("runs").join(format!("{}-{preempt}", series.name));
         fs::create_dir_all(&folder)?;
         let archive = folder.with_extension("cpio");
         let plan = Plan::new(args, python);
-        let size = self
-            .image(root, python, greenscope, &plan)?
-            .write(&archive)?;
+        let size = self.image(root, python, greenscope, &plan)?.write(&archive)?;
         eprintln!(
             "vm: booting {} with preempt={preempt}, an image of {} MiB, greenlet {}, gevent {}",
             kernel.release,
@@ -251,32 +209,19 @@ impl Run<'_> {
             folder: &folder,
         };
         let Outcome { results, took } = machine.run()?;
-        println!(
-            "kernel {}, preempt={preempt}: ran for {:.0} s",
-            kernel.release,
-            took.as_secs_f64()
-        );
-        let programs_are_preempted =
-            series.preempts_programs && ["full", "lazy"].contains(&preempt);
+        println!("kernel {}, preempt={preempt}: ran for {:.0} s", kernel.release, took.as_secs_f64());
+        let programs_are_preempted = series.preempts_programs && ["full", "lazy"].contains(&preempt);
         let mut wrong = 0;
         for phase in &plan.phases {
             let folder = results.join(phase.name);
             wrong += if args.load_only {
                 judge::load(&folder)?
             } else {
-                judge::recording(
-                    phase.name,
-                    &folder,
-                    programs_are_preempted,
-                    &args.allow_fault,
-                )?
+                judge::recording(phase.name, &folder, programs_are_preempted, &args.allow_fault)?
             };
         }
         if wrong > 0 {
-            bail!(
-                "{wrong} found wrong; everything is kept in {}",
-                folder.display()
-            );
+            bail!("{wrong} found wrong; everything is kept in {}", folder.display());
         }
         Ok(())
     }
@@ -301,11 +246,7 @@ impl Run<'_> {
                 .with_context(|| format!("{} is missing from the source tree", source.display()))?;
             image.text(path, 0o644, text);
         }
-        image.text(
-            "/test/plan.json",
-            0o644,
-            serde_json::to_string_pretty(plan)?,
-        );
+        image.text("/test/plan.json", 0o644, serde_json::to_string_pretty(plan)?);
         let command = format!(
             "exec env HOME=/root PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 {} /test/drive.py\n",
             python.executable.display()

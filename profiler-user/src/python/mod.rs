@@ -1,1 +1,3 @@
-//! Pure decoders of CPython's objects over any [`profiler_common::memory::Memory`].
+//! Pure decoders of CPython's objects over any [`crate::memory::Bytes`].
+
+pub mod objects;

@@ -31,20 +31,12 @@ struct Header {
 
 impl<W: Write> Archive<W> {
     pub(super) fn new(out: W) -> Self {
-        Self {
-            out,
-            written: 0,
-            entries: 0,
-        }
+        Self { out, written: 0, entries: 0 }
     }
 
     /// Adds a directory; parents come before their children.
     pub(super) fn directory(&mut self, path: &str) -> anyhow::Result<()> {
-        let header = Header {
-            mode: DIRECTORY | 0o755,
-            links: 2,
-            ..Header::default()
-        };
+        let header = Header { mode: DIRECTORY | 0o755, links: 2, ..Header::default() };
         self.entry(path, &header, &[])
     }
 
@@ -57,68 +49,33 @@ impl<W: Write> Archive<W> {
         bytes: &[u8],
     ) -> anyhow::Result<()> {
         let mode = REGULAR | (permissions & 0o7777);
-        self.entry(
-            path,
-            &Header {
-                mode,
-                links: 1,
-                mtime,
-                ..Header::default()
-            },
-            bytes,
-        )
+        self.entry(path, &Header { mode, links: 1, mtime, ..Header::default() }, bytes)
     }
 
     /// Adds a symbolic link to `target`.
     pub(super) fn symlink(&mut self, path: &str, target: &str) -> anyhow::Result<()> {
-        let header = Header {
-            mode: SYMLINK | 0o777,
-            links: 1,
-            ..Header::default()
-        };
+        let header = Header { mode: SYMLINK | 0o777, links: 1, ..Header::default() };
         self.entry(path, &header, target.as_bytes())
     }
 
     /// Adds a character device node, which needs no privilege in an archive.
-    pub(super) fn character_device(
-        &mut self,
-        path: &str,
-        major: u32,
-        minor: u32,
-    ) -> anyhow::Result<()> {
+    pub(super) fn character_device(&mut self, path: &str, major: u32, minor: u32) -> anyhow::Result<()> {
         let mode = CHARACTER | 0o600;
-        let header = Header {
-            mode,
-            links: 1,
-            device: (major, minor),
-            ..Header::default()
-        };
+        let header = Header { mode, links: 1, device: (major, minor), ..Header::default() };
         self.entry(path, &header, &[])
     }
 
     /// Writes the end mark and gives the output back.
     pub(super) fn finish(mut self) -> anyhow::Result<W> {
         self.entries = 0;
-        self.entry(
-            "TRAILER!!!",
-            &Header {
-                links: 1,
-                ..Header::default()
-            },
-            &[],
-        )?;
+        self.entry("TRAILER!!!", &Header { links: 1, ..Header::default() }, &[])?;
         self.pad_to(512)?;
         self.out.flush()?;
         Ok(self.out)
     }
 
     fn entry(&mut self, path: &str, header: &Header, bytes: &[u8]) -> anyhow::Result<()> {
-        let Header {
-            mode,
-            links,
-            mtime,
-            device,
-        } = header;
+        let Header { mode, links, mtime, device } = header;
         let name = path.trim_start_matches('/');
         let size = u32::try_from(bytes.len())
             .with_context(|| format!("{path} is too large for a cpio archive (4 GiB)"))?;
@@ -126,21 +83,8 @@ impl<W: Write> Archive<W> {
             .with_context(|| format!("a path of {} bytes is too long", name.len()))?;
         // inode, mode, uid, gid, links, mtime, size, device of the file system
         // (two), device of the node (two), name's size, checksum
-        let fields = [
-            self.entries,
-            *mode,
-            0,
-            0,
-            *links,
-            *mtime,
-            size,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_size,
-            0,
-        ];
+        let fields =
+            [self.entries, *mode, 0, 0, *links, *mtime, size, 0, 0, device.0, device.1, name_size, 0];
         self.entries += 1;
         self.put(b"070701")?;
         for field in fields {
@@ -203,9 +147,7 @@ mod tests {
         archive.file("/a", 0o755, 0x1234, b"xyz").unwrap();
         let bytes = archive.finish().unwrap();
         let text = String::from_utf8_lossy(&bytes);
-        let fields: Vec<&str> = (0..13)
-            .map(|field| &text[6 + field * 8..14 + field * 8])
-            .collect();
+        let fields: Vec<&str> = (0..13).map(|field| &text[6 + field * 8..14 + field * 8]).collect();
         assert_eq!(fields[1], "000081ED");
         assert_eq!(fields[5], "00001234");
         assert_eq!(fields[6], "00000003");
@@ -221,10 +163,7 @@ mod tests {
         let path = folder.path().join("archive.cpio");
         std::fs::write(&path, sample()).unwrap();
         let input = std::fs::File::open(&path).unwrap();
-        let listing = std::process::Command::new("busybox")
-            .args(["cpio", "-t"])
-            .stdin(input)
-            .output();
+        let listing = std::process::Command::new("busybox").args(["cpio", "-t"]).stdin(input).output();
         match listing {
             Ok(output) => {
                 let names = String::from_utf8_lossy(&output.stdout).into_owned();

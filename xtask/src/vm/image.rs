@@ -59,11 +59,7 @@ impl Image {
             .with_context(|| format!("{} is missing from the source tree", init.display()))?;
         image.text("/init", 0o755, script);
         image.insert("/bin/busybox", Node::Copy(busybox.to_owned()));
-        image.text(
-            "/etc/passwd",
-            0o644,
-            "root:x:0:0:root:/root:/bin/sh\n".to_owned(),
-        );
+        image.text("/etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n".to_owned());
         Ok(image)
     }
 
@@ -92,8 +88,8 @@ impl Image {
     /// shared libraries.
     fn tree(&mut self, path: &str, source: &Path) -> anyhow::Result<Vec<PathBuf>> {
         let mut linked = Vec::new();
-        let entries = fs::read_dir(source)
-            .with_context(|| format!("cannot read the folder {}", source.display()))?;
+        let entries =
+            fs::read_dir(source).with_context(|| format!("cannot read the folder {}", source.display()))?;
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -121,10 +117,7 @@ impl Image {
     /// Adds what `ldd` names for these files, at the same paths.
     fn libraries(&mut self, linked: &[PathBuf]) -> anyhow::Result<()> {
         // ldd fails when one of many files is static, so its exit code says nothing.
-        let output = Command::new("ldd")
-            .args(linked)
-            .stdin(Stdio::null())
-            .output();
+        let output = Command::new("ldd").args(linked).stdin(Stdio::null()).output();
         let output = output.context("ldd cannot be started: install libc-bin")?;
         for path in libraries_named(&String::from_utf8_lossy(&output.stdout)) {
             if self.nodes.contains_key(&path) {
@@ -143,9 +136,7 @@ impl Image {
     fn insert(&mut self, path: &str, node: Node) {
         for (at, _) in path.match_indices('/').skip(1) {
             if let Some(folder) = path.get(..at) {
-                self.nodes
-                    .entry(folder.to_owned())
-                    .or_insert(Node::Directory);
+                self.nodes.entry(folder.to_owned()).or_insert(Node::Directory);
             }
         }
         self.nodes.insert(path.to_owned(), node);
@@ -153,8 +144,7 @@ impl Image {
 
     /// Writes the image as an uncompressed archive; gives its size in bytes.
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<u64> {
-        let file =
-            fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut archive = Archive::new(BufWriter::new(file));
         for (name, node) in &self.nodes {
             match node {
@@ -167,8 +157,8 @@ impl Image {
                     archive.character_device(name, *major, *minor)?;
                 }
                 Node::Copy(source) => {
-                    let bytes = fs::read(source)
-                        .with_context(|| format!("cannot read {}", source.display()))?;
+                    let bytes =
+                        fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
                     let metadata = fs::metadata(source)?;
                     // Python checks a .pyc against its source's time, cut to 32 bits.
                     let mtime = u32::try_from(metadata.mtime()).unwrap_or(0);
@@ -183,9 +173,8 @@ impl Image {
 
 fn is_needed(name: &str) -> bool {
     let optimised = name.ends_with(".opt-1.pyc") || name.ends_with(".opt-2.pyc");
-    let source_of_c = [".pyx", ".pxd", ".c", ".h", ".cpp", ".hpp", ".a", ".o"]
-        .iter()
-        .any(|ending| name.ends_with(ending));
+    let source_of_c =
+        [".pyx", ".pxd", ".c", ".h", ".cpp", ".hpp", ".a", ".o"].iter().any(|ending| name.ends_with(ending));
     !optimised && !source_of_c && !name.starts_with("_tkinter.") && !name.starts_with("_test")
 }
 
@@ -196,10 +185,7 @@ fn libraries_named(output: &str) -> Vec<String> {
         .filter_map(|line| {
             let line = line.trim();
             let (before, _) = line.split_once(" (0x")?;
-            let path = before
-                .split_once(" => ")
-                .map_or(before, |(_, path)| path)
-                .trim();
+            let path = before.split_once(" => ").map_or(before, |(_, path)| path).trim();
             path.starts_with('/').then(|| path.to_owned())
         })
         .collect();
@@ -215,10 +201,7 @@ mod tests {
     #[test]
     fn ldd_output_gives_paths_once() {
         let output = "/a/python3:\n\tlinux-vdso.so.1 (0x00007ffe)\n\tlibm.so.6 => /lib/x/libm.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n/b.so:\n\tlibm.so.6 => /lib/x/libm.so.6 (0x00007e)\n\tlibtk8.6.so => not found\n\tstatically linked\n";
-        assert_eq!(
-            libraries_named(output),
-            ["/lib/x/libm.so.6", "/lib64/ld-linux-x86-64.so.2"]
-        );
+        assert_eq!(libraries_named(output), ["/lib/x/libm.so.6", "/lib64/ld-linux-x86-64.so.2"]);
     }
 
     #[test]
@@ -244,15 +227,7 @@ mod tests {
             let mut image = Image::default();
             image.tree("/site", &source).unwrap();
             let names: Vec<&str> = image.nodes.keys().map(String::as_str).collect();
-            assert_eq!(
-                names,
-                [
-                    "/site",
-                    "/site/package",
-                    "/site/package/a.py",
-                    "/site/package/z.py"
-                ]
-            );
+            assert_eq!(names, ["/site", "/site/package", "/site/package/a.py", "/site/package/z.py"]);
             let path = folder.path().join(round);
             image.write(&path).unwrap();
             written.push(fs::read(&path).unwrap());

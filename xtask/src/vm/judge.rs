@@ -50,15 +50,8 @@ struct Ended {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Places {
-    Counted {
-        involuntary: u64,
-        in_uprobe: u64,
-        in_bpf_program: u64,
-        dropped: u64,
-    },
-    Not {
-        error: String,
-    },
+    Counted { involuntary: u64, in_uprobe: u64, in_bpf_program: u64, dropped: u64 },
+    Not { error: String },
 }
 
 /// Judges a recording phase; gives the number of things wrong.
@@ -101,12 +94,7 @@ pub(super) fn recording(
         let report: Report = read(&folder.join(out))?;
         let verdict = verdict::compare(&report, &truths, allowed_faults);
         println!("    greenscope {number}: {verdict}");
-        wrong.extend(
-            verdict
-                .wrong
-                .into_iter()
-                .map(|line| format!("greenscope {number}: {line}")),
-        );
+        wrong.extend(verdict.wrong.into_iter().map(|line| format!("greenscope {number}: {line}")));
     }
     for line in wrong.iter().take(SHOWN) {
         println!("    wrong: {line}");
@@ -122,22 +110,14 @@ pub(super) fn recording(
 
 fn preemption(name: &str, facts: &Facts, programs_are_preempted: bool, wrong: &mut Vec<String>) {
     let involuntary: u64 = facts.involuntary.values().sum();
-    println!(
-        "  {name}: {} processes, {involuntary} involuntary context switches",
-        facts.involuntary.len()
-    );
+    println!("  {name}: {} processes, {involuntary} involuntary context switches", facts.involuntary.len());
     if involuntary < MIN_INVOLUNTARY {
         wrong.push(format!(
             "{involuntary} involuntary switches prove nothing, {MIN_INVOLUNTARY} are wanted: give it more --seconds"
         ));
     }
     match &facts.preempted {
-        Some(Places::Counted {
-            involuntary,
-            in_uprobe,
-            in_bpf_program,
-            dropped,
-        }) => {
+        Some(Places::Counted { involuntary, in_uprobe, in_bpf_program, dropped }) => {
             println!(
                 "    preempted {involuntary} times, {in_uprobe} of them inside a uprobe, {in_bpf_program} inside a BPF program ({dropped} not counted)"
             );
@@ -156,10 +136,8 @@ fn preemption(name: &str, facts: &Facts, programs_are_preempted: bool, wrong: &m
 fn own_books(counted: &BTreeMap<String, u64>, truths: &[Truth], wrong: &mut Vec<String>) {
     for truth in truths {
         let seen = counted.get(&truth.pid.to_string()).copied().unwrap_or(0);
-        let line = format!(
-            "pid {}: {} switches by its own books, {seen} by the kernel",
-            truth.pid, truth.switches
-        );
+        let line =
+            format!("pid {}: {} switches by its own books, {seen} by the kernel", truth.pid, truth.switches);
         println!("    {line}");
         if seen != truth.switches {
             wrong.push(line);
@@ -198,20 +176,10 @@ pub(super) fn load(folder: &Path) -> anyhow::Result<usize> {
 
 /// All that the greenscopes of a phase said: a verifier's log is long, and wanted.
 fn show_logs(folder: &Path, facts: &Facts) -> anyhow::Result<()> {
-    let named = facts
-        .greenscopes
-        .iter()
-        .filter_map(|ended| ended.log.clone());
+    let named = facts.greenscopes.iter().filter_map(|ended| ended.log.clone());
     let numbered = (0..4).map(|number| format!("greenscope-{number}.log"));
-    for log in named
-        .chain(numbered)
-        .map(|name| folder.join(name))
-        .filter(|path| path.is_file())
-    {
-        println!(
-            "--- {}",
-            log.file_name().unwrap_or_default().to_string_lossy()
-        );
+    for log in named.chain(numbered).map(|name| folder.join(name)).filter(|path| path.is_file()) {
+        println!("--- {}", log.file_name().unwrap_or_default().to_string_lossy());
         println!("{}", String::from_utf8_lossy(&fs::read(&log)?).trim_end());
     }
     Ok(())
@@ -219,7 +187,6 @@ fn show_logs(folder: &Path, facts: &Facts) -> anyhow::Result<()> {
 
 fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> anyhow::Result<T> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let text =
-        fs::read(path).with_context(|| format!("the machine left no {name}: see its drive.log"))?;
+    let text = fs::read(path).with_context(|| format!("the machine left no {name}: see its drive.log"))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not as expected", path.display()))
 }

@@ -57,16 +57,10 @@ pub(super) const SERIES: &[Series] = &[
 
 impl Series {
     pub(super) fn named(name: &str) -> anyhow::Result<&'static Self> {
-        SERIES
-            .iter()
-            .find(|series| series.name == name)
-            .with_context(|| {
-                let known: Vec<&str> = SERIES.iter().map(|series| series.name).collect();
-                format!(
-                    "no kernel `{name}` here: --kernel takes {}",
-                    known.join(", ")
-                )
-            })
+        SERIES.iter().find(|series| series.name == name).with_context(|| {
+            let known: Vec<&str> = SERIES.iter().map(|series| series.name).collect();
+            format!("no kernel `{name}` here: --kernel takes {}", known.join(", "))
+        })
     }
 }
 
@@ -92,25 +86,16 @@ pub(super) fn fetch(series: &Series, cache: &Path) -> anyhow::Result<Kernel> {
         return Ok(Kernel { image, release });
     }
     if !Path::new(KEYRING).is_file() {
-        bail!(
-            "{KEYRING} is missing, so Debian's kernels can't be trusted: install debian-archive-keyring"
-        );
+        bail!("{KEYRING} is missing, so Debian's kernels can't be trusted: install debian-archive-keyring");
     }
-    eprintln!(
-        "vm: fetching {META_PACKAGE} of {} ({}) from {MIRROR}",
-        series.suite, series.name
-    );
+    eprintln!("vm: fetching {META_PACKAGE} of {} ({}) from {MIRROR}", series.suite, series.name);
     let work = folder.join("work");
     if work.exists() {
         fs::remove_dir_all(&work)?;
     }
     let apt = Apt::new(&work, series.suite)?;
     let found = apt.download_kernel()?;
-    let name = found
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = found.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // boot/vmlinuz-RELEASE, or usr/lib/modules/RELEASE/vmlinuz from 7.2 on.
     let release = match name.strip_prefix("vmlinuz-") {
         Some(release) => release.to_owned(),
@@ -120,10 +105,7 @@ pub(super) fn fetch(series: &Series, cache: &Path) -> anyhow::Result<Kernel> {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
     };
-    if !release
-        .strip_prefix(series.name)
-        .is_some_and(|rest| rest.starts_with(['.', '-', '+']))
-    {
+    if !release.strip_prefix(series.name).is_some_and(|rest| rest.starts_with(['.', '-', '+'])) {
         bail!(
             "{} ships kernel {release} now, not {}: change the series in xtask/src/vm/kernel.rs",
             series.suite,
@@ -144,20 +126,13 @@ struct Apt {
 
 impl Apt {
     fn new(folder: &Path, suite: &str) -> anyhow::Result<Self> {
-        for part in [
-            "sources",
-            "state/lists/partial",
-            "cache/archives/partial",
-            "download",
-        ] {
+        for part in ["sources", "state/lists/partial", "cache/archives/partial", "download"] {
             let path = folder.join(part);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         fs::write(
             folder.join("sources/kernel.sources"),
-            format!(
-                "Types: deb\nURIs: {MIRROR}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n"
-            ),
+            format!("Types: deb\nURIs: {MIRROR}\nSuites: {suite}\nComponents: main\nSigned-By: {KEYRING}\n"),
         )?;
         fs::write(folder.join("state/status"), "")?;
         let at = |part: &str| folder.join(part).display().to_string();
@@ -177,19 +152,13 @@ impl Apt {
         ];
         Ok(Self {
             folder: folder.to_owned(),
-            options: options
-                .into_iter()
-                .flat_map(|option| ["-o".to_owned(), option])
-                .collect(),
+            options: options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect(),
         })
     }
 
     fn run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .args(&self.options)
-            .current_dir(self.folder.join("download"));
+        command.args(arguments).args(&self.options).current_dir(self.folder.join("download"));
         tool::output(&mut command)
     }
 
@@ -223,8 +192,7 @@ fn kernel_dependency(depends: &str) -> Option<String> {
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|name| {
             ["linux-image-", "linux-binary-"].iter().any(|start| {
-                name.strip_prefix(start)
-                    .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+                name.strip_prefix(start).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
             })
         })
         .map(str::to_owned)
@@ -233,19 +201,12 @@ fn kernel_dependency(depends: &str) -> Option<String> {
 fn first_with_suffix(folder: &Path, suffix: &str, start: &str) -> anyhow::Result<PathBuf> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with(start) && name.ends_with(suffix) {
             return Ok(path);
         }
     }
-    bail!(
-        "apt-get said it downloaded {start}, but {} has no such file",
-        folder.display()
-    )
+    bail!("apt-get said it downloaded {start}, but {} has no such file", folder.display())
 }
 
 fn find_kernel(tree: &Path) -> anyhow::Result<Option<PathBuf>> {
@@ -284,10 +245,7 @@ mod tests {
             "linux-image-7.2.13+deb14-cloud-amd64\n |Depends: dracut\n  Depends: linux-base-7.2.13+deb14-cloud-amd64\n  Depends: linux-binary-7.2.13+deb14-cloud-amd64\n",
             Some("linux-binary-7.2.13+deb14-cloud-amd64"),
         );
-        check(
-            "linux-image-cloud-amd64\n  Suggests: linux-image-6.1\n",
-            None,
-        );
+        check("linux-image-cloud-amd64\n  Suggests: linux-image-6.1\n", None);
         check("x\n  Depends: linux-image-cloud-amd64\n", None);
     }
 
@@ -300,10 +258,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_found_in_both_layouts() {
-        for path in [
-            "boot/vmlinuz-6.1.0-50-cloud-amd64",
-            "usr/lib/modules/7.2.13/vmlinuz",
-        ] {
+        for path in ["boot/vmlinuz-6.1.0-50-cloud-amd64", "usr/lib/modules/7.2.13/vmlinuz"] {
             let tree = tempfile::tempdir().unwrap();
             let image = tree.path().join(path);
             assert_eq!(find_kernel(tree.path()).unwrap(), None);

@@ -71,23 +71,13 @@ impl Machine<'_> {
     }
 
     fn boot(&self, archive: &Path, started: Instant) -> anyhow::Result<()> {
-        let append = format!(
-            "rdinit=/init quiet console=ttyS0 panic=-1 preempt={}",
-            self.preempt
-        );
+        let append = format!("rdinit=/init quiet console=ttyS0 panic=-1 preempt={}", self.preempt);
         // One processor: the targets must contend for it (and with two, 6.12 hung).
         // No cmpxchg16b: qemu 7.2's leaves garbage in the flags when an interrupt
         // follows it, which ends in a double fault in the kernel's allocator.
         let child = Command::new("qemu-system-x86_64")
             .args(["-M", "q35", "-cpu", "max,-cx16", "-m", "2048", "-smp", "1"])
-            .args([
-                "-accel",
-                "tcg",
-                "-display",
-                "none",
-                "-no-reboot",
-                "-nodefaults",
-            ])
+            .args(["-accel", "tcg", "-display", "none", "-no-reboot", "-nodefaults"])
             .args(["-serial", "stdio", "-serial"])
             .arg(format!("file:{}", archive.display()))
             .arg("-kernel")
@@ -102,23 +92,17 @@ impl Machine<'_> {
             .context("qemu-system-x86_64 cannot be started: install qemu-system-x86")?;
         let mut running = Running(child);
         let console = running.0.stdout.take().context("qemu has no console")?;
-        let complaints = running
-            .0
-            .stderr
-            .take()
-            .context("qemu has no error stream")?;
+        let complaints = running.0.stderr.take().context("qemu has no error stream")?;
         let mut log = fs::File::create(self.folder.join("console.log"))?;
         let (sender, lines) = sync_channel(64);
-        let reader = thread::Builder::new()
-            .name("console".to_owned())
-            .spawn(move || {
-                for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
-                    let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                    if sender.send(line).is_err() {
-                        return;
-                    }
+        let reader = thread::Builder::new().name("console".to_owned()).spawn(move || {
+            for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if sender.send(line).is_err() {
+                    return;
                 }
-            })?;
+            }
+        })?;
         let ended = loop {
             let left = self.deadline.saturating_sub(started.elapsed());
             match lines.recv_timeout(left) {
@@ -144,14 +128,8 @@ impl Machine<'_> {
         let status = running.0.wait()?;
         drop(reader.join());
         if !status.success() {
-            let complaint = BufReader::new(complaints)
-                .lines()
-                .map_while(Result::ok)
-                .last();
-            bail!(
-                "qemu failed ({status}): {}",
-                complaint.unwrap_or_else(|| "no word".to_owned())
-            );
+            let complaint = BufReader::new(complaints).lines().map_while(Result::ok).last();
+            bail!("qemu failed ({status}): {}", complaint.unwrap_or_else(|| "no word".to_owned()));
         }
         Ok(())
     }
@@ -160,11 +138,7 @@ impl Machine<'_> {
         let Outcome { results, took: _ } = outcome;
         let release = fs::read_to_string(results.join("release"))?;
         if release.trim() != self.kernel.release {
-            bail!(
-                "kernel {} was asked for, {} ran",
-                self.kernel.release,
-                release.trim()
-            );
+            bail!("kernel {} was asked for, {} ran", self.kernel.release, release.trim());
         }
         let preempt = fs::read_to_string(results.join("preempt"))?;
         if !preempt.contains(&format!("({})", self.preempt)) {
@@ -178,10 +152,7 @@ impl Machine<'_> {
         if exit.trim() != "0" {
             let log = fs::read_to_string(results.join("drive.log")).unwrap_or_default();
             let last = log.lines().last().unwrap_or("no word");
-            bail!(
-                "the driver inside the machine failed ({}): {last}",
-                exit.trim()
-            );
+            bail!("the driver inside the machine failed ({}): {last}", exit.trim());
         }
         Ok(())
     }
@@ -189,9 +160,7 @@ impl Machine<'_> {
     fn last_words(&self) -> String {
         let log = fs::read_to_string(self.folder.join("console.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-        let last = lines
-            .get(lines.len().saturating_sub(3)..)
-            .unwrap_or_default();
+        let last = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default();
         format!("the console ends with `{}`", last.join(" | "))
     }
 }

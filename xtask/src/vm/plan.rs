@@ -61,19 +61,10 @@ impl Plan {
             canary: false,
             load: false,
         };
-        let canary = || Phase {
-            canary: true,
-            count: false,
-            ..phase("canary", all(["raw", "raw"]), 0)
-        };
+        let canary = || Phase { canary: true, count: false, ..phase("canary", all(["raw", "raw"]), 0) };
         let phases = if args.load_only {
             let seconds = 1;
-            vec![Phase {
-                seconds,
-                trace: false,
-                load: true,
-                ..phase("load", vec!["raw"], 1)
-            }]
+            vec![Phase { seconds, trace: false, load: true, ..phase("load", vec!["raw"], 1) }]
         } else if args.rehearse {
             vec![
                 canary(),

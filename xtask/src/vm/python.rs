@@ -60,10 +60,7 @@ pub(super) fn find(version: &str, target: &Path, install: bool) -> anyhow::Resul
     let base = interpreter(version).with_context(|| {
         format!("Python {version} is not here: install it (pyenv install {version}) and run again")
     })?;
-    eprintln!(
-        "vm: making a venv of {} with greenlet and gevent from PyPI",
-        base.display()
-    );
+    eprintln!("vm: making a venv of {} with greenlet and gevent from PyPI", base.display());
     if own.exists() {
         fs::remove_dir_all(&own)?;
     }
@@ -85,9 +82,7 @@ fn ask(python: &Path, version: &str) -> Option<Python> {
 
 /// An interpreter of that version: pyenv's newest, else the one in PATH.
 fn interpreter(version: &str) -> Option<PathBuf> {
-    let home = std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .unwrap_or_default();
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let mut candidates: Vec<PathBuf> = fs::read_dir(home.join(".pyenv/versions"))
         .into_iter()
         .flatten()
@@ -103,7 +98,6 @@ fn interpreter(version: &str) -> Option<PathBuf> {
     candidates.push(PathBuf::from(format!("python{version}")));
     candidates.into_iter().find(|python| {
         let print = "import sys; print('%d.%d' % sys.version_info[:2])";
-        tool::output(Command::new(python).args(["-c", print]))
-            .is_ok_and(|answer| answer.trim() == version)
+        tool::output(Command::new(python).args(["-c", print])).is_ok_and(|answer| answer.trim() == version)
     })
 }

@@ -18,10 +18,7 @@ pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
         .with_context(|| format!("{name} cannot be started: install it"))?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        let last = complaint
-            .lines()
-            .rfind(|line| !line.trim().is_empty())
-            .unwrap_or("no word");
+        let last = complaint.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no word");
         bail!("{name} failed ({}): {last}", output.status);
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -35,10 +32,7 @@ pub(super) fn exists(program: &str) -> bool {
 
 fn name_of(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let name = program
-        .file_name()
-        .unwrap_or(program.as_os_str())
-        .to_string_lossy();
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
     match command.get_args().next() {
         Some(first) => format!("`{name} {} ...`", first.to_string_lossy()),
         None => format!("`{name}`"),
@@ -59,13 +53,8 @@ mod tests {
 
     #[test]
     fn a_missing_program_says_so() {
-        let error = output(&mut Command::new("no-such-program-here"))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "`no-such-program-here` cannot be started: install it"
-        );
+        let error = output(&mut Command::new("no-such-program-here")).unwrap_err().to_string();
+        assert_eq!(error, "`no-such-program-here` cannot be started: install it");
         assert!(!exists("no-such-program-here"));
         assert!(exists("sh"));
     }

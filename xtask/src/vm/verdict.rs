@@ -106,29 +106,13 @@ struct TruthRow {
 
 impl From<TruthFile> for Truth {
     fn from(file: TruthFile) -> Self {
-        let TruthFile {
-            pid,
-            variant,
-            switches,
-            greenlets,
-            stacks,
-            running,
-        } = file;
+        let TruthFile { pid, variant, switches, greenlets, stacks, running } = file;
         let mut stops: BTreeMap<Stack, (String, u64)> = BTreeMap::new();
         let mut prefixes = BTreeSet::new();
-        for TruthRow {
-            state,
-            count,
-            frames,
-        } in stacks
-        {
+        for TruthRow { state, count, frames } in stacks {
             let stack: Stack = frames
                 .into_iter()
-                .map(|(function, file, line)| Frame {
-                    function,
-                    file: Some(file),
-                    line: Some(line),
-                })
+                .map(|(function, file, line)| Frame { function, file: Some(file), line: Some(line) })
                 .collect();
             for end in 1..=stack.len() {
                 prefixes.insert(outline(stack.get(..end).unwrap_or_default()));
@@ -141,23 +125,12 @@ impl From<TruthFile> for Truth {
                 aside.insert(functions.iter().take(end).cloned().collect());
             }
         }
-        Self {
-            pid,
-            variant,
-            switches,
-            greenlets,
-            stops,
-            running: prefixes,
-            aside,
-        }
+        Self { pid, variant, switches, greenlets, stops, running: prefixes, aside }
     }
 }
 
 fn outline(frames: &[Frame]) -> Vec<(String, Option<String>)> {
-    frames
-        .iter()
-        .map(|frame| (frame.function.clone(), frame.file.clone()))
-        .collect()
+    frames.iter().map(|frame| (frame.function.clone(), frame.file.clone())).collect()
 }
 
 impl Truth {
@@ -167,12 +140,7 @@ impl Truth {
 
     fn may_run(&self, frames: &[Frame]) -> bool {
         self.running.contains(&outline(frames))
-            || self.aside.contains(
-                &frames
-                    .iter()
-                    .map(|frame| frame.function.clone())
-                    .collect::<Vec<_>>(),
-            )
+            || self.aside.contains(&frames.iter().map(|frame| frame.function.clone()).collect::<Vec<_>>())
     }
 }
 
@@ -188,17 +156,8 @@ pub(super) struct Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            distinct,
-            switch_outs,
-            running,
-            wrong,
-        } = self;
-        write!(
-            f,
-            "stacks checked: {distinct} distinct, {switch_outs} switch-outs, {} wrong",
-            wrong.len()
-        )?;
+        let Self { distinct, switch_outs, running, wrong } = self;
+        write!(f, "stacks checked: {distinct} distinct, {switch_outs} switch-outs, {} wrong", wrong.len())?;
         if *running > 0 {
             write!(f, " ({running} stacks of running threads among them)")?;
         }
@@ -208,18 +167,10 @@ impl fmt::Display for Verdict {
 
 /// Compares a report with the truth of every target that it was to record.
 pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[String]) -> Verdict {
-    let Report {
-        version,
-        targets,
-        totals,
-        greenlets,
-        stacks,
-    } = report;
+    let Report { version, targets, totals, greenlets, stacks } = report;
     let mut verdict = Verdict::default();
     if *version != 1 {
-        verdict
-            .wrong
-            .push(format!("the json's version is {version}, not 1"));
+        verdict.wrong.push(format!("the json's version is {version}, not 1"));
     }
     check_totals(totals, truths, allowed_faults, &mut verdict);
     let by_pid: BTreeMap<u32, &Truth> = truths.iter().map(|truth| (truth.pid, truth)).collect();
@@ -230,24 +181,12 @@ pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[Strin
     verdict.distinct = observed.len();
     verdict.switch_outs = observed.values().sum();
     for truth in truths {
-        let Truth {
-            pid,
-            variant,
-            switches,
-            greenlets: lived,
-            stops,
-            running: _,
-            aside: _,
-        } = truth;
+        let Truth { pid, variant, switches, greenlets: lived, stops, running: _, aside: _ } = truth;
         if !targets.iter().any(|target| target.pid == *pid) {
-            verdict
-                .wrong
-                .push(format!("pid {pid} is not among the json's targets"));
+            verdict.wrong.push(format!("pid {pid} is not among the json's targets"));
         }
         if truth.switch_outs() == 0 {
-            verdict.wrong.push(format!(
-                "pid {pid} ({variant}) never switched: nothing compared"
-            ));
+            verdict.wrong.push(format!("pid {pid} ({variant}) never switched: nothing compared"));
         }
         let own = || greenlets.iter().filter(|greenlet| greenlet.pid == *pid);
         let entered: u64 = own().filter_map(|greenlet| greenlet.switches_in).sum();
@@ -276,33 +215,19 @@ pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[Strin
 }
 
 fn check_totals(totals: &Totals, truths: &[Truth], allowed: &[String], verdict: &mut Verdict) {
-    let Totals {
-        switches,
-        records_lost,
-        stacks_truncated,
-        faults,
-    } = totals;
+    let Totals { switches, records_lost, stacks_truncated, faults } = totals;
     let expected: u64 = truths.iter().map(|truth| truth.switches).sum();
     if *switches != expected {
-        verdict.wrong.push(format!(
-            "the targets switched {expected} times, totals.switches is {switches}"
-        ));
+        verdict.wrong.push(format!("the targets switched {expected} times, totals.switches is {switches}"));
     }
-    for (name, value) in [
-        ("records_lost", records_lost),
-        ("stacks_truncated", stacks_truncated),
-    ] {
+    for (name, value) in [("records_lost", records_lost), ("stacks_truncated", stacks_truncated)] {
         if let Some(lost @ 1..) = value {
-            verdict
-                .wrong
-                .push(format!("totals.{name} is {lost}, not 0"));
+            verdict.wrong.push(format!("totals.{name} is {lost}, not 0"));
         }
     }
     for (name, count) in faults {
         if *count > 0 && !allowed.contains(name) {
-            verdict.wrong.push(format!(
-                "fault {name} happened {count} times (--allow-fault {name})"
-            ));
+            verdict.wrong.push(format!("fault {name} happened {count} times (--allow-fault {name})"));
         }
     }
 }
@@ -313,18 +238,9 @@ fn check_row<'a>(
     observed: &mut BTreeMap<(u32, &'a Stack), u64>,
     verdict: &mut Verdict,
 ) {
-    let Row {
-        frames,
-        state,
-        pid,
-        count,
-        open,
-    } = row;
+    let Row { frames, state, pid, count, open } = row;
     let Some(truth) = by_pid.get(pid) else {
-        verdict.wrong.push(format!(
-            "a stack of pid {pid}, which is no target: {}",
-            show(frames)
-        ));
+        verdict.wrong.push(format!("a stack of pid {pid}, which is no target: {}", show(frames)));
         return;
     };
     if state != "wait" && state != "idle" {
@@ -342,11 +258,7 @@ fn check_row<'a>(
         return;
     }
     let Some((expected_state, _)) = truth.stops.get(frames) else {
-        verdict.wrong.push(format!(
-            "pid {pid} ({}) never stops {}",
-            truth.variant,
-            blame(frames, by_pid)
-        ));
+        verdict.wrong.push(format!("pid {pid} ({}) never stops {}", truth.variant, blame(frames, by_pid)));
         return;
     };
     if state != expected_state {
@@ -360,16 +272,12 @@ fn check_row<'a>(
     match open.as_deref() {
         None | Some("end") => match count {
             Some(count) => *observed.entry((*pid, frames)).or_insert(0) += count,
-            None => verdict
-                .wrong
-                .push(format!("pid {pid}: no count with {}", show(frames))),
+            None => verdict.wrong.push(format!("pid {pid}: no count with {}", show(frames))),
         },
         Some("begin" | "both") => {
             observed.entry((*pid, frames)).or_insert(0);
         }
-        Some(other) => verdict
-            .wrong
-            .push(format!("pid {pid}: `open` is `{other}`")),
+        Some(other) => verdict.wrong.push(format!("pid {pid}: `open` is `{other}`")),
     }
 }
 
@@ -377,21 +285,13 @@ fn show(frames: &[Frame]) -> String {
     if frames.is_empty() {
         return "a stack without frames".to_owned();
     }
-    frames
-        .iter()
-        .map(Frame::to_string)
-        .collect::<Vec<_>>()
-        .join(";")
+    frames.iter().map(Frame::to_string).collect::<Vec<_>>().join(";")
 }
 
 /// The stack, and whose it is if it is another target's.
 fn blame(frames: &[Frame], by_pid: &BTreeMap<u32, &Truth>) -> String {
-    let owner = by_pid
-        .values()
-        .find(|truth| truth.stops.contains_key(frames));
-    let owner = owner.map_or(String::new(), |truth| {
-        format!(" (a stack of pid {})", truth.pid)
-    });
+    let owner = by_pid.values().find(|truth| truth.stops.contains_key(frames));
+    let owner = owner.map_or(String::new(), |truth| format!(" (a stack of pid {})", truth.pid));
     format!("in {}{owner}", show(frames))
 }
 

@@ -17,7 +17,8 @@ fn truth(p: u32, hub: bool) -> Value {
         json!({"state": "wait", "count": 1, "frames": [frame("g1_d0", 3)]}),
     ];
     if hub {
-        stacks.push(json!({"state": "idle", "count": 15, "frames": [["Hub.run", "/site/gevent/hub.py", 647]]}));
+        stacks
+            .push(json!({"state": "idle", "count": 15, "frames": [["Hub.run", "/site/gevent/hub.py", 647]]}));
     }
     json!({
         "pid": 100 + p, "variant": if hub { "gevent" } else { "raw" }, "process": p,
@@ -44,27 +45,18 @@ fn report() -> Value {
         };
         rows.push(row(json!([frame("g0_d0", 1)]), "wait", 6, Value::Null));
         rows.push(row(json!([frame("g0_d0", 1)]), "wait", 1, json!("end")));
-        rows.push(row(
-            json!([frame("g0_d0", 2), frame("g0_d1", 9)]),
-            "wait",
-            5,
-            Value::Null,
-        ));
+        rows.push(row(json!([frame("g0_d0", 2), frame("g0_d1", 9)]), "wait", 5, Value::Null));
         rows.push(row(json!([frame("g1_d0", 3)]), "wait", 3, Value::Null));
         rows.push(row(json!([frame("g1_d0", 3)]), "wait", 1, json!("begin")));
         rows.push(row(json!([frame("g0_d0", 77)]), "cpu", 4, Value::Null));
         rows.push(row(json!([]), "switching", 9, Value::Null));
     }
-    rows.push(
-        json!({"frames": [{"function": "Hub.run", "file": "/site/gevent/hub.py", "line": 647}],
-                     "state": "idle", "pid": 101, "ns": 5, "count": 15, "open": null}),
-    );
-    rows.push(
-        json!({"frames": [{"function": "<module>", "file": "/test/preemption.py", "line": 1},
+    rows.push(json!({"frames": [{"function": "Hub.run", "file": "/site/gevent/hub.py", "line": 647}],
+                     "state": "idle", "pid": 101, "ns": 5, "count": 15, "open": null}));
+    rows.push(json!({"frames": [{"function": "<module>", "file": "/test/preemption.py", "line": 1},
                                 {"function": "main", "file": "/test/preemption.py", "line": 2},
                                 {"function": "pause", "file": "/test/preemption.py", "line": 3}],
-                     "state": "blocked", "pid": 101, "ns": 5, "count": 1, "open": null}),
-    );
+                     "state": "blocked", "pid": 101, "ns": 5, "count": 1, "open": null}));
     json!({
         "version": 1,
         "targets": [{"pid": 100, "python": "3.13.0", "greenlet": "3.5.6", "command": "x"}, {"pid": 101}],
@@ -87,16 +79,11 @@ fn wrong(report: Value) -> Vec<String> {
 #[track_caller]
 fn check(pointer: &str, value: Value, expect: &[&str]) {
     let mut broken = report();
-    *broken
-        .pointer_mut(pointer)
-        .expect("the pointer fits the sample") = value;
+    *broken.pointer_mut(pointer).expect("the pointer fits the sample") = value;
     let found = wrong(broken);
     assert_eq!(found.len(), expect.len(), "{pointer}: {found:#?}");
     for (found, expect) in found.iter().zip(expect) {
-        assert!(
-            found.contains(expect),
-            "{pointer}: `{found}` lacks `{expect}`"
-        );
+        assert!(found.contains(expect), "{pointer}: `{found}` lacks `{expect}`");
     }
 }
 
@@ -116,25 +103,14 @@ fn a_frame_of_a_neighbour_is_wrong() {
     check(
         "/stacks/2/frames/1/function",
         json!("p1_g0_d1"),
-        &[
-            "pid 100 (raw) never stops in p0_g0_d0 (p0.py:1002);p1_g0_d1",
-            "stopped 5 times, the json says 0",
-        ],
+        &["pid 100 (raw) never stops in p0_g0_d0 (p0.py:1002);p1_g0_d1", "stopped 5 times, the json says 0"],
     );
 }
 
 #[test]
 fn a_frame_of_another_greenlet_or_depth_is_wrong() {
-    check(
-        "/stacks/2/frames/1/function",
-        json!("p0_g1_d1"),
-        &["never stops", "says 0"],
-    );
-    check(
-        "/stacks/2/frames/1/function",
-        json!("p0_g0_d2"),
-        &["never stops", "says 0"],
-    );
+    check("/stacks/2/frames/1/function", json!("p0_g1_d1"), &["never stops", "says 0"]);
+    check("/stacks/2/frames/1/function", json!("p0_g0_d2"), &["never stops", "says 0"]);
 }
 
 #[test]
@@ -142,70 +118,31 @@ fn a_whole_stack_of_a_neighbour_is_wrong_and_named() {
     check(
         "/stacks/2/pid",
         json!(101),
-        &[
-            "(a stack of pid 100)",
-            "pid 100 (raw) stopped 5 times, the json says 0",
-        ],
+        &["(a stack of pid 100)", "pid 100 (raw) stopped 5 times, the json says 0"],
     );
 }
 
 #[test]
 fn a_wrong_line_or_file_is_wrong() {
-    check(
-        "/stacks/2/frames/0/line",
-        json!(1003),
-        &["never stops", "says 0"],
-    );
-    check(
-        "/stacks/2/frames/0/line",
-        Value::Null,
-        &["never stops", "says 0"],
-    );
-    check(
-        "/stacks/2/frames/0/file",
-        json!("/generated/p1.py"),
-        &["never stops", "says 0"],
-    );
+    check("/stacks/2/frames/0/line", json!(1003), &["never stops", "says 0"]);
+    check("/stacks/2/frames/0/line", Value::Null, &["never stops", "says 0"]);
+    check("/stacks/2/frames/0/file", json!("/generated/p1.py"), &["never stops", "says 0"]);
 }
 
 #[test]
 fn missing_doubled_or_swapped_frames_are_wrong() {
     let frame = report().pointer("/stacks/2/frames/0").unwrap().clone();
     let leaf = report().pointer("/stacks/2/frames/1").unwrap().clone();
-    check(
-        "/stacks/2/frames",
-        json!([leaf]),
-        &["never stops", "says 0"],
-    );
-    check(
-        "/stacks/2/frames",
-        json!([frame, frame, leaf]),
-        &["never stops", "says 0"],
-    );
-    check(
-        "/stacks/2/frames",
-        json!([leaf, frame]),
-        &["never stops", "says 0"],
-    );
-    check(
-        "/stacks/2/frames",
-        json!([]),
-        &["a stack without frames", "says 0"],
-    );
+    check("/stacks/2/frames", json!([leaf]), &["never stops", "says 0"]);
+    check("/stacks/2/frames", json!([frame, frame, leaf]), &["never stops", "says 0"]);
+    check("/stacks/2/frames", json!([leaf, frame]), &["never stops", "says 0"]);
+    check("/stacks/2/frames", json!([]), &["a stack without frames", "says 0"]);
 }
 
 #[test]
 fn one_switch_too_few_or_too_many_is_wrong() {
-    check(
-        "/stacks/2/count",
-        json!(4),
-        &["stopped 5 times, the json says 4"],
-    );
-    check(
-        "/stacks/2/count",
-        json!(6),
-        &["stopped 5 times, the json says 6"],
-    );
+    check("/stacks/2/count", json!(4), &["stopped 5 times, the json says 4"]);
+    check("/stacks/2/count", json!(6), &["stopped 5 times, the json says 6"]);
     check("/stacks/2/count", Value::Null, &["no count", "says 0"]);
 }
 
@@ -220,47 +157,19 @@ fn a_stack_left_out_is_wrong() {
 fn a_wait_from_before_the_recording_is_checked_but_not_counted() {
     check("/stacks/4/count", json!(1000), &[]);
     check("/stacks/4/frames/0/line", json!(1), &["never stops"]);
-    check(
-        "/stacks/4/open",
-        json!("end"),
-        &["stopped 3 times, the json says 4"],
-    );
-    check(
-        "/stacks/4/open",
-        json!("sometimes"),
-        &["`open` is `sometimes`"],
-    );
+    check("/stacks/4/open", json!("end"), &["stopped 3 times, the json says 4"]);
+    check("/stacks/4/open", json!("sometimes"), &["`open` is `sometimes`"]);
 }
 
 #[test]
 fn totals_must_be_exact() {
-    check(
-        "/totals/switches",
-        json!(46),
-        &["switched 47 times, totals.switches is 46"],
-    );
-    check(
-        "/greenlets/0/switches_in",
-        json!(9),
-        &["switches_in add up to 15"],
-    );
+    check("/totals/switches", json!(46), &["switched 47 times, totals.switches is 46"]);
+    check("/greenlets/0/switches_in", json!(9), &["switches_in add up to 15"]);
     check("/totals/records_lost", json!(1), &["records_lost is 1"]);
-    check(
-        "/totals/stacks_truncated",
-        json!(2),
-        &["stacks_truncated is 2"],
-    );
-    check(
-        "/totals/faults/chain_broken",
-        json!(3),
-        &["fault chain_broken happened 3 times"],
-    );
+    check("/totals/stacks_truncated", json!(2), &["stacks_truncated is 2"]);
+    check("/totals/faults/chain_broken", json!(3), &["fault chain_broken happened 3 times"]);
     check("/version", json!(2), &["version is 2"]);
-    check(
-        "/targets/1/pid",
-        json!(5),
-        &["pid 101 is not among the json's targets"],
-    );
+    check("/targets/1/pid", json!(5), &["pid 101 is not among the json's targets"]);
 }
 
 #[test]
@@ -268,17 +177,11 @@ fn greenlets_must_neither_merge_nor_split() {
     let mut merged = report();
     merged["greenlets"].as_array_mut().unwrap().remove(1);
     merged["greenlets"][0]["switches_in"] = json!(16);
-    assert_eq!(
-        wrong(merged),
-        ["pid 100 (raw) had 2 greenlets, the json lists 1"]
-    );
+    assert_eq!(wrong(merged), ["pid 100 (raw) had 2 greenlets, the json lists 1"]);
     let mut split = report();
     let twin = json!({"id": 9, "pid": 101, "switches_in": 0});
     split["greenlets"].as_array_mut().unwrap().push(twin);
-    assert_eq!(
-        wrong(split),
-        ["pid 101 (gevent) had 2 greenlets, the json lists 3"]
-    );
+    assert_eq!(wrong(split), ["pid 101 (gevent) had 2 greenlets, the json lists 3"]);
 }
 
 #[test]
@@ -286,52 +189,23 @@ fn a_fault_may_be_allowed_by_name() {
     let mut broken = report();
     broken["totals"]["faults"]["chain_broken"] = json!(3);
     let broken: Report = serde_json::from_value(broken).unwrap();
-    assert!(
-        compare(&broken, &truths(), &["chain_broken".to_owned()])
-            .wrong
-            .is_empty()
-    );
-    assert_eq!(
-        compare(&broken, &truths(), &["other".to_owned()])
-            .wrong
-            .len(),
-        1
-    );
+    assert!(compare(&broken, &truths(), &["chain_broken".to_owned()]).wrong.is_empty());
+    assert_eq!(compare(&broken, &truths(), &["other".to_owned()]).wrong.len(), 1);
 }
 
 #[test]
 fn the_hubs_waiting_is_idle() {
     let hub = 14;
-    check(
-        &format!("/stacks/{hub}/state"),
-        json!("wait"),
-        &["state wait instead of idle"],
-    );
-    check(
-        "/stacks/2/state",
-        json!("idle"),
-        &["state idle instead of wait"],
-    );
+    check(&format!("/stacks/{hub}/state"), json!("wait"), &["state wait instead of idle"]);
+    check("/stacks/2/state", json!("idle"), &["state idle instead of wait"]);
 }
 
 #[test]
 fn a_running_stack_of_a_neighbour_is_wrong() {
-    check(
-        "/stacks/5/frames/0/function",
-        json!("p1_g0_d0"),
-        &["can't be in state cpu"],
-    );
-    check(
-        "/stacks/5/frames/0/file",
-        json!("/generated/p1.py"),
-        &["can't be in state cpu"],
-    );
+    check("/stacks/5/frames/0/function", json!("p1_g0_d0"), &["can't be in state cpu"]);
+    check("/stacks/5/frames/0/file", json!("/generated/p1.py"), &["can't be in state cpu"]);
     check("/stacks/5/pid", json!(101), &["can't be in state cpu"]);
-    check(
-        "/stacks/15/frames/2/function",
-        json!("elsewhere"),
-        &["can't be in state blocked"],
-    );
+    check("/stacks/15/frames/2/function", json!("elsewhere"), &["can't be in state blocked"]);
 }
 
 #[test]
@@ -354,9 +228,5 @@ fn a_target_that_did_nothing_proves_nothing() {
     let empty: Report = serde_json::from_value(empty).unwrap();
     let verdict = compare(&empty, &[silent], &[]);
     let never = "pid 100 (raw) never switched: nothing compared";
-    assert!(
-        verdict.wrong.iter().any(|line| line == never),
-        "{:?}",
-        verdict.wrong
-    );
+    assert!(verdict.wrong.iter().any(|line| line == never), "{:?}", verdict.wrong);
 }

@@ -1,0 +1,181 @@
+//! The maps, their bounds, and the one way to each.
+
+use core::ptr::{self, NonNull};
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE},
+    btf_maps::{Array, HashMap, RingBuf},
+    helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
+    macros::btf_map,
+};
+use profiler_common::{
+    fault::Fault,
+    limits::{DEFAULT_GREENLETS, MAX_STACKS, MAX_TARGETS, MAX_THREADS, RING_BYTES},
+    record::{Greenlet, GreenletKey, StackRecord, StackTotals, TargetConfig, Thread, Totals},
+    walk::StackKey,
+};
+
+use crate::slot::Slot;
+
+/// Task storage, which aya has no type for.
+///
+/// Kernel 5.11; in programs of type kprobe (uprobes) from the same release on:
+/// <https://github.com/torvalds/linux/commit/a10787e6d58c24b51e91c19c6d16c5da89fcaa4b>
+#[repr(C)]
+pub struct TaskStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the fields only describe the map to the loader; nothing reads them.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    fn get(&'static self, flags: u32) -> Option<NonNull<T>> {
+        // SAFETY: takes no argument and cannot fail.
+        let task = unsafe { bpf_get_current_task_btf() };
+        let map = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: `map` is a task storage map by its definition, `task` the current
+        // task, and without an initial value the kernel zeroes the new one.
+        let value = unsafe { bpf_task_storage_get(map, task, ptr::null_mut(), flags.into()) };
+        NonNull::new(value.cast())
+    }
+}
+
+#[btf_map]
+static CONFIGS: Array<TargetConfig, { MAX_TARGETS as usize }> = Array::new();
+#[btf_map]
+static TOTALS: Array<Totals, { MAX_TARGETS as usize }> = Array::new();
+#[btf_map]
+static GREENLETS: HashMap<GreenletKey, Greenlet, { DEFAULT_GREENLETS as usize }> = HashMap::new();
+#[btf_map]
+static STACKS: HashMap<StackKey, StackTotals, { MAX_STACKS as usize }> = HashMap::new();
+#[btf_map]
+static THREADS: HashMap<u64, Thread, { MAX_THREADS as usize }> = HashMap::new();
+#[btf_map]
+pub static RING: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+static SLOTS: TaskStorage<Slot> = TaskStorage::new();
+#[btf_map]
+static STACK_RECORDS: TaskStorage<StackRecord> = TaskStorage::new();
+
+/// The configuration of the target with this cookie, while it is recorded.
+#[inline(always)]
+pub fn config(cookie: u64) -> Option<&'static TargetConfig> {
+    let config = CONFIGS.get_ptr(cookie as u32)?;
+    // SAFETY: an array's element lives as long as the program and is written by
+    // user space before the target's probes fire, and by `on_exec`.
+    let config = unsafe { &*config };
+    (config.started_ns != 0).then_some(config)
+}
+
+/// Stops the recording of a target: its memory is not what the layout says any more.
+#[inline(always)]
+pub fn stop(cookie: u64) {
+    if let Some(config) = CONFIGS.get_ptr_mut(cookie as u32) {
+        // SAFETY: as in `config`; one aligned word.
+        unsafe { (*config).started_ns = 0 };
+    }
+}
+
+/// The totals of a target. Written under its GIL.
+#[inline(always)]
+pub fn totals(cookie: u64) -> Option<&'static mut Totals> {
+    let totals = TOTALS.get_ptr_mut(cookie as u32)?;
+    // SAFETY: the holder of the target's GIL is the only writer.
+    Some(unsafe { &mut *totals })
+}
+
+/// Counts a fault.
+#[inline(always)]
+pub fn count(totals: &mut Totals, fault: Fault) {
+    if let Some(counter) = totals.faults.get_mut(fault as usize) {
+        *counter += 1;
+    }
+}
+
+/// A greenlet that is known.
+#[inline(always)]
+pub fn greenlet(key: &GreenletKey) -> Option<&'static mut Greenlet> {
+    let greenlet = GREENLETS.get_ptr_mut(key)?;
+    // SAFETY: only its own thread writes it, and only under the GIL; the entry is
+    // removed by the same rule, and not reused before the program ends (RCU).
+    Some(unsafe { &mut *greenlet })
+}
+
+/// Makes a greenlet known.
+#[inline(always)]
+pub fn insert_greenlet(key: &GreenletKey, value: &Greenlet) -> bool {
+    GREENLETS.insert(key, value, 0).is_ok()
+}
+
+/// Forgets a greenlet.
+#[inline(always)]
+pub fn remove_greenlet(key: &GreenletKey) {
+    // It was there; if it is not, that is what was wanted.
+    let _gone = GREENLETS.remove(key);
+}
+
+/// The totals of a stack.
+#[inline(always)]
+pub fn stack(key: &StackKey) -> Option<&'static mut StackTotals> {
+    let totals = STACKS.get_ptr_mut(key)?;
+    // SAFETY: the target is part of the key, and its GIL's holder the only writer.
+    Some(unsafe { &mut *totals })
+}
+
+/// Makes a stack known.
+#[inline(always)]
+pub fn insert_stack(key: &StackKey, target: u64) -> bool {
+    STACKS.insert(key, &StackTotals { ns: 0, count: 0, sent: 0, target: target as u32 }, 0).is_ok()
+}
+
+/// The record of a thread.
+#[inline(always)]
+pub fn thread(key: u64) -> Option<&'static mut Thread> {
+    let thread = THREADS.get_ptr_mut(&key)?;
+    // SAFETY: only the thread itself writes it.
+    Some(unsafe { &mut *thread })
+}
+
+/// Makes a thread known.
+#[inline(always)]
+pub fn insert_thread(key: u64, value: &Thread) -> bool {
+    THREADS.insert(&key, value, 0).is_ok()
+}
+
+/// The current task's slot, made if it has none.
+#[inline(always)]
+pub fn slot_or_create() -> Option<&'static mut Slot> {
+    let mut slot = SLOTS.get(BPF_LOCAL_STORAGE_GET_F_CREATE)?;
+    // SAFETY: only programs on this task reach it, and of those that write only one
+    // runs at a time: a uprobe does not fire inside another's program.
+    Some(unsafe { slot.as_mut() })
+}
+
+/// The current task's slot.
+#[inline(always)]
+pub fn slot() -> Option<&'static mut Slot> {
+    let mut slot = SLOTS.get(0)?;
+    // SAFETY: as in `slot_or_create`.
+    Some(unsafe { slot.as_mut() })
+}
+
+/// The current task's room for a stack record.
+#[inline(always)]
+pub fn stack_record() -> Option<NonNull<StackRecord>> {
+    STACK_RECORDS.get(BPF_LOCAL_STORAGE_GET_F_CREATE)
+}

@@ -1,0 +1,212 @@
+//! A thread's first hit, and its end.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    greenlet::{self, Head},
+    layout::{ABSENT, Layout},
+    limits::THREAD_STATE_WORDS,
+    memory::Memory as _,
+    record::{
+        End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Thread, Totals,
+    },
+};
+
+use crate::{
+    account::{self, FirstSight},
+    maps::{self, count},
+    memory::UserMemory,
+    slot::Slot,
+};
+
+/// Reads the thread state into the slot's scratch, and proves that it is the one
+/// that this thread holds the GIL with.
+///
+/// From CPython 3.12 on the thread state says itself that it is active; a thread
+/// has one active state at most. On 3.11 the runtime's pointer is compared.
+/// <https://github.com/python/cpython/blob/v3.12.1/Include/cpython/pystate.h>
+#[inline(always)]
+pub fn read_tstate(config: &TargetConfig, slot: &mut Slot) -> Result<(), Fault> {
+    let python = &config.layout.python;
+    let Some(words) = slot.tstate_words.first_chunk_mut::<THREAD_STATE_WORDS>() else {
+        return Err(Fault::ThreadState);
+    };
+    UserMemory.read(slot.tstate, words)?;
+    let words = &slot.tstate_words;
+    let at = |offset: u16| words.get(offset as usize >> 3 & 63).copied().unwrap_or_default();
+    if at(python.tstate_interp) != config.interpreter.0 {
+        return Err(Fault::ThreadState);
+    }
+    if slot.thread_id != 0 && at(python.tstate_thread_id) != slot.thread_id {
+        return Err(Fault::ThreadState);
+    }
+    if python.tstate_status == ABSENT {
+        if UserMemory.word(config.holder)? != slot.tstate.0 {
+            return Err(Fault::ThreadState);
+        }
+    } else {
+        let status = at(python.tstate_status) >> ((python.tstate_status & 4) * 8);
+        if status >> (python.tstate_active_bit & 31) & 1 == 0 {
+            return Err(Fault::ThreadState);
+        }
+    }
+    Ok(())
+}
+
+/// Finds the thread state anew.
+#[inline(never)]
+pub fn find_tstate(config: &TargetConfig, slot: &mut Slot) -> bool {
+    let Ok(tstate) = UserMemory.pointer(config.holder) else {
+        return false;
+    };
+    slot.tstate = tstate;
+    slot.thread_id = 0;
+    if read_tstate(config, slot).is_err() {
+        return false;
+    }
+    let offset = config.layout.python.tstate_thread_id;
+    slot.thread_id = slot.tstate_words.get(offset as usize >> 3 & 63).copied().unwrap_or_default();
+    true
+}
+
+/// Whether `head` is a greenlet of the probed module.
+#[inline(always)]
+pub fn is_greenlet(config: &TargetConfig, head: &Head) -> bool {
+    head.vtable >= config.module_start && head.vtable < config.module_end
+}
+
+/// Learns the thread at its first hit, of a probe on the greenlet `this`.
+#[inline(never)]
+pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, totals: &mut Totals) -> bool {
+    let layout = &config.layout;
+    let Ok(head) = Head::read(layout, &mut UserMemory, this) else {
+        count(totals, Fault::ReadState);
+        return false;
+    };
+    if !is_greenlet(config, &head) {
+        count(totals, Fault::NotAGreenlet);
+        return false;
+    }
+    let Ok(state) = greenlet::thread_state(layout, &mut UserMemory, this, &head) else {
+        count(totals, Fault::ReadState);
+        return false;
+    };
+    slot.thread_state = state;
+    if !find_tstate(config, slot) {
+        count(totals, Fault::ThreadState);
+        return false;
+    }
+    slot.thread = bpf_get_current_pid_tgid();
+    slot.undo.valid = 0;
+    if !adopt(layout, slot, now_ns, GREENLET_FIRST, totals) {
+        count(totals, Fault::ReadState);
+        return false;
+    }
+    let first = GreenletKey { target: slot.target, pimpl: slot.current };
+    let thread = Thread {
+        target: slot.target,
+        tstate: slot.tstate,
+        thread_id: slot.thread_id,
+        seen_ns: now_ns,
+        first_greenlet: maps::greenlet(&first).map_or(0, |greenlet| greenlet.id),
+        exit_ns: 0,
+    };
+    if !maps::insert_thread(slot.thread, &thread) {
+        count(totals, Fault::ThreadsFull);
+    }
+    slot.epoch = config.epoch;
+    true
+}
+
+/// Takes greenlet's own word for which greenlet is current.
+#[inline(always)]
+fn adopt(layout: &Layout, slot: &mut Slot, now_ns: u64, flags: u32, totals: &mut Totals) -> bool {
+    let Ok(object) = greenlet::current(layout, &mut UserMemory, slot.thread_state) else {
+        return false;
+    };
+    let Ok(current) = greenlet::pimpl(layout, &mut UserMemory, object) else {
+        return false;
+    };
+    let Ok(head) = Head::read(layout, &mut UserMemory, current) else {
+        return false;
+    };
+    slot.current = current;
+    slot.current_object = object;
+    let key = GreenletKey { target: slot.target, pimpl: current };
+    if let Some(known) = maps::greenlet(&key) {
+        known.since_ns = now_ns;
+        known.flags |= GREENLET_RUNNING;
+        return true;
+    }
+    let main = if head.is_main() { GREENLET_MAIN } else { 0 };
+    let sight = FirstSight {
+        key,
+        object,
+        thread: slot.thread,
+        now_ns,
+        since_ns: now_ns,
+        flags: flags | main | GREENLET_RUNNING,
+    };
+    // Without an entry (the map is full, and counted) its times are lost.
+    let _entry = account::meet(&sight, totals);
+    true
+}
+
+/// Goes on after greenlet's own current turned out to be another than ours: what
+/// either did since the last hit is unknown.
+#[inline(never)]
+pub fn resync(config: &TargetConfig, slot: &mut Slot, now_ns: u64, totals: &mut Totals) -> bool {
+    count(totals, Fault::OutOfStep);
+    let believed = GreenletKey { target: slot.target, pimpl: slot.current };
+    if let Some(greenlet) = maps::greenlet(&believed) {
+        greenlet.since_ns = now_ns;
+        greenlet.flags &= !GREENLET_RUNNING;
+    }
+    slot.undo.valid = 0;
+    adopt(&config.layout, slot, now_ns, 0, totals)
+}
+
+/// A thread ends: its current greenlet does too.
+#[inline(always)]
+pub fn on_exit() {
+    let Some(slot) = maps::slot() else {
+        return;
+    };
+    if slot.epoch == 0 || maps::config(slot.target).is_none() {
+        return;
+    }
+    let Some(totals) = maps::totals(slot.target) else {
+        return;
+    };
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    totals.exit_ns = now;
+    if let Some(thread) = maps::thread(slot.thread) {
+        thread.exit_ns = now;
+    }
+    let key = GreenletKey { target: slot.target, pimpl: slot.current };
+    if let Some(greenlet) = maps::greenlet(&key)
+        && greenlet.flags & GREENLET_RUNNING != 0
+    {
+        account::ended(&key, greenlet, now, End::ThreadExit, slot, totals);
+    }
+    slot.epoch = 0;
+}
+
+/// The process replaces itself: what comes now is another program.
+#[inline(always)]
+pub fn on_exec() {
+    let Some(slot) = maps::slot() else {
+        return;
+    };
+    if slot.epoch == 0 {
+        return;
+    }
+    slot.epoch = 0;
+    maps::stop(slot.target);
+    if let Some(totals) = maps::totals(slot.target) {
+        // SAFETY: takes no argument.
+        totals.exec_ns = unsafe { bpf_ktime_get_ns() };
+    }
+}

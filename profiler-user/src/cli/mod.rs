@@ -1,0 +1,79 @@
+//! The commands: arguments in, exit code out.
+
+mod doctor;
+mod exit;
+mod output;
+mod record;
+mod signals;
+
+use std::{process::ExitCode, time::Instant};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+pub use exit::Failure;
+
+/// See inside Python services that run on greenlets, from the kernel, without
+/// touching them.
+#[derive(Debug, Parser)]
+#[command(name = "greenscope", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Record where greenlets wait, and write a flame graph, folded stacks or json
+    Record(record::Arguments),
+    /// Say what this kernel and a process allow, and how to mend what is missing
+    Doctor(doctor::Arguments),
+}
+
+/// Runs the command line; `started` is when the program was.
+#[must_use]
+pub fn run(started: Instant) -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    let result = match arguments.command {
+        Command::Record(arguments) => record::run(&arguments, started),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("greenscope: {failure}");
+            failure.code()
+        }
+    }
+}
+
+/// Help goes out as it is; a mistake is one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Nowhere to print help to: nothing was lost.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        _ => {
+            let text = error.to_string();
+            let words: Vec<&str> = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.starts_with("Usage:"))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let text = words.join(" ");
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            let text = if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                "no command was given"
+            } else {
+                text
+            };
+            eprintln!("greenscope: {text}; see greenscope --help");
+            ExitCode::from(exit::USAGE)
+        }
+    }
+}

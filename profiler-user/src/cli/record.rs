@@ -1,0 +1,234 @@
+//! `greenscope record`.
+
+use std::{
+    io::{self, IsTerminal as _},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+use clap::{Args, ValueEnum};
+use profiler_common::limits::{DEFAULT_GREENLETS, MAX_TARGETS};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Failure, output::Output, signals};
+use crate::{
+    export::{Exporter, folded::Folded, json::Json, svg::Svg},
+    profile::Profile,
+    session::{self, Options, Progress, Sites},
+    target::{self, Target, TargetError},
+    view::{progress::Line, summary},
+};
+
+/// How often a process without greenlet is looked at again.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The process to record; may be given several times (its children are left out)
+    #[arg(long = "pid", value_name = "PID", required = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pids: Vec<u32>,
+    /// How long to record: 500ms, 10s, 2m [default: until Ctrl-C or the target's end]
+    #[arg(long, value_parser = duration)]
+    duration: Option<Duration>,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Svg)]
+    format: Format,
+    /// Where to write it, - for standard output [default: greenscope-PID-TIME.svg, standard output for folded and json]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Which of greenlet's functions to probe
+    #[arg(long, value_enum, default_value_t = Probe::Switchstack)]
+    probe: Probe,
+    /// Wait until the process loads greenlet
+    #[arg(long)]
+    wait_greenlet: bool,
+    /// Greenlets alive at once that there is room for
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_GREENLETS, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    max_greenlets: u32,
+    /// Add every greenlet's intervals to the json
+    #[arg(long)]
+    intervals: bool,
+    /// Take no stacks, only times
+    #[arg(long, hide = true)]
+    accounting_only: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A flame graph of waiting time
+    Svg,
+    /// Folded stacks and ns waited, for other tools
+    Folded,
+    /// Everything (docs/json-format.md)
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Probe {
+    /// g_switchstack: once for every real switch
+    Switchstack,
+    /// g_switch and g_initialstub; can't see a switch out of the lookup of `run`
+    Pair,
+}
+
+pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure> {
+    let pids = pids(arguments)?;
+    let path = arguments.output.clone().unwrap_or_else(|| match arguments.format {
+        Format::Svg => default_name(&pids).into(),
+        Format::Folded | Format::Json => "-".into(),
+    });
+    let stop = signals::stop().map_err(|error| Failure::failed(format!("no signal can be caught: {error}")))?;
+    let mut targets = Vec::with_capacity(pids.len());
+    for pid in &pids {
+        match look(*pid, arguments.wait_greenlet, &stop)? {
+            Some(target) => targets.push(target),
+            None => return Ok(()),
+        }
+    }
+    for target in &targets {
+        for warning in &target.warnings {
+            eprintln!("greenscope: pid {}: {warning}", target.pid);
+        }
+    }
+    // Before the recording, so that nothing is recorded in vain.
+    let output = Output::open(&path)?;
+    let options = Options {
+        duration: arguments.duration,
+        sites: match arguments.probe {
+            Probe::Switchstack => Sites::Switchstack,
+            Probe::Pair => Sites::Pair,
+        },
+        max_greenlets: arguments.max_greenlets,
+        intervals: arguments.intervals,
+        accounting_only: arguments.accounting_only,
+    };
+    let described = describe(&targets);
+    let mut line = Line::new(io::stderr().is_terminal());
+    let profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
+        if matches!(progress, Progress::Recording) {
+            eprintln!("{described}");
+        }
+        line.show(progress);
+    })?;
+    line.clear();
+    write(&profile, arguments.format, output)?;
+    eprint!("{}", summary::text(&profile));
+    if path.as_os_str() != "-" {
+        eprintln!("written to {}", path.display());
+    }
+    Ok(())
+}
+
+/// The pids given, each once.
+fn pids(arguments: &Arguments) -> Result<Vec<u32>, Failure> {
+    let mut pids = Vec::new();
+    for pid in &arguments.pids {
+        if !pids.contains(pid) {
+            pids.push(*pid);
+        }
+    }
+    if pids.len() > MAX_TARGETS as usize {
+        return Err(Failure::usage(format!(
+            "{} processes are too many at once: name at most {MAX_TARGETS}",
+            pids.len()
+        )));
+    }
+    Ok(pids)
+}
+
+/// Looks at the process; `None` if the signal to stop came while waiting for greenlet.
+fn look(
+    pid: u32,
+    wait_greenlet: bool,
+    stop: &impl std::os::fd::AsFd,
+) -> Result<Option<Target>, Failure> {
+    let mut said = false;
+    loop {
+        let missing = match target::inspect(pid) {
+            Ok(target) if target.greenlet.is_some() => return Ok(Some(target)),
+            Ok(target) => TargetError::NoGreenlet { pid, python: target.python.version },
+            Err(error @ TargetError::NoGreenlet { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        if !wait_greenlet {
+            return Err(missing.into());
+        }
+        if !said {
+            eprintln!("waiting until pid {pid} loads greenlet (Ctrl-C ends)");
+            said = true;
+        }
+        let mut fds = [PollFd::new(stop, PollFlags::IN)];
+        match poll(&mut fds, Some(&LOOK_AGAIN)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(None),
+            Err(error) => return Err(Failure::failed(format!("waiting for pid {pid}: {error}"))),
+        }
+    }
+}
+
+fn describe(targets: &[Target]) -> String {
+    let each: Vec<String> = targets
+        .iter()
+        .map(|target| {
+            let greenlet = target.greenlet.as_ref().map_or("none", |greenlet| &greenlet.version);
+            format!("pid {} (CPython {}, greenlet {greenlet})", target.pid, target.python.version)
+        })
+        .collect();
+    let children = if targets.iter().any(|target| target::has_children(target.pid)) {
+        "; its children are left out"
+    } else {
+        ""
+    };
+    format!("recording {}{children}", each.join(", "))
+}
+
+fn write(profile: &Profile, format: Format, output: Output) -> Result<(), Failure> {
+    let exporter: &dyn Exporter = match format {
+        Format::Svg => &Svg,
+        Format::Folded => &Folded,
+        Format::Json => &Json,
+    };
+    output.write(|out| exporter.export(profile, out))
+}
+
+fn default_name(pids: &[u32]) -> String {
+    let pid = pids.first().copied().unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("greenscope-{pid}-{}.svg", now.as_secs())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits
+        .parse()
+        .map_err(|_| format!("'{text}' is no duration: write it as 500ms, 10s or 2m"))?;
+    let unit = match text.get(digits.len()..).unwrap_or_default() {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        _ => return Err(format!("'{text}' has no unit: write it as 500ms, 10s or 2m")),
+    };
+    let seconds = number * unit;
+    if seconds.is_finite() && (0.001..=604_800.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!("'{text}' is out of range: 1ms to 168h"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_humane() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        for wrong in ["", "10", "s", "-1s", "0s", "1e9h", "10 s", "ten s", "nans", "infs"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The json format, version 1 (docs/json-format.md).
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use serde::Serialize;
+
+use super::Exporter;
+use crate::{
+    profile::{
+        Frame, GreenletRow, IntervalRow, Profile, RunRow, StackRow, State, TargetRow, ThreadRow, TotalsRow,
+    },
+    timeline::lives::Open,
+};
+
+/// The json format.
+#[derive(Clone, Copy, Debug)]
+pub struct Json;
+
+#[derive(Serialize)]
+struct Document<'a> {
+    version: u32,
+    targets: Vec<Target<'a>>,
+    started_unix_ns: u64,
+    duration_ns: u64,
+    first_stack_ns: Option<u64>,
+    totals: Totals<'a>,
+    threads: Vec<Thread<'a>>,
+    greenlets: Vec<Greenlet<'a>>,
+    stacks: Vec<Stack<'a>>,
+    runs: Vec<Run<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    intervals: Option<Vec<Interval<'a>>>,
+    cost_ns_per_hit: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Target<'a> {
+    pid: u32,
+    python: &'a str,
+    greenlet: Option<&'a str>,
+    command: &'a str,
+}
+
+#[derive(Serialize)]
+struct Totals<'a> {
+    switches: u64,
+    greenlets_seen: u64,
+    greenlets_unstarted: u64,
+    greenlets_unlisted: u64,
+    cpu_samples: Option<u64>,
+    records_lost: u64,
+    stacks_truncated: u64,
+    probe_hits: u64,
+    faults: &'a BTreeMap<&'static str, u64>,
+}
+
+#[derive(Serialize)]
+struct Thread<'a> {
+    pid: u32,
+    tid: Option<u32>,
+    name: Option<&'a str>,
+    on_cpu_ns: Option<u64>,
+    blocked_ns: Option<u64>,
+    preempted_ns: Option<u64>,
+    gil_wait_ns: Option<u64>,
+    switching_ns: Option<u64>,
+    idle_ns: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Greenlet<'a> {
+    id: u64,
+    pid: u32,
+    tid: Option<u32>,
+    name: Option<&'a str>,
+    main: bool,
+    alive: bool,
+    switches_in: u64,
+    running_ns: Option<u64>,
+    on_cpu_ns: Option<u64>,
+    blocked_ns: Option<u64>,
+    preempted_ns: Option<u64>,
+    waiting_ns: Option<u64>,
+    queued_ns: Option<u64>,
+    trace_id: Option<&'a str>,
+    segment_id: Option<&'a str>,
+    endpoint: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct FrameDocument<'a> {
+    function: Option<&'a str>,
+    file: Option<&'a str>,
+    line: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Stack<'a> {
+    frames: Vec<FrameDocument<'a>>,
+    state: &'static str,
+    pid: u32,
+    ns: u64,
+    count: u64,
+    greenlet: Option<u64>,
+    trace_id: Option<&'a str>,
+    segment_id: Option<&'a str>,
+    endpoint: Option<&'a str>,
+    open: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Run<'a> {
+    ns: u64,
+    greenlet: Option<u64>,
+    name: Option<&'a str>,
+    pid: u32,
+    frames: Vec<FrameDocument<'a>>,
+}
+
+#[derive(Serialize)]
+struct Interval<'a> {
+    greenlet: u64,
+    begin_ns: u64,
+    end_ns: u64,
+    state: &'static str,
+    frames: Option<Vec<FrameDocument<'a>>>,
+    open: Option<&'static str>,
+}
+
+fn frames(frames: &[Frame]) -> Vec<FrameDocument<'_>> {
+    frames
+        .iter()
+        .map(|Frame { function, file, line }| FrameDocument {
+            function: function.as_deref(),
+            file: file.as_deref(),
+            line: *line,
+        })
+        .collect()
+}
+
+const fn state(state: State) -> &'static str {
+    match state {
+        State::Wait => "wait",
+        State::Idle => "idle",
+    }
+}
+
+const fn open(open: Open) -> &'static str {
+    match open {
+        Open::Begin => "begin",
+        Open::End => "end",
+        Open::Both => "both",
+    }
+}
+
+fn target(row: &TargetRow) -> Target<'_> {
+    let TargetRow { pid, python, greenlet, command } = row;
+    Target { pid: *pid, python, greenlet: greenlet.as_deref(), command }
+}
+
+fn totals(row: &TotalsRow) -> Totals<'_> {
+    let TotalsRow {
+        switches,
+        greenlets_seen,
+        greenlets_unstarted,
+        greenlets_unlisted,
+        records_lost,
+        stacks_truncated,
+        probe_hits,
+        faults,
+    } = row;
+    Totals {
+        switches: *switches,
+        greenlets_seen: *greenlets_seen,
+        greenlets_unstarted: *greenlets_unstarted,
+        greenlets_unlisted: *greenlets_unlisted,
+        cpu_samples: None,
+        records_lost: *records_lost,
+        stacks_truncated: *stacks_truncated,
+        probe_hits: *probe_hits,
+        faults,
+    }
+}
+
+fn thread(row: &ThreadRow) -> Thread<'_> {
+    let ThreadRow { pid, tid, name } = row;
+    Thread {
+        pid: *pid,
+        tid: *tid,
+        name: name.as_deref(),
+        on_cpu_ns: None,
+        blocked_ns: None,
+        preempted_ns: None,
+        gil_wait_ns: None,
+        switching_ns: None,
+        idle_ns: None,
+    }
+}
+
+fn greenlet(row: &GreenletRow) -> Greenlet<'_> {
+    let GreenletRow { id, pid, tid, name, main, alive, switches_in, running_ns, waiting_ns } = row;
+    Greenlet {
+        id: *id,
+        pid: *pid,
+        tid: *tid,
+        name: name.as_deref(),
+        main: *main,
+        alive: *alive,
+        switches_in: *switches_in,
+        running_ns: *running_ns,
+        on_cpu_ns: None,
+        blocked_ns: None,
+        preempted_ns: None,
+        waiting_ns: *waiting_ns,
+        queued_ns: None,
+        trace_id: None,
+        segment_id: None,
+        endpoint: None,
+    }
+}
+
+fn stack(row: &StackRow) -> Stack<'_> {
+    let StackRow { frames: row_frames, state: row_state, pid, ns, count, greenlet, open: row_open } = row;
+    Stack {
+        frames: frames(row_frames),
+        state: state(*row_state),
+        pid: *pid,
+        ns: *ns,
+        count: *count,
+        greenlet: *greenlet,
+        trace_id: None,
+        segment_id: None,
+        endpoint: None,
+        open: row_open.map(open),
+    }
+}
+
+fn run(row: &RunRow) -> Run<'_> {
+    let RunRow { ns, greenlet, name, pid, frames: row_frames } = row;
+    Run { ns: *ns, greenlet: *greenlet, name: name.as_deref(), pid: *pid, frames: frames(row_frames) }
+}
+
+fn interval(row: &IntervalRow) -> Interval<'_> {
+    let IntervalRow { greenlet, begin_ns, end_ns, frames: row_frames, open: row_open } = row;
+    Interval {
+        greenlet: *greenlet,
+        begin_ns: *begin_ns,
+        end_ns: *end_ns,
+        state: if row_frames.is_some() { "wait" } else { "running" },
+        frames: row_frames.as_deref().map(frames),
+        open: row_open.map(open),
+    }
+}
+
+impl Exporter for Json {
+    fn export(&self, profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
+        let Profile {
+            targets,
+            started_unix_ns,
+            duration_ns,
+            first_stack_ns,
+            totals: profile_totals,
+            threads,
+            greenlets,
+            stacks,
+            runs,
+            intervals,
+            cost,
+        } = profile;
+        let document = Document {
+            version: 1,
+            targets: targets.iter().map(target).collect(),
+            started_unix_ns: *started_unix_ns,
+            duration_ns: *duration_ns,
+            first_stack_ns: *first_stack_ns,
+            totals: totals(profile_totals),
+            threads: threads.iter().map(thread).collect(),
+            greenlets: greenlets.iter().map(greenlet).collect(),
+            stacks: stacks.iter().map(stack).collect(),
+            runs: runs.iter().map(run).collect(),
+            intervals: intervals.as_ref().map(|rows| rows.iter().map(interval).collect()),
+            cost_ns_per_hit: cost.map(|cost| cost.ns_per_hit),
+        };
+        serde_json::to_writer(&mut *out, &document)?;
+        writeln!(out)
+    }
+}

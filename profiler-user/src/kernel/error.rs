@@ -1,0 +1,64 @@
+//! What can go wrong between us and the kernel.
+
+use std::{io, path::PathBuf};
+
+/// What can go wrong between us and the kernel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KernelError {
+    /// The object was refused.
+    #[error("the kernel part can't be loaded: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused; the verifier's log is in the source.
+    #[error("the kernel refused the program {program}: {source}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: aya::programs::ProgramError,
+    },
+    /// A probe could not be set.
+    #[error("no probe can be set at {path}+{offset:#x} for pid {pid}: {source}")]
+    Attach {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// The target.
+        pid: u32,
+        /// Why.
+        source: aya::programs::ProgramError,
+    },
+    /// A map could not be used.
+    #[error("map {map}: {source}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: aya::maps::MapError,
+    },
+    /// The object is not the one that this program was built with.
+    #[error("the kernel part has no {0}")]
+    Missing(&'static str),
+    /// Waiting for records failed.
+    #[error("waiting for the kernel's records: {0}")]
+    Wait(#[source] io::Error),
+    /// A pid that no process can have.
+    #[error("pid 0 is no process")]
+    PidZero,
+}
+
+impl KernelError {
+    /// Whether it is for want of a right.
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = source {
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                return io.kind() == io::ErrorKind::PermissionDenied;
+            }
+            source = error.source();
+        }
+        false
+    }
+}

@@ -1,0 +1,11 @@
+//! The kernel part from outside: load it, attach it, read what it kept and sent.
+//!
+//! The only room that knows aya.
+
+mod engine;
+mod error;
+mod map;
+mod trap;
+
+pub use engine::{Engine, Probe, Site};
+pub use error::KernelError;

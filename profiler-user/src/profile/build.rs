@@ -1,0 +1,107 @@
+//! Merging: stacks that read the same are one, open waits stay apart.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{Frame, StackRow, State};
+use crate::timeline::lives::Open;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    frames: Arc<[Frame]>,
+    state: State,
+    pid: u32,
+    greenlet: Option<u64>,
+    open: Option<Open>,
+}
+
+/// Collects time by stack.
+#[derive(Debug, Default)]
+pub struct Builder {
+    rows: HashMap<Key, (u64, u64)>,
+}
+
+impl Builder {
+    /// Adds completed time.
+    pub fn add(&mut self, frames: &Arc<[Frame]>, state: State, pid: u32, ns: u64, count: u64) {
+        self.row(Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: None }, ns, count);
+    }
+
+    /// Adds the part inside of a wait that began before or is not over.
+    pub fn add_open(
+        &mut self,
+        frames: &Arc<[Frame]>,
+        state: State,
+        pid: u32,
+        ns: u64,
+        greenlet: u64,
+        open: Open,
+    ) {
+        let key =
+            Key { frames: Arc::clone(frames), state, pid, greenlet: Some(greenlet), open: Some(open) };
+        self.row(key, ns, 1);
+    }
+
+    fn row(&mut self, key: Key, ns: u64, count: u64) {
+        let row = self.rows.entry(key).or_default();
+        row.0 += ns;
+        row.1 += count;
+    }
+
+    /// The rows, most time first; equal ones in an order of their own.
+    #[must_use]
+    pub fn finish(self) -> Vec<StackRow> {
+        let mut rows: Vec<StackRow> = self
+            .rows
+            .into_iter()
+            .map(|(Key { frames, state, pid, greenlet, open }, (ns, count))| StackRow {
+                frames,
+                state,
+                pid,
+                ns,
+                count,
+                greenlet,
+                open,
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            let order = |row: &StackRow| (row.pid, row.state, row.greenlet, row.open);
+            b.ns.cmp(&a.ns).then_with(|| order(a).cmp(&order(b))).then_with(|| a.frames.cmp(&b.frames))
+        });
+        rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(names: &[&str]) -> Arc<[Frame]> {
+        names
+            .iter()
+            .map(|name| Frame { function: Some((*name).into()), file: Some("f.py".into()), line: Some(1) })
+            .collect()
+    }
+
+    #[test]
+    fn stacks_that_read_the_same_are_one() {
+        let mut builder = Builder::default();
+        builder.add(&frames(&["a", "b"]), State::Wait, 1, 10, 1);
+        builder.add(&frames(&["a", "b"]), State::Wait, 1, 20, 2);
+        builder.add(&frames(&["a", "b"]), State::Wait, 2, 5, 1);
+        let rows = builder.finish();
+        assert_eq!(rows.iter().map(|row| (row.pid, row.ns, row.count)).collect::<Vec<_>>(), [
+            (1, 30, 3),
+            (2, 5, 1)
+        ]);
+    }
+
+    #[test]
+    fn an_open_wait_is_no_part_of_the_completed_ones() {
+        let mut builder = Builder::default();
+        builder.add(&frames(&["a"]), State::Wait, 1, 10, 1);
+        builder.add_open(&frames(&["a"]), State::Wait, 1, 7, 3, Open::End);
+        let rows = builder.finish();
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[1].greenlet, Some(3));
+    }
+}

@@ -1,0 +1,188 @@
+//! The finished profile: what exporters and the summary are made from.
+//!
+//! Pure: no I/O, no clock.
+
+mod build;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::timeline::lives::Open;
+
+pub use build::Builder;
+
+/// A frame as people read it. What is not known is `None`, never a guess.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frame {
+    /// Qualified name.
+    pub function: Option<Arc<str>>,
+    /// The code's file name.
+    pub file: Option<Arc<str>>,
+    /// The line of the suspended instruction.
+    pub line: Option<u32>,
+}
+
+impl Frame {
+    /// A frame of which nothing is known.
+    pub const UNKNOWN: Self = Self { function: None, file: None, line: None };
+}
+
+/// What a stack's time was spent in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum State {
+    /// Suspended.
+    Wait,
+    /// A hub that is suspended or has nothing to do.
+    Idle,
+}
+
+/// A process that was recorded.
+#[derive(Clone, Debug)]
+pub struct TargetRow {
+    /// Its pid, as given.
+    pub pid: u32,
+    /// CPython's version.
+    pub python: String,
+    /// greenlet's version; none when it is not loaded.
+    pub greenlet: Option<String>,
+    /// Its command line.
+    pub command: String,
+}
+
+/// What was counted over all targets.
+#[derive(Clone, Debug, Default)]
+pub struct TotalsRow {
+    /// Switches.
+    pub switches: u64,
+    /// Greenlets given an identity, or found by enumeration.
+    pub greenlets_seen: u64,
+    /// Greenlets that exist and were never switched to.
+    pub greenlets_unstarted: u64,
+    /// Dead greenlets beyond the bound, or whose record was lost.
+    pub greenlets_unlisted: u64,
+    /// Records that the ring had no room for.
+    pub records_lost: u64,
+    /// Stacks deeper than the bound.
+    pub stacks_truncated: u64,
+    /// Hits of the probes.
+    pub probe_hits: u64,
+    /// By name; only those that happened.
+    pub faults: BTreeMap<&'static str, u64>,
+}
+
+/// A thread that ran greenlets.
+#[derive(Clone, Debug)]
+pub struct ThreadRow {
+    /// Its process.
+    pub pid: u32,
+    /// Its tid, where it can be told.
+    pub tid: Option<u32>,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+/// A greenlet.
+#[derive(Clone, Debug)]
+pub struct GreenletRow {
+    /// Unique in this profile.
+    pub id: u64,
+    /// Its process.
+    pub pid: u32,
+    /// Its thread, where it can be told.
+    pub tid: Option<u32>,
+    /// Its own name, else its type's.
+    pub name: Option<String>,
+    /// A thread's main greenlet.
+    pub main: bool,
+    /// Not seen ending.
+    pub alive: bool,
+    /// Switches into it.
+    pub switches_in: u64,
+    /// Current on its thread. None if it was not measured.
+    pub running_ns: Option<u64>,
+    /// Suspended. None if it was not measured.
+    pub waiting_ns: Option<u64>,
+}
+
+/// Time spent in one stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackRow {
+    /// Root first.
+    pub frames: Arc<[Frame]>,
+    /// In what.
+    pub state: State,
+    /// Whose process.
+    pub pid: u32,
+    /// Time.
+    pub ns: u64,
+    /// How often; completed waits only.
+    pub count: u64,
+    /// Of an open wait: whose.
+    pub greenlet: Option<u64>,
+    /// Of an open wait: which end.
+    pub open: Option<Open>,
+}
+
+/// A run without a switch.
+#[derive(Clone, Debug)]
+pub struct RunRow {
+    /// How long.
+    pub ns: u64,
+    /// Of which greenlet.
+    pub greenlet: Option<u64>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its process.
+    pub pid: u32,
+    /// The stack at its end, root first.
+    pub frames: Arc<[Frame]>,
+}
+
+/// A greenlet's time in one state.
+#[derive(Clone, Debug)]
+pub struct IntervalRow {
+    /// Whose.
+    pub greenlet: u64,
+    /// From the start of the recording.
+    pub begin_ns: u64,
+    /// From the start of the recording.
+    pub end_ns: u64,
+    /// The stack it waited in; none while it ran.
+    pub frames: Option<Arc<[Frame]>>,
+    /// Which end lies outside.
+    pub open: Option<Open>,
+}
+
+/// What the recording cost the targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// A hit: the trap and the program, measured here during this recording.
+    pub ns_per_hit: u64,
+}
+
+/// The finished profile.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// The processes.
+    pub targets: Vec<TargetRow>,
+    /// When every probe was in place, since 1970.
+    pub started_unix_ns: u64,
+    /// How long.
+    pub duration_ns: u64,
+    /// From the start of the program to the first stack.
+    pub first_stack_ns: Option<u64>,
+    /// Counts.
+    pub totals: TotalsRow,
+    /// The threads.
+    pub threads: Vec<ThreadRow>,
+    /// The greenlets, in the order they were seen.
+    pub greenlets: Vec<GreenletRow>,
+    /// The stacks, most time first.
+    pub stacks: Vec<StackRow>,
+    /// The longest runs, longest first.
+    pub runs: Vec<RunRow>,
+    /// The timeline, if it was asked for.
+    pub intervals: Option<Vec<IntervalRow>>,
+    /// What it cost, if it could be measured.
+    pub cost: Option<Cost>,
+}

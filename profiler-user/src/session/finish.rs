@@ -1,0 +1,406 @@
+//! From what was kept and sent to the profile.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    greenlet::{Head, Life as Stage},
+    memory::Memory as _,
+    record::{StackTotals, Thread, Totals},
+    walk::StackKey,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{SessionError, recorded::Recorded};
+use crate::{
+    kernel::Engine,
+    profile::{
+        Builder, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow, ThreadRow,
+        TotalsRow,
+    },
+    target::{self, Stage as FoundStage},
+    timeline::{
+        intervals::State as LaneState,
+        lives::{self, Bounds, Life, Open},
+    },
+};
+
+/// What the recording knows besides its targets.
+pub(super) struct About {
+    pub(super) bounds: Bounds,
+    pub(super) started_unix_ns: u64,
+    pub(super) first_stack_ns: Option<u64>,
+    pub(super) cost: Option<Cost>,
+}
+
+/// What the kernel part kept.
+struct Kept {
+    greenlets: Vec<(profiler_common::record::GreenletKey, profiler_common::record::Greenlet)>,
+    stacks: FxHashMap<StackKey, StackTotals>,
+    threads: Vec<(u64, Thread)>,
+}
+
+/// Makes the profile.
+pub(super) fn finish(
+    recorded: &mut [Recorded],
+    engine: &Engine,
+    about: &About,
+) -> Result<Profile, SessionError> {
+    let kept = Kept {
+        greenlets: engine.greenlets()?,
+        stacks: engine.stacks()?.into_iter().collect(),
+        threads: engine.threads()?,
+    };
+    let mut profile = Profile {
+        targets: Vec::new(),
+        started_unix_ns: about.started_unix_ns,
+        duration_ns: about.bounds.ended_ns.saturating_sub(about.bounds.started_ns),
+        first_stack_ns: about.first_stack_ns,
+        totals: TotalsRow::default(),
+        threads: Vec::new(),
+        greenlets: Vec::new(),
+        stacks: Vec::new(),
+        runs: Vec::new(),
+        intervals: None,
+        cost: about.cost,
+    };
+    let mut builder = Builder::default();
+    let mut faults = BTreeMap::new();
+    for target in recorded.iter_mut() {
+        let totals = engine.totals(target.cookie)?;
+        let mut bounds = about.bounds;
+        if let Some(gone_ns) = target.gone_ns {
+            bounds.ended_ns = bounds.ended_ns.min(gone_ns);
+        }
+        let mut closing = Closing {
+            target,
+            kept: &kept,
+            totals,
+            bounds,
+            faults: FxHashMap::default(),
+            threads: FxHashMap::default(),
+        };
+        closing.close(&mut profile, &mut builder);
+        closing.count(&mut profile.totals, &mut faults);
+    }
+    profile.stacks = builder.finish();
+    profile.runs.sort_by_key(|run| std::cmp::Reverse(run.ns));
+    profile.runs.truncate(profiler_common::limits::TOP_RUNS);
+    profile.totals.faults = faults;
+    Ok(profile)
+}
+
+/// One target's part of the profile in the making.
+struct Closing<'a> {
+    target: &'a mut Recorded,
+    kept: &'a Kept,
+    totals: Totals,
+    bounds: Bounds,
+    faults: FxHashMap<Fault, u64>,
+    /// By the kernel's key: tid, and how long it was there before its first switch.
+    threads: FxHashMap<u64, (Option<u32>, u64)>,
+}
+
+impl Closing<'_> {
+    fn close(&mut self, profile: &mut Profile, builder: &mut Builder) {
+        let pid = self.target.target.pid;
+        profile.targets.push(TargetRow {
+            pid,
+            python: self.target.target.python.version.clone(),
+            greenlet: self.target.target.greenlet.as_ref().map(|greenlet| greenlet.version.clone()),
+            command: self.target.target.command.clone(),
+        });
+        self.threads(profile);
+        let lives = self.lives();
+        let base = profile.greenlets.len() as u64;
+        let ids: FxHashMap<u64, u64> = lives.iter().zip(base + 1..).map(|(life, id)| (life.id, id)).collect();
+        let mut names = FxHashMap::default();
+        for (life, id) in lives.iter().zip(base + 1..) {
+            let name = self.name(life);
+            names.insert(id, name.clone());
+            let hub = self.target.types.is_hub(&mut self.target.memory, &self.target.target, life.type_object);
+            profile.greenlets.push(GreenletRow {
+                id,
+                pid,
+                tid: self.threads.get(&life.thread).and_then(|(tid, _)| *tid),
+                name,
+                main: life.main,
+                alive: life.alive,
+                switches_in: life.switches_in,
+                running_ns: Some(life.running_ns),
+                waiting_ns: Some(life.waiting_ns),
+            });
+            for wait in &life.open_waits {
+                let frames = self.frames(&wait.stack);
+                let state = state(hub, &frames);
+                builder.add_open(&frames, state, pid, wait.ns, id, wait.open);
+            }
+        }
+        self.never_switched(&lives, profile, builder);
+        self.stacks(builder);
+        self.runs(&ids, &names, profile);
+        self.intervals(&ids, profile);
+    }
+
+    fn threads(&mut self, profile: &mut Profile) {
+        let cookie = u64::from(self.target.cookie);
+        for (key, thread) in &self.kept.threads {
+            if thread.target != cookie {
+                continue;
+            }
+            let found = self.thread(*key, thread);
+            let tid = found.as_ref().map(|found| found.tid);
+            let existed = found.as_ref().is_some_and(|found| found.at_start);
+            let head_start = lives::head_start_ns(thread, existed, self.bounds);
+            self.threads.insert(*key, (tid, head_start));
+            profile.threads.push(ThreadRow {
+                pid: self.target.target.pid,
+                tid,
+                name: found.map(|found| found.name),
+            });
+        }
+    }
+
+    /// Which of the threads that /proc shows it is.
+    ///
+    /// The kernel's numbers are those of its first pid namespace. They are ours if the
+    /// process's are; else the thread state tells the number in the target's own.
+    fn thread(&mut self, key: u64, thread: &Thread) -> Option<FoundThread> {
+        let tgid = (key >> 32) as u32;
+        let tid = key as u32;
+        let target = &self.target.target;
+        let native = self
+            .target
+            .memory
+            .word(thread.tstate.at(target.python.layout.tstate_native_id))
+            .ok()
+            .and_then(|word| u32::try_from(word).ok());
+        let matches = |found: &&target::Thread| {
+            if tgid == target.pid { found.tid == tid } else { Some(found.namespace_tid) == native }
+        };
+        let start = target.threads.iter().find(matches);
+        let now = target::threads(target.pid);
+        let found = start.or_else(|| now.iter().find(matches))?;
+        Some(FoundThread { tid: found.tid, name: found.name.clone(), at_start: start.is_some() })
+    }
+
+    fn lives(&mut self) -> Vec<Life> {
+        let cookie = u64::from(self.target.cookie);
+        let head_start =
+            |thread: u64| self.threads.get(&thread).map_or(0, |(_, head_start)| *head_start);
+        let mut lives: Vec<Life> = self
+            .target
+            .ended
+            .iter()
+            .map(|record| lives::ended(record, head_start(record.greenlet.thread)))
+            .collect();
+        lives.extend(self.kept.greenlets.iter().filter(|(key, _)| key.target == cookie).map(
+            |(key, greenlet)| {
+                let mut life =
+                    lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
+                life.alive = self.target.gone_ns.is_none();
+                life
+            },
+        ));
+        lives.sort_by_key(|life| (life.seen_ns, life.id));
+        lives
+    }
+
+    fn name(&mut self, life: &Life) -> Option<String> {
+        let own = self
+            .target
+            .enumerated
+            .iter()
+            .find(|found| found.pimpl == life.pimpl && found.object == life.object)
+            .and_then(|found| found.name.clone());
+        own.or_else(|| {
+            (life.alive && self.target.gone_ns.is_none())
+                .then(|| target::greenlet_name(&mut self.target.memory, &self.target.target, life.object))
+                .flatten()
+        })
+        .or_else(|| {
+            self.target.types.name(&mut self.target.memory, &self.target.target, life.type_object)
+        })
+    }
+
+    /// Root first; unknown if the record with its frames never came.
+    fn frames(&mut self, key: &StackKey) -> Arc<[Frame]> {
+        if key.is_none() {
+            return Arc::new([]);
+        }
+        if let Some((frames, _)) = self.target.stacks.frames(key) {
+            return frames;
+        }
+        *self.faults.entry(Fault::StackUnknown).or_default() += 1;
+        Arc::new([Frame::UNKNOWN])
+    }
+
+    /// Greenlets that enumeration found and no switch ever touched.
+    fn never_switched(&mut self, lives: &[Life], profile: &mut Profile, builder: &mut Builder) {
+        let switched: FxHashSet<Addr> = lives
+            .iter()
+            .filter(|life| life.seen_ns <= self.target.enumerated_ns || !life.alive)
+            .map(|life| life.pimpl)
+            .chain(lives.iter().filter(|life| life.alive).map(|life| life.pimpl))
+            .collect();
+        let pid = self.target.target.pid;
+        let duration_ns = self.bounds.ended_ns.saturating_sub(self.bounds.started_ns);
+        let layout = self.target.layout();
+        let found = std::mem::take(&mut self.target.enumerated);
+        let frames = std::mem::take(&mut self.target.enumerated_frames);
+        for (found, frames) in found.into_iter().zip(frames) {
+            match found.stage {
+                FoundStage::Unstarted => {
+                    profile.totals.greenlets_unstarted += 1;
+                    continue;
+                }
+                FoundStage::Finished => continue,
+                FoundStage::Suspended | FoundStage::Running => {}
+            }
+            if switched.contains(&found.pimpl) {
+                continue;
+            }
+            let alive = self.target.gone_ns.is_none();
+            // Freed without a switch is possible: then how long it waited is unknown.
+            let same = !alive
+                || Head::read(&layout, &mut self.target.memory, found.pimpl).is_ok_and(|head| {
+                    head.object == found.object && head.life(false) == Stage::Active
+                });
+            let running = found.stage == FoundStage::Running;
+            profile.totals.greenlets_seen += 1;
+            let id = profile.greenlets.len() as u64 + 1;
+            let tid = found.native_tid.and_then(|native| {
+                let threads = &self.target.target.threads;
+                threads.iter().find(|thread| thread.namespace_tid == native).map(|thread| thread.tid)
+            });
+            profile.greenlets.push(GreenletRow {
+                id,
+                pid,
+                tid,
+                name: found.name.clone().or(Some(found.type_name.clone())),
+                main: found.main,
+                alive: alive && same,
+                switches_in: 0,
+                running_ns: if running { same.then_some(duration_ns) } else { Some(0) },
+                waiting_ns: if running { Some(0) } else { same.then_some(duration_ns) },
+            });
+            if !running && same {
+                let state = state(found.is_hub, &frames);
+                builder.add_open(&frames, state, pid, duration_ns, id, Open::Both);
+            }
+        }
+    }
+
+    fn stacks(&mut self, builder: &mut Builder) {
+        let pid = self.target.target.pid;
+        let parts = self.target.stacks.parts(&self.kept.stacks);
+        let mut known = FxHashSet::default();
+        for (key, parts) in parts {
+            known.insert(key);
+            for part in parts {
+                if part.count == 0 && part.ns == 0 {
+                    continue;
+                }
+                let hub =
+                    self.target.types.is_hub(&mut self.target.memory, &self.target.target, part.type_object);
+                let state = state(hub, &part.frames);
+                builder.add(&part.frames, state, pid, part.ns, part.count);
+            }
+        }
+        for (key, totals) in &self.kept.stacks {
+            if totals.target == self.target.cookie && totals.count > 0 && !known.contains(key) {
+                *self.faults.entry(Fault::StackUnknown).or_default() += 1;
+                let unknown: Arc<[Frame]> = Arc::new([Frame::UNKNOWN]);
+                builder.add(&unknown, State::Wait, pid, totals.ns, totals.count);
+            }
+        }
+    }
+
+    fn runs(
+        &mut self,
+        ids: &FxHashMap<u64, u64>,
+        names: &FxHashMap<u64, Option<String>>,
+        profile: &mut Profile,
+    ) {
+        for run in self.totals.runs {
+            if run.ns == 0 {
+                continue;
+            }
+            let greenlet = ids.get(&run.greenlet).copied();
+            let frames = self.frames(&run.stack);
+            profile.runs.push(RunRow {
+                ns: run.ns,
+                greenlet,
+                name: greenlet.and_then(|id| names.get(&id).cloned().flatten()),
+                pid: self.target.target.pid,
+                frames,
+            });
+        }
+    }
+
+    fn intervals(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile) {
+        let Some(intervals) = self.target.intervals.take() else {
+            return;
+        };
+        let rows = profile.intervals.get_or_insert_default();
+        for (kernel_id, lane) in intervals.finish(self.bounds) {
+            let Some(id) = ids.get(&kernel_id) else {
+                continue;
+            };
+            for interval in lane {
+                let frames = match interval.state {
+                    LaneState::Running => None,
+                    LaneState::Waiting(key) => Some(self.frames(&key)),
+                };
+                rows.push(IntervalRow {
+                    greenlet: *id,
+                    begin_ns: interval.begin_ns.saturating_sub(self.bounds.started_ns),
+                    end_ns: interval.end_ns.saturating_sub(self.bounds.started_ns),
+                    frames,
+                    open: interval.open,
+                });
+            }
+        }
+    }
+
+    /// Adds this target's counts to the totals.
+    fn count(self, totals: &mut TotalsRow, faults: &mut BTreeMap<&'static str, u64>) {
+        let Self { target, totals: kept, faults: met, .. } = self;
+        let mut all: FxHashMap<Fault, u64> = met;
+        for (fault, count) in Fault::ALL.into_iter().zip(kept.faults) {
+            *all.entry(fault).or_default() += count;
+        }
+        for (fault, count) in target.faults.iter().chain(target.stacks.faults()) {
+            *all.entry(*fault).or_default() += count;
+        }
+        let of = |fault: Fault| all.get(&fault).copied().unwrap_or_default();
+        totals.switches += kept.switches;
+        totals.probe_hits += kept.hits;
+        totals.greenlets_unlisted += kept.unlisted + target.unlisted;
+        totals.records_lost +=
+            of(Fault::RingFullStack) + of(Fault::RingFullEnd) + of(Fault::RingFullSwitch);
+        totals.stacks_truncated += of(Fault::StackTruncated);
+        totals.greenlets_seen += kept.greenlets;
+        for (fault, count) in all {
+            if count > 0 {
+                *faults.entry(fault.name()).or_default() += count;
+            }
+        }
+    }
+}
+
+struct FoundThread {
+    tid: u32,
+    name: String,
+    at_start: bool,
+}
+
+/// A hub is told by its type; eventlet's, which has none of its own, by what it runs.
+fn state(hub: bool, frames: &[Frame]) -> State {
+    let runs_hub = frames.first().is_some_and(|root| {
+        root.function.as_deref() == Some("BaseHub.run")
+            && root.file.as_deref().is_some_and(|file| file.ends_with("eventlet/hubs/hub.py"))
+    });
+    if hub || runs_hub { State::Idle } else { State::Wait }
+}

@@ -1,0 +1,317 @@
+//! One recording: ties the kernel part, the targets and their memory to a profile.
+//!
+//! One thread, no async: it waits for records, for the targets' ends and for the
+//! signal to stop, and turns what came into a [`Profile`].
+
+mod error;
+mod finish;
+mod recorded;
+mod stacks;
+mod types;
+
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, EventData, EventFlags},
+    },
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+    time::{ClockId, clock_gettime},
+};
+
+use profiler_common::limits::MAX_TARGETS;
+
+pub use error::SessionError;
+
+use crate::{
+    kernel::{Engine, Probe, Site},
+    profile::{Cost, Profile},
+    session::recorded::Recorded,
+    target::{self, Target},
+    timeline::lives::Bounds,
+};
+
+/// How often the recorder looks around when nothing happens.
+const TURN: Duration = Duration::from_millis(100);
+/// What epoll says of the signal to stop; a target's events have its number.
+const STOP: u64 = u64::MAX;
+/// What epoll says of the ring buffer.
+const RING: u64 = u64::MAX - 1;
+/// How often codes are validated.
+const VALIDATION: Duration = Duration::from_secs(1);
+
+/// Which functions are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sites {
+    /// `g_switchstack`.
+    Switchstack,
+    /// `g_switch` and `g_initialstub`.
+    Pair,
+}
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// For how long; until something else ends it if none.
+    pub duration: Option<Duration>,
+    /// Where the probes go.
+    pub sites: Sites,
+    /// Greenlets alive at once that there is room for.
+    pub max_greenlets: u32,
+    /// Keep every greenlet's intervals.
+    pub intervals: bool,
+    /// Take no stacks, only times (for `cargo xtask bench`).
+    pub accounting_only: bool,
+}
+
+/// What the recorder tells while it works.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Progress {
+    /// Every probe is in place.
+    Recording,
+    /// Another turn.
+    Turn {
+        /// Since the start.
+        elapsed: Duration,
+        /// Switches so far.
+        switches: u64,
+        /// Stacks so far.
+        stacks: usize,
+    },
+}
+
+/// Why a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Duration,
+    Stopped,
+    TargetsGone,
+}
+
+/// Records `targets` until the duration is over, `stop` is readable, or all of them
+/// are gone.
+///
+/// # Errors
+///
+/// When the kernel part can't be loaded or attached, or its maps can't be read.
+pub fn record(
+    targets: Vec<Target>,
+    options: &Options,
+    program_start: Instant,
+    stop: BorrowedFd<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Profile, SessionError> {
+    if targets.len() > MAX_TARGETS as usize {
+        return Err(SessionError::TooMany { given: targets.len() });
+    }
+    let mut engine = Engine::load(options.max_greenlets)?;
+    let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
+    for (cookie, target) in (0..).zip(&targets) {
+        for site in sites(target, options.sites)? {
+            engine.attach(target.pid, cookie, &site)?;
+        }
+    }
+    let started_unix_ns = unix_ns();
+    let started_ns = monotonic_ns();
+    let mut recorded = targets
+        .into_iter()
+        .zip(0..)
+        .map(|(target, cookie)| Recorded::start(target, cookie, started_ns, options, &mut engine))
+        .collect::<Result<Vec<_>, _>>()?;
+    progress(Progress::Recording);
+    for target in &mut recorded {
+        target.enumerate();
+    }
+
+    let mut session = Session { epoll: watch(&engine, &pidfds, stop)?, engine, pidfds, first_stack: None };
+    session.run(&mut recorded, options, started_ns, progress)?;
+    let (ended_ns, cost) = session.end(&mut recorded)?;
+    finish::finish(&mut recorded, &session.engine, &finish::About {
+        bounds: Bounds { started_ns, ended_ns },
+        started_unix_ns,
+        first_stack_ns: session.first_stack.map(|first| ns(first - program_start)),
+        cost,
+    })
+}
+
+fn watch(engine: &Engine, pidfds: &[OwnedFd], stop: BorrowedFd<'_>) -> Result<OwnedFd, SessionError> {
+    let wait = |error: Errno| SessionError::Wait(error.into());
+    let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(wait)?;
+    epoll::add(&epoll, stop, EventData::new_u64(STOP), EventFlags::IN).map_err(wait)?;
+    // Edge-triggered: the kernel part decides when records are worth a wake-up.
+    let ring = EventFlags::IN | EventFlags::ET;
+    epoll::add(&epoll, engine.ring_fd(), EventData::new_u64(RING), ring).map_err(wait)?;
+    for (index, pidfd) in (0..).zip(pidfds) {
+        epoll::add(&epoll, pidfd, EventData::new_u64(index), EventFlags::IN).map_err(wait)?;
+    }
+    Ok(epoll)
+}
+
+struct Session {
+    epoll: OwnedFd,
+    engine: Engine,
+    pidfds: Vec<OwnedFd>,
+    first_stack: Option<Instant>,
+}
+
+impl Session {
+    fn run(
+        &mut self,
+        recorded: &mut [Recorded],
+        options: &Options,
+        started_ns: u64,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Ended, SessionError> {
+        let deadline = options.duration.map(|duration| started_ns + ns(duration));
+        let mut next_validation = monotonic_ns() + ns(VALIDATION);
+        loop {
+            self.drain(recorded);
+            let now = monotonic_ns();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(Ended::Duration);
+            }
+            if now >= next_validation {
+                // What a hit costs was measured long enough.
+                self.engine.stop_stats();
+                self.validate(recorded)?;
+                next_validation = monotonic_ns() + ns(VALIDATION);
+            }
+            let mut switches = 0;
+            for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
+                let totals = self.engine.totals(target.cookie)?;
+                switches += totals.switches;
+                target.notice_exec(&totals);
+            }
+            let elapsed = Duration::from_nanos(now.saturating_sub(started_ns));
+            let stacks = recorded.iter().map(Recorded::stack_count).sum();
+            progress(Progress::Turn { elapsed, switches, stacks });
+            if recorded.iter().all(|target| target.gone_ns.is_some()) {
+                return Ok(Ended::TargetsGone);
+            }
+            let wait = deadline.map_or(TURN, |deadline| TURN.min(Duration::from_nanos(deadline - now)));
+            if self.wait(recorded, wait)? {
+                return Ok(Ended::Stopped);
+            }
+        }
+    }
+
+    /// Waits for records, ends and the signal to stop; true for the last.
+    fn wait(&mut self, recorded: &mut [Recorded], timeout: Duration) -> Result<bool, SessionError> {
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        let mut events = Vec::with_capacity(16);
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(SessionError::Wait(error.into())),
+        }
+        let mut stopped = false;
+        for event in events {
+            match event.data.u64() {
+                STOP => stopped = true,
+                RING => {}
+                target => {
+                    let index = usize::try_from(target).unwrap_or(usize::MAX);
+                    if let (Some(target), Some(pidfd)) = (recorded.get_mut(index), self.pidfds.get(index)) {
+                        // A pidfd stays readable: it has told what it knows.
+                        epoll::delete(&self.epoll, pidfd).map_err(|error| SessionError::Wait(error.into()))?;
+                        let totals = self.engine.totals(target.cookie)?;
+                        target.exited(&totals, monotonic_ns());
+                    }
+                }
+            }
+        }
+        Ok(stopped)
+    }
+
+    fn drain(&mut self, recorded: &mut [Recorded]) {
+        let mut records = Vec::new();
+        // Taking a record may need the maps, which the ring's borrow holds.
+        self.engine.drain(|record| records.push(record.to_vec()));
+        for record in records {
+            let stack = recorded::take(&record, recorded, &self.engine);
+            if stack && self.first_stack.is_none() {
+                self.first_stack = Some(Instant::now());
+            }
+        }
+    }
+
+    fn validate(&mut self, recorded: &mut [Recorded]) -> Result<(), SessionError> {
+        let totals = self.engine.stacks()?.into_iter().collect();
+        for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
+            target.validate(&totals, &mut self.engine)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the accounting, measures what a hit cost, then removes the probes.
+    fn end(&mut self, recorded: &mut [Recorded]) -> Result<(u64, Option<Cost>), SessionError> {
+        for target in recorded.iter_mut() {
+            target.stop(&mut self.engine)?;
+        }
+        let ended_ns = monotonic_ns();
+        let cost = self.engine.ns_per_hit()?.map(|ns_per_hit| Cost { ns_per_hit });
+        self.engine.detach()?;
+        self.drain(recorded);
+        self.validate(recorded)?;
+        Ok((ended_ns, cost))
+    }
+}
+
+fn sites(target: &Target, choice: Sites) -> Result<Vec<Site>, SessionError> {
+    let found = target.greenlet.as_ref().ok_or(SessionError::NoGreenlet { pid: target.pid })?;
+    let site = |probe, site: &target::Site| Site {
+        probe,
+        path: found.path.clone(),
+        offset: site.file_offset,
+    };
+    let mut sites = match choice {
+        Sites::Switchstack => {
+            let Some(switchstack) = &found.sites.switchstack else {
+                return Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" });
+            };
+            vec![site(Probe::Switchstack, switchstack)]
+        }
+        Sites::Pair => {
+            let mut sites: Vec<Site> =
+                found.sites.switch.iter().map(|found| site(Probe::Switch, found)).collect();
+            if sites.len() != 2 {
+                return Err(SessionError::NoSite { pid: target.pid, function: "g_switch" });
+            }
+            let Some(stub) = &found.sites.initialstub else {
+                return Err(SessionError::NoSite { pid: target.pid, function: "g_initialstub" });
+            };
+            sites.push(site(Probe::Initialstub, stub));
+            sites
+        }
+    };
+    sites.extend(found.sites.freed.iter().map(|found| site(Probe::Freed, found)));
+    Ok(sites)
+}
+
+fn pidfd(pid: u32) -> Result<OwnedFd, SessionError> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(SessionError::Gone { pid })?;
+    pidfd_open(raw, PidfdFlags::empty()).map_err(|_| SessionError::Gone { pid })
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+fn unix_ns() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,250 @@
+//! What is known of one target while it is recorded.
+
+use std::sync::Arc;
+
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    layout::Layout,
+    record::{
+        CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, Kind, RecordHead, StackHead, StackTotals, SwitchRecord,
+        TargetConfig, Totals, VERSION,
+    },
+    walk::{self, StackKey, code_check},
+};
+use rustc_hash::FxHashMap;
+
+use super::{
+    Options, SessionError,
+    stacks::{Stacks, Taken},
+    types::Types,
+};
+use crate::{
+    kernel::Engine,
+    memory::LiveProcess,
+    profile::Frame,
+    target::{self, FoundGreenlet, Target},
+    timeline::intervals::{Intervals, Switch},
+};
+
+/// Records of dead greenlets kept one by one; beyond it they are summed.
+const MAX_ENDED: usize = 100_000;
+
+/// What is known of one target.
+pub(super) struct Recorded {
+    pub(super) target: Target,
+    pub(super) cookie: u32,
+    pub(super) memory: LiveProcess,
+    pub(super) stacks: Stacks,
+    pub(super) ended: Vec<EndRecord>,
+    /// Ended ones beyond [`MAX_ENDED`].
+    pub(super) unlisted: u64,
+    pub(super) enumerated: Vec<FoundGreenlet>,
+    /// Stacks of the enumerated ones, root first, as they were then.
+    pub(super) enumerated_frames: Vec<Arc<[Frame]>>,
+    /// When the enumeration was over.
+    pub(super) enumerated_ns: u64,
+    pub(super) types: Types,
+    pub(super) intervals: Option<Intervals>,
+    pub(super) faults: FxHashMap<Fault, u64>,
+    /// When it exited or replaced itself.
+    pub(super) gone_ns: Option<u64>,
+    config: TargetConfig,
+}
+
+impl Recorded {
+    /// Begins the accounting.
+    pub(super) fn start(
+        target: Target,
+        cookie: u32,
+        started_ns: u64,
+        options: &Options,
+        engine: &mut Engine,
+    ) -> Result<Self, SessionError> {
+        let pid = target.pid;
+        let memory = LiveProcess::open(pid).map_err(|source| SessionError::Memory { pid, source })?;
+        let greenlet = target.greenlet.as_ref().ok_or(SessionError::NoGreenlet { pid })?;
+        let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
+        let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
+        let config = TargetConfig {
+            started_ns,
+            holder: target.python.holder,
+            interpreter: target.python.interpreter,
+            module_start: Addr(greenlet.module.start),
+            module_end: Addr(greenlet.module.end),
+            flags: stacks | switches,
+            epoch: 1,
+            layout: Layout { python: target.python.layout, greenlet: greenlet.layout },
+            padding: 0,
+            sending: 1,
+            padding2: 0,
+        };
+        engine.configure(cookie, &config)?;
+        Ok(Self {
+            stacks: Stacks::new(target.python.layout, target.python.objects),
+            target,
+            cookie,
+            memory,
+            ended: Vec::new(),
+            unlisted: 0,
+            enumerated: Vec::new(),
+            enumerated_frames: Vec::new(),
+            enumerated_ns: started_ns,
+            types: Types::default(),
+            intervals: options.intervals.then(|| Intervals::new(started_ns)),
+            faults: FxHashMap::default(),
+            gone_ns: None,
+            config,
+        })
+    }
+
+    /// Finds the greenlets that exist now, for some may never switch.
+    pub(super) fn enumerate(&mut self) {
+        let (found, faults) = target::enumerate(&mut self.memory, &self.target);
+        for fault in faults {
+            self.fault(fault);
+        }
+        let python = self.target.python.layout;
+        for greenlet in &found {
+            let frames: Vec<walk::Frame> = greenlet
+                .frames
+                .iter()
+                .map(|frame| walk::Frame {
+                    check: code_check(&python, frame.code, &mut self.memory).unwrap_or(0),
+                    ..*frame
+                })
+                .collect();
+            let frames = self.stacks.resolve(&frames, &mut self.memory);
+            self.enumerated_frames.push(frames);
+        }
+        self.enumerated = found;
+        self.enumerated_ns = super::monotonic_ns();
+    }
+
+    /// The offsets that the kernel part got.
+    pub(super) fn layout(&self) -> Layout {
+        self.config.layout
+    }
+
+    pub(super) fn fault(&mut self, fault: Fault) {
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    pub(super) fn stack_count(&self) -> usize {
+        self.stacks.len()
+    }
+
+    /// Looks whether the process replaced itself.
+    pub(super) fn notice_exec(&mut self, totals: &Totals) {
+        if totals.exec_ns != 0 {
+            self.gone_ns = Some(totals.exec_ns);
+        } else if !target::same_image(&self.target) && target::alive(&self.target) {
+            // Seen late, for no thread that ever switched did it.
+            self.gone_ns = Some(super::monotonic_ns());
+        }
+    }
+
+    /// The process ended; its threads told when.
+    pub(super) fn exited(&mut self, totals: &Totals, now_ns: u64) {
+        let end = if totals.exit_ns != 0 { totals.exit_ns } else { now_ns };
+        self.gone_ns.get_or_insert(end);
+    }
+
+    /// Looks whether the stacks' codes are still the same.
+    pub(super) fn validate(
+        &mut self,
+        totals: &FxHashMap<StackKey, StackTotals>,
+        engine: &mut Engine,
+    ) -> Result<(), SessionError> {
+        if self.stacks.validate(&mut self.memory, totals) && self.config.started_ns != 0 {
+            self.config.sending += 1;
+            engine.configure(self.cookie, &self.config)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the accounting.
+    pub(super) fn stop(&mut self, engine: &mut Engine) -> Result<(), SessionError> {
+        self.config.started_ns = 0;
+        engine.configure(self.cookie, &self.config)?;
+        Ok(())
+    }
+
+    fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
+        // While it lives: its name is wanted when it may be gone.
+        let _info = self.types.get(&mut self.memory, &self.target, head.type_object);
+        let key = head.key;
+        let taken = Taken { key, type_object: head.type_object, frames };
+        self.stacks.take(taken, &mut self.memory, || {
+            // Not there or not readable: nothing was counted that could be split.
+            engine.stack(&key).ok().flatten().unwrap_or(StackTotals { ns: 0, count: 0, sent: 0, target: 0 })
+        });
+    }
+}
+
+/// Takes a record of any of the targets; true if it was a stack.
+///
+/// A record that is not ours in length or version is counted and left.
+pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) -> bool {
+    let Some(head) = part::<RecordHead>(record) else {
+        if let Some(first) = recorded.first_mut() {
+            first.fault(Fault::BadRecord);
+        }
+        return false;
+    };
+    let index = usize::try_from(head.target).unwrap_or(usize::MAX);
+    let Some(target) = recorded.get_mut(index) else {
+        return false;
+    };
+    let known = if head.version == VERSION { head.kind } else { 0 };
+    if known == Kind::Stack as u32
+        && let Some(stack) = part::<StackHead>(record)
+        && let Some(frames) = frames(record, stack.depth)
+    {
+        target.stack(&stack, frames, engine);
+        return true;
+    }
+    if known == Kind::End as u32
+        && let Some(end) = part::<EndRecord>(record)
+    {
+        if let Some(intervals) = &mut target.intervals {
+            intervals.ended(end.greenlet.id, end.greenlet.since_ns);
+        }
+        let type_object = end.greenlet.type_object;
+        let _info = target.types.get(&mut target.memory, &target.target, type_object);
+        if target.ended.len() < MAX_ENDED {
+            target.ended.push(end);
+        } else {
+            target.unlisted += 1;
+        }
+    } else if known == Kind::Switch as u32
+        && let Some(switch) = part::<SwitchRecord>(record)
+    {
+        if let Some(intervals) = &mut target.intervals {
+            let SwitchRecord { head, from, to, stack } = switch;
+            intervals.switched(&Switch { time_ns: head.time_ns, from, to, stack });
+        }
+    } else if known == Kind::Undone as u32
+        && let Some(switch) = part::<SwitchRecord>(record)
+    {
+        if let Some(intervals) = &mut target.intervals {
+            intervals.undone(switch.from, switch.to);
+        }
+    } else {
+        target.fault(Fault::BadRecord);
+    }
+    false
+}
+
+fn part<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Option<T> {
+    record.get(..size_of::<T>()).map(bytemuck::pod_read_unaligned)
+}
+
+fn frames(record: &[u8], depth: u32) -> Option<Vec<walk::Frame>> {
+    let bytes = record.get(size_of::<StackHead>()..)?;
+    let depth = usize::try_from(depth).ok()?;
+    if bytes.len() < depth * size_of::<walk::Frame>() {
+        return None;
+    }
+    Some(bytes.chunks_exact(size_of::<walk::Frame>()).take(depth).map(bytemuck::pod_read_unaligned).collect())
+}

@@ -1,0 +1,265 @@
+//! The stacks of one target: their frames' names, and how long they hold.
+//!
+//! A stack's key is made of code addresses, and addresses are reused. So every frame
+//! comes with a check value of its code object, the codes are checked again every
+//! turn, and time that a stack got while one of its codes became another is shown
+//! with that frame unknown ([`Fault::CodeReused`]).
+
+use std::{collections::HashMap, sync::Arc};
+
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    layout::PythonLayout,
+    memory::Memory,
+    record::StackTotals,
+    walk::{self, StackKey, code_check},
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    memory::Bytes,
+    profile::Frame,
+    python::{
+        code::{self, Code},
+        objects::ObjectLayout,
+    },
+};
+
+/// A stack as it came from the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Taken {
+    pub(super) key: StackKey,
+    pub(super) type_object: Addr,
+    /// Leaf first.
+    pub(super) frames: Vec<walk::Frame>,
+}
+
+/// Some of a stack's time, with the frames that hold for it.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) frames: Arc<[Frame]>,
+    pub(super) type_object: Addr,
+    pub(super) ns: u64,
+    pub(super) count: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    taken: Taken,
+    frames: Arc<[Frame]>,
+    /// Up to here the totals are `past`'s or of these frames for sure.
+    validated: StackTotals,
+    /// What `past` has of the totals.
+    past_ns: u64,
+    past_count: u64,
+    past: Vec<Part>,
+}
+
+/// The stacks of one target.
+#[derive(Debug)]
+pub(super) struct Stacks {
+    python: PythonLayout,
+    objects: ObjectLayout,
+    known: FxHashMap<StackKey, Known>,
+    codes: FxHashMap<(Addr, u32), Arc<Code>>,
+    faults: HashMap<Fault, u64>,
+}
+
+const NOTHING: StackTotals = StackTotals { ns: 0, count: 0, sent: 0, target: 0 };
+
+impl Stacks {
+    pub(super) fn new(python: PythonLayout, objects: ObjectLayout) -> Self {
+        Self {
+            python,
+            objects,
+            known: FxHashMap::default(),
+            codes: FxHashMap::default(),
+            faults: HashMap::new(),
+        }
+    }
+
+    /// How many stacks are known.
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Faults met in user space.
+    pub(super) fn faults(&self) -> &HashMap<Fault, u64> {
+        &self.faults
+    }
+
+    /// The frames that hold now.
+    pub(super) fn frames(&self, key: &StackKey) -> Option<(Arc<[Frame]>, Addr)> {
+        self.known.get(key).map(|known| (Arc::clone(&known.frames), known.taken.type_object))
+    }
+
+    /// A stack's frames came: for the first time, or anew. `totals` is what its time
+    /// is by now.
+    pub(super) fn take<M: Memory + Bytes>(
+        &mut self,
+        taken: Taken,
+        memory: &mut M,
+        totals: impl FnOnce() -> StackTotals,
+    ) {
+        if self.known.get(&taken.key).is_some_and(|known| known.taken.frames == taken.frames) {
+            return;
+        }
+        let frames = self.resolve(&taken.frames, memory);
+        let key = taken.key;
+        match self.known.get_mut(&key) {
+            None => {
+                let known = Known {
+                    taken,
+                    frames,
+                    validated: NOTHING,
+                    past_ns: 0,
+                    past_count: 0,
+                    past: Vec::new(),
+                };
+                self.known.insert(key, known);
+            }
+            Some(known) => {
+                // The same addresses, but another code: what was counted since the
+                // last look may belong to either.
+                let now = totals();
+                known.turn(now, |frame| taken.frames.contains(frame), &mut self.faults);
+                known.taken = taken;
+                known.frames = frames;
+                known.validated = now;
+            }
+        }
+    }
+
+    /// Frames outside any kernel stack, root first: of a greenlet found by reading.
+    pub(super) fn resolve<M: Memory + Bytes>(
+        &mut self,
+        frames: &[walk::Frame],
+        memory: &mut M,
+    ) -> Arc<[Frame]> {
+        frames.iter().rev().map(|frame| self.frame(frame, memory)).collect()
+    }
+
+    fn frame<M: Memory + Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Frame {
+        match self.code(frame, memory) {
+            Ok(code) => Frame {
+                function: Some(Arc::clone(&code.qualname)),
+                file: Some(Arc::clone(&code.filename)),
+                line: code.line(frame.instr),
+            },
+            Err(fault) => {
+                *self.faults.entry(fault).or_default() += 1;
+                Frame::UNKNOWN
+            }
+        }
+    }
+
+    fn code<M: Memory + Bytes>(
+        &mut self,
+        frame: &walk::Frame,
+        memory: &mut M,
+    ) -> Result<Arc<Code>, Fault> {
+        if frame.check == 0 {
+            return Err(Fault::CodeChanged);
+        }
+        if let Some(code) = self.codes.get(&(frame.code, frame.check)) {
+            return Ok(Arc::clone(code));
+        }
+        let code = code::read(memory, &self.objects, frame.code)?;
+        // After the reading: what was read is of the code that the kernel saw.
+        if code_check(&self.python, frame.code, memory)? != frame.check {
+            return Err(Fault::CodeChanged);
+        }
+        let code = Arc::new(code);
+        self.codes.insert((frame.code, frame.check), Arc::clone(&code));
+        Ok(code)
+    }
+
+    /// Looks whether every code is still what it was when `totals` were read; true if
+    /// one is not, and the stacks have to be sent anew.
+    pub(super) fn validate<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        totals: &FxHashMap<StackKey, StackTotals>,
+    ) -> bool {
+        let mut gone: FxHashSet<(Addr, u32)> = FxHashSet::default();
+        let python = self.python;
+        self.codes.retain(|&(code, check), _| {
+            let same = code_check(&python, code, memory).is_ok_and(|now| now == check);
+            if !same {
+                gone.insert((code, check));
+            }
+            same
+        });
+        for (key, known) in &mut self.known {
+            let now = totals.get(key).copied().unwrap_or(NOTHING);
+            let holds = |frame: &walk::Frame| !gone.contains(&(frame.code, frame.check));
+            if known.taken.frames.iter().all(holds) {
+                known.validated = now;
+            } else {
+                known.turn(now, holds, &mut self.faults);
+                // Nothing more is added to these frames until they come anew.
+                known.frames = known.unsure(holds);
+                known.validated = now;
+            }
+        }
+        !gone.is_empty()
+    }
+
+    /// Each stack's time, split where its codes changed.
+    pub(super) fn parts(&self, totals: &FxHashMap<StackKey, StackTotals>) -> Vec<(StackKey, Vec<Part>)> {
+        self.known
+            .iter()
+            .map(|(key, known)| {
+                let now = totals.get(key).copied().unwrap_or(NOTHING);
+                let mut parts = known.past.clone();
+                parts.push(Part {
+                    frames: Arc::clone(&known.frames),
+                    type_object: known.taken.type_object,
+                    ns: now.ns.saturating_sub(known.past_ns),
+                    count: now.count.saturating_sub(known.past_count),
+                });
+                (*key, parts)
+            })
+            .collect()
+    }
+}
+
+impl Known {
+    /// Closes the books of the frames that held: sure up to the last validation,
+    /// unsure from there to `now`.
+    fn turn(
+        &mut self,
+        now: StackTotals,
+        holds: impl Fn(&walk::Frame) -> bool,
+        faults: &mut HashMap<Fault, u64>,
+    ) {
+        let sure = Part {
+            frames: Arc::clone(&self.frames),
+            type_object: self.taken.type_object,
+            ns: self.validated.ns.saturating_sub(self.past_ns),
+            count: self.validated.count.saturating_sub(self.past_count),
+        };
+        let unsure = Part {
+            frames: self.unsure(holds),
+            type_object: self.taken.type_object,
+            ns: now.ns.saturating_sub(self.validated.ns),
+            count: now.count.saturating_sub(self.validated.count),
+        };
+        if unsure.count > 0 {
+            *faults.entry(Fault::CodeReused).or_default() += unsure.count;
+        }
+        self.past.extend([sure, unsure].into_iter().filter(|part| part.ns > 0 || part.count > 0));
+        self.past_ns = now.ns;
+        self.past_count = now.count;
+    }
+
+    fn unsure(&self, holds: impl Fn(&walk::Frame) -> bool) -> Arc<[Frame]> {
+        // Root first here, leaf first there.
+        self.frames
+            .iter()
+            .zip(self.taken.frames.iter().rev())
+            .map(|(named, frame)| if holds(frame) { named.clone() } else { Frame::UNKNOWN })
+            .collect()
+    }
+}

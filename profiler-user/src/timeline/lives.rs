@@ -1,0 +1,218 @@
+//! From the kernel's books to each greenlet's life inside the recording.
+
+use profiler_common::{
+    address::Addr,
+    record::{
+        End, EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread,
+    },
+    walk::StackKey,
+};
+
+/// The recording's bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// When every probe was in place.
+    pub started_ns: u64,
+    /// When the accounting was ended.
+    pub ended_ns: u64,
+}
+
+/// Which ends of a wait lie outside the recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Open {
+    /// It began before.
+    Begin,
+    /// It was not over.
+    End,
+    /// Both.
+    Both,
+}
+
+/// The part inside of a wait that is not wholly inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenWait {
+    /// Where.
+    pub stack: StackKey,
+    /// How long inside.
+    pub ns: u64,
+    /// Which ends are open.
+    pub open: Open,
+}
+
+/// What a greenlet did inside the recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The kernel's identity.
+    pub id: u64,
+    /// The C++ object's address, unique among those alive.
+    pub pimpl: Addr,
+    /// The `PyGreenlet`.
+    pub object: Addr,
+    /// Its type.
+    pub type_object: Addr,
+    /// The kernel's thread key.
+    pub thread: u64,
+    /// A thread's main greenlet.
+    pub main: bool,
+    /// Its end was not seen.
+    pub alive: bool,
+    /// Switches into it.
+    pub switches_in: u64,
+    /// Current on its thread.
+    pub running_ns: u64,
+    /// Suspended.
+    pub waiting_ns: u64,
+    /// When it was first seen, for an order that means something.
+    pub seen_ns: u64,
+    /// Its waits that are not wholly inside.
+    pub open_waits: Vec<OpenWait>,
+}
+
+/// How long the thread's first greenlet had run before the thread's first switch.
+///
+/// `existed` says that the thread was there at the start: no switch happened since,
+/// so the greenlet that was current at the first one was so all the time.
+#[must_use]
+pub fn head_start_ns(thread: &Thread, existed: bool, bounds: Bounds) -> u64 {
+    if existed { thread.seen_ns.saturating_sub(bounds.started_ns) } else { 0 }
+}
+
+/// The life of a greenlet that was alive at the end.
+#[must_use]
+pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bounds) -> Life {
+    let mut life = life(pimpl, greenlet, head_start_ns);
+    life.alive = true;
+    let ns = bounds.ended_ns.saturating_sub(greenlet.since_ns);
+    if greenlet.flags & GREENLET_RUNNING != 0 {
+        life.running_ns += ns;
+    } else {
+        life.waiting_ns += ns;
+        // A greenlet that is known but was never switched into was the current one
+        // when we came, and its wait began inside.
+        life.open_waits.push(OpenWait { stack: greenlet.stack, ns, open: Open::End });
+    }
+    life
+}
+
+/// The life of a greenlet whose end was seen.
+#[must_use]
+pub fn ended(record: &EndRecord, head_start_ns: u64) -> Life {
+    let mut life = life(record.pimpl, &record.greenlet, head_start_ns);
+    // When a replaced one ended is not known, only that it did.
+    life.alive = false;
+    life
+}
+
+fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
+    let first = greenlet.flags & GREENLET_FIRST != 0;
+    let mut open_waits = Vec::new();
+    if greenlet.begun_ns > 0 {
+        let wait = OpenWait { stack: greenlet.begun_stack, ns: greenlet.begun_ns, open: Open::Begin };
+        open_waits.push(wait);
+    }
+    Life {
+        id: greenlet.id,
+        pimpl,
+        object: greenlet.object,
+        type_object: greenlet.type_object,
+        thread: greenlet.thread,
+        main: greenlet.flags & GREENLET_MAIN != 0,
+        alive: false,
+        switches_in: greenlet.switches_in,
+        running_ns: greenlet.running_ns + if first { head_start_ns } else { 0 },
+        waiting_ns: greenlet.waiting_ns,
+        seen_ns: greenlet.seen_ns,
+        open_waits,
+    }
+}
+
+/// Whether the greenlet's birth was seen.
+#[must_use]
+pub const fn born_inside(greenlet: &Greenlet) -> bool {
+    greenlet.flags & GREENLET_BORN != 0
+}
+
+/// The end that a record names, if it is one of ours.
+#[must_use]
+pub const fn end_of(how: u32) -> Option<End> {
+    match how {
+        1 => Some(End::Finished),
+        2 => Some(End::Freed),
+        3 => Some(End::ThreadExit),
+        4 => Some(End::Replaced),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::record::{EndRecord, RecordHead};
+
+    use super::*;
+
+    const NONE: StackKey = StackKey { id: 0, check: 0 };
+    const BOUNDS: Bounds = Bounds { started_ns: 100, ended_ns: 1_000 };
+
+    fn greenlet(flags: u32) -> Greenlet {
+        Greenlet {
+            id: 1,
+            object: Addr(16),
+            type_object: Addr(32),
+            thread: 7,
+            seen_ns: 200,
+            since_ns: 900,
+            running_ns: 300,
+            waiting_ns: 400,
+            switches_in: 3,
+            stack: StackKey { id: 5, check: 6 },
+            begun_stack: NONE,
+            begun_ns: 0,
+            flags,
+            sent: 1,
+        }
+    }
+
+    #[test]
+    fn the_last_run_is_closed_at_the_end() {
+        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), 0, BOUNDS);
+        assert_eq!((life.running_ns, life.waiting_ns), (400, 400));
+        assert!(life.open_waits.is_empty() && life.alive);
+    }
+
+    #[test]
+    fn the_last_wait_counts_its_part_inside_and_is_marked() {
+        let life = alive(Addr(8), &greenlet(0), 0, BOUNDS);
+        assert_eq!((life.running_ns, life.waiting_ns), (300, 500));
+        let wait = OpenWait { stack: StackKey { id: 5, check: 6 }, ns: 100, open: Open::End };
+        assert_eq!(life.open_waits, [wait]);
+    }
+
+    #[test]
+    fn a_wait_from_before_is_marked() {
+        let mut kept = greenlet(GREENLET_RUNNING);
+        kept.begun_ns = 70;
+        kept.begun_stack = StackKey { id: 9, check: 9 };
+        let life = alive(Addr(8), &kept, 0, BOUNDS);
+        let wait = OpenWait { stack: kept.begun_stack, ns: 70, open: Open::Begin };
+        assert_eq!(life.open_waits, [wait]);
+    }
+
+    #[test]
+    fn only_the_first_greenlet_of_a_thread_gets_the_head_start() {
+        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING), 50, BOUNDS).running_ns, 400);
+        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), 50, BOUNDS).running_ns, 450);
+    }
+
+    #[test]
+    fn an_ended_greenlet_gets_nothing_after_its_end() {
+        let record = EndRecord {
+            head: RecordHead { kind: 2, version: 1, target: 0, time_ns: 900 },
+            greenlet: greenlet(GREENLET_BORN),
+            pimpl: Addr(8),
+            how: 1,
+            padding: 0,
+        };
+        let life = ended(&record, 0);
+        assert_eq!((life.alive, life.running_ns, life.waiting_ns), (false, 300, 400));
+    }
+}

@@ -1,0 +1,4 @@
+//! What a person sees in the terminal.
+
+pub mod progress;
+pub mod summary;

@@ -1,0 +1,49 @@
+//! The line that moves while a recording runs.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::session::Progress;
+
+/// The progress line; nothing where no terminal is.
+#[derive(Debug)]
+pub struct Line(Option<ProgressBar>);
+
+impl Line {
+    /// Drawn on stderr if that is a terminal.
+    #[must_use]
+    pub fn new(terminal: bool) -> Self {
+        Self(terminal.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(5));
+            // The template is a constant; without it the line is plainer.
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+                bar.set_style(style);
+            }
+            bar
+        }))
+    }
+
+    /// Shows how far it is.
+    pub fn show(&self, progress: Progress) {
+        let Some(bar) = &self.0 else {
+            return;
+        };
+        match progress {
+            Progress::Recording => {}
+            Progress::Turn { elapsed, switches, stacks } => {
+                let seconds = elapsed.as_secs_f64();
+                let rate = if seconds > 0.0 { switches as f64 / seconds } else { 0.0 };
+                bar.set_message(format!(
+                    "{seconds:.1} s, {switches} switches ({rate:.0}/s), {stacks} stacks, Ctrl-C ends"
+                ));
+                bar.tick();
+            }
+        }
+    }
+
+    /// Takes the line away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the terminal says after a recording.
+
+use std::fmt::Write as _;
+
+use crate::profile::{Frame, Profile, StackRow, State};
+
+/// Stacks and runs shown.
+const SHOWN: usize = 10;
+/// Frames shown of one stack, leaf first.
+const FRAMES: usize = 4;
+
+/// The summary.
+#[must_use]
+pub fn text(profile: &Profile) -> String {
+    let mut out = String::new();
+    // Writing to a String does not fail.
+    let _ = write(profile, &mut out);
+    out
+}
+
+fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
+    let seconds = profile.duration_ns as f64 / 1e9;
+    let totals = &profile.totals;
+    let rate = if seconds > 0.0 { totals.switches as f64 / seconds } else { 0.0 };
+    writeln!(
+        out,
+        "{seconds:.2} s: {} switches ({rate:.0}/s), {} greenlets seen on {} threads",
+        totals.switches,
+        totals.greenlets_seen,
+        profile.threads.len()
+    )?;
+    let waits: Vec<&StackRow> = profile.stacks.iter().filter(|row| row.state == State::Wait).collect();
+    if !waits.is_empty() {
+        let total: u64 = waits.iter().map(|row| row.ns).sum();
+        writeln!(out, "\nmost waiting time, of {} in all:", time(total))?;
+        for row in merged(&waits).into_iter().take(SHOWN) {
+            let Merged { ns, count, open, frames } = row;
+            let open = if open > 0 { format!(", {open} open") } else { String::new() };
+            writeln!(out, "  {:>9}  {count:>7} waits{open}  {}", time(ns), leaf(frames))?;
+        }
+    }
+    if !profile.runs.is_empty() {
+        writeln!(out, "\nlongest runs without a switch:")?;
+        for run in profile.runs.iter().take(SHOWN) {
+            let name = run.name.as_deref().unwrap_or("greenlet");
+            let id = run.greenlet.map(|id| format!(" #{id}")).unwrap_or_default();
+            let at = if run.frames.is_empty() {
+                "until its end".to_owned()
+            } else {
+                format!("until {}", leaf(&run.frames))
+            };
+            writeln!(out, "  {:>9}  {name}{id}, {at}", time(run.ns))?;
+        }
+    }
+    writeln!(out)?;
+    losses(profile, out)?;
+    if let Some(cost) = profile.cost {
+        let ns = cost.ns_per_hit * totals.probe_hits;
+        let share = if profile.duration_ns > 0 { ns as f64 / profile.duration_ns as f64 * 100.0 } else { 0.0 };
+        writeln!(
+            out,
+            "cost: {} probe hits at {} ns each, {} ({share:.2} % of one CPU)",
+            totals.probe_hits,
+            cost.ns_per_hit,
+            time(ns)
+        )?;
+    }
+    Ok(())
+}
+
+fn losses(profile: &Profile, out: &mut String) -> std::fmt::Result {
+    let totals = &profile.totals;
+    if totals.faults.is_empty() && totals.greenlets_unlisted == 0 {
+        return writeln!(out, "losses: none");
+    }
+    let mut words: Vec<String> =
+        totals.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if totals.greenlets_unlisted > 0 {
+        words.push(format!("{} greenlets not listed one by one", totals.greenlets_unlisted));
+    }
+    writeln!(out, "losses (docs/faults.md): {}", words.join(", "))
+}
+
+struct Merged<'a> {
+    ns: u64,
+    count: u64,
+    open: u64,
+    frames: &'a [Frame],
+}
+
+/// Open and completed waits of the same stack in one row.
+fn merged<'a>(rows: &[&'a StackRow]) -> Vec<Merged<'a>> {
+    let mut by_frames: std::collections::HashMap<&'a [Frame], Merged<'a>> = std::collections::HashMap::new();
+    for row in rows {
+        let merged = by_frames.entry(&row.frames).or_insert(Merged {
+            ns: 0,
+            count: 0,
+            open: 0,
+            frames: &row.frames,
+        });
+        merged.ns += row.ns;
+        if row.open.is_some() {
+            merged.open += row.count;
+        } else {
+            merged.count += row.count;
+        }
+    }
+    let mut merged: Vec<Merged<'a>> = by_frames.into_values().collect();
+    merged.sort_by(|a, b| b.ns.cmp(&a.ns).then_with(|| a.frames.cmp(b.frames)));
+    merged
+}
+
+/// The innermost frames that are the service's own tell more than the library's.
+fn leaf(frames: &[Frame]) -> String {
+    let own = frames.iter().rev().filter(|frame| !is_library(frame));
+    let mut names: Vec<String> = own.take(FRAMES).map(name).collect();
+    if names.is_empty() {
+        names = frames.iter().rev().take(FRAMES).map(name).collect();
+    }
+    if names.is_empty() { "(no Python frame)".to_owned() } else { names.join(" < ") }
+}
+
+fn is_library(frame: &Frame) -> bool {
+    frame
+        .file
+        .as_deref()
+        .is_none_or(|file| ["/site-packages/", "/dist-packages/", "src/gevent/"].iter().any(|part| file.contains(part)))
+}
+
+fn name(frame: &Frame) -> String {
+    let function = frame.function.as_deref().unwrap_or("[unknown]");
+    let file = frame.file.as_deref().and_then(|file| file.rsplit('/').next());
+    match (file, frame.line) {
+        (Some(file), Some(line)) => format!("{function} {file}:{line}"),
+        _ => function.to_owned(),
+    }
+}
+
+/// Three digits that matter.
+fn time(ns: u64) -> String {
+    let ns = ns as f64;
+    if ns >= 1e9 {
+        format!("{:.2} s", ns / 1e9)
+    } else if ns >= 1e6 {
+        format!("{:.2} ms", ns / 1e6)
+    } else {
+        format!("{:.1} us", ns / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(time(1_500_000_000), "1.50 s");
+        assert_eq!(time(2_340_000), "2.34 ms");
+        assert_eq!(time(900), "0.9 us");
+    }
+}

@@ -1,0 +1,133 @@
+//! `build-ebpf`: the kernel part's object, and the record of what made it.
+//!
+//! The object is committed, so that building greenscope needs stable Rust only.
+//! The record beside it says from which sources and by which toolchain it was
+//! built; `--check` fails when the sources moved on, and when the toolchain on
+//! record gives other bytes.
+
+mod object_file;
+mod record;
+pub(crate) mod toolchain;
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    record::{Record, hash},
+    toolchain::Toolchain,
+};
+use crate::{process, workspace};
+
+/// Options of `build-ebpf`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// With aya-log, to target/ebpf/greenscope-log.bpf.o; not what is committed.
+    #[arg(long, conflicts_with = "check")]
+    log: bool,
+    /// Write nothing: fail when the committed object is not what the sources give.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Where the committed object lies.
+fn object_path() -> PathBuf {
+    workspace::root().join(record::OBJECT)
+}
+
+/// Build, or check what is committed.
+///
+/// # Errors
+///
+/// When the toolchain is incomplete, the build fails, the object cannot work in
+/// a kernel, or `--check` finds a difference.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let Arguments { log, check } = *arguments;
+    if check {
+        return self::check();
+    }
+    let toolchain = toolchain::find()?.complete()?;
+    let built = build(&toolchain, log)?;
+    if log {
+        let path = workspace::target().join("ebpf").join("greenscope-log.bpf.o");
+        write(&path, &built)?;
+        println!("{}: {} bytes, with aya-log", path.display(), built.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let record = Record::new(&built, &toolchain)?;
+    write(&object_path(), &built)?;
+    write(&record::path(), record.text().as_bytes())?;
+    println!("{}: {} bytes, sha256 {}\nbuilt by {toolchain}", record::OBJECT, built.len(), record.object);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compare what is committed with the sources and, where it can be, a rebuild.
+fn check() -> Result<ExitCode> {
+    let record = Record::read()?;
+    let committed = fs::read(object_path())
+        .with_context(|| format!("cannot read {}: run cargo xtask build-ebpf", record::OBJECT))?;
+    if hash(&committed) != record.object {
+        bail!(
+            "{} is not the object on record: its hash differs from {}; run cargo xtask build-ebpf",
+            record::OBJECT,
+            record::RECORD
+        );
+    }
+    let sources = record::sources_hash()?;
+    if sources != record.sources {
+        bail!(
+            "the kernel part's sources (profiler-ebpf, profiler-common, Cargo.lock, build flags) \
+             moved on since {} was built; run cargo xtask build-ebpf and commit the result",
+            record::OBJECT
+        );
+    }
+    object_file::inspect(&committed)?;
+    println!("{}: of these sources", record::OBJECT);
+    let toolchain = match toolchain::find()?.into_complete() {
+        Ok(toolchain) => toolchain,
+        Err(missing) => {
+            println!("skipped: rebuild of the object: {missing}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    if let Some(difference) = record.other_toolchain(&toolchain) {
+        println!("skipped: rebuild of the object: {difference}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let built = build(&toolchain, false)?;
+    if built != committed {
+        let path = workspace::target().join("ebpf").join("rebuilt.bpf.o");
+        write(&path, &built)?;
+        bail!(
+            "a rebuild of {} by the toolchain on record gives other bytes ({} beside {}, kept as {}); \
+             run cargo xtask build-ebpf and commit the result",
+            record::OBJECT,
+            built.len(),
+            committed.len(),
+            path.display()
+        );
+    }
+    println!("{}: a rebuild gives the same bytes", record::OBJECT);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compile, take out the debug sections, and look whether a kernel can take it.
+fn build(toolchain: &Toolchain, log: bool) -> Result<Vec<u8>> {
+    let mut command = toolchain.cargo("build");
+    if log {
+        command.args(["--features", "log"]);
+    }
+    process::run(&mut command)?;
+    let path = toolchain::output();
+    let linked = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let stripped = object_file::strip(&linked)?;
+    object_file::inspect(&stripped)?;
+    Ok(stripped)
+}
+
+/// Write a whole file or none.
+fn write(path: &std::path::Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("tmp");
+    fs::write(&beside, bytes).with_context(|| format!("cannot write {}", beside.display()))?;
+    fs::rename(&beside, path).with_context(|| format!("cannot write {}", path.display()))
+}

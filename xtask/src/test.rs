@@ -1,0 +1,224 @@
+//! `test`: prepare what the tests need, run all that this machine can, sum up.
+//!
+//! A live test that cannot run appends `name: reason` to the file that
+//! `GREENSCOPE_SKIPS` names and returns; it counts as skipped, not as passed.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    doctor, process,
+    python::{self, Environment},
+    run, workspace,
+};
+
+/// What the test targets need from PyPI.
+const REQUIREMENTS: &str = "tests/requirements.txt";
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Install nothing; what is missing is skipped by name.
+    #[arg(long)]
+    no_install: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// What the runners counted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    /// A runner that did not end well without having counted a failure: a test
+    /// that did not compile, or a crash.
+    broken: u64,
+}
+
+impl Count {
+    /// Add what one `test result:` line says; other lines say nothing.
+    fn add_line(&mut self, line: &str) {
+        let Some(rest) = line.trim_start().strip_prefix("test result: ") else {
+            return;
+        };
+        let words: Vec<&str> = rest.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let &[number, what] = pair else { continue };
+            let Ok(number) = number.parse::<u64>() else {
+                continue;
+            };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Prepare, run, sum up.
+///
+/// # Errors
+///
+/// When preparing fails; failing tests are told by the exit code.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let Arguments { no_install, filter } = arguments;
+    let mut skips = Vec::new();
+    if !*no_install {
+        doctor::install_for_tests()?;
+    }
+    prepare_environments(*no_install, &mut skips)?;
+    run::build()?;
+
+    let mut count = Count::default();
+    let mut unit = cargo_test();
+    unit.args(["--workspace", "--exclude", "profiler-ebpf", "--exclude", "tests"]);
+    unit.args(filter);
+    count_tests(&mut unit, &mut count)?;
+
+    match privilege() {
+        Some(runner) => live(filter.as_deref(), runner, &mut count, &mut skips)?,
+        None => skips.push("live tests: need root, and sudo gives none without a password".into()),
+    }
+
+    let Count { passed, failed, skipped, broken } = count;
+    for skip in &skips {
+        println!("skipped: {skip}");
+    }
+    let skipped = skipped + u64::try_from(skips.len())?;
+    let failed = failed + broken;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One environment a covered Python; what is missing is a skip with its reason.
+fn prepare_environments(no_install: bool, skips: &mut Vec<String>) -> Result<()> {
+    let requirements = workspace::root().join(REQUIREMENTS);
+    let packages = fs::read_to_string(&requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    let pythons = python::interpreters();
+    for (major, minor) in python::COVERED {
+        let name = format!("py{major}.{minor}");
+        let Some(python) = python::of_version(&pythons, (major, minor)) else {
+            skips.push(format!("tests on Python {major}.{minor}: none with venv on this machine"));
+            continue;
+        };
+        let environment = Environment::new(&name, python, &packages);
+        if no_install && !environment.is_ready() {
+            skips.push(format!("tests on Python {major}.{minor}: target/venvs/{name} is not made"));
+            continue;
+        }
+        environment.make(python, &requirements)?;
+    }
+    Ok(())
+}
+
+/// `cargo test` with what every runner gets: one failing crate hides no other's
+/// results.
+fn cargo_test() -> Command {
+    let mut command = process::cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]);
+    command
+}
+
+/// How live tests get to be root's.
+enum Runner {
+    /// We are root.
+    Ourselves,
+    /// By sudo, which asks nothing.
+    Sudo(PathBuf),
+}
+
+fn privilege() -> Option<Runner> {
+    if process::is_root() {
+        return Some(Runner::Ourselves);
+    }
+    let sudo = process::find("sudo")?;
+    process::output(Command::new(&sudo).args(["-n", "true"])).ok()?;
+    Some(Runner::Sudo(sudo))
+}
+
+/// The live tests, one at a time: they compare times, and the machine may be small.
+fn live(filter: Option<&str>, runner: Runner, count: &mut Count, skips: &mut Vec<String>) -> Result<()> {
+    let noted = workspace::target().join("skipped-tests.txt");
+    fs::write(&noted, "").with_context(|| format!("cannot write {}", noted.display()))?;
+    let variables: [(&str, OsString); 3] = [
+        ("GREENSCOPE_BIN", workspace::greenscope().into()),
+        ("GREENSCOPE_VENVS", python::folder().into()),
+        ("GREENSCOPE_SKIPS", noted.clone().into()),
+    ];
+    let mut command = cargo_test();
+    command.args(["--package", "tests"]);
+    command.args(filter);
+    command.args(["--", "--test-threads=1"]);
+    command.envs(variables.iter().map(|(name, value)| (*name, value)));
+    if let Runner::Sudo(sudo) = runner {
+        let mut line = sudo.into_os_string();
+        line.push(" -n env");
+        for (name, value) in &variables {
+            line.push(format!(" {name}="));
+            line.push(value);
+        }
+        let variable =
+            format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
+        command.env(variable, line);
+    }
+    count_tests(&mut command, count)?;
+    let noted = fs::read_to_string(&noted).with_context(|| format!("cannot read {}", noted.display()))?;
+    for line in noted.lines() {
+        // libtest knows two ends only; a test that left early has passed for it.
+        count.passed = count.passed.saturating_sub(1);
+        skips.push(line.to_owned());
+    }
+    Ok(())
+}
+
+/// Run one `cargo test`, its output passed on and counted.
+fn count_tests(command: &mut Command, count: &mut Count) -> Result<()> {
+    let line = process::line(command);
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let failed_before = count.failed;
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line.context("cannot read the tests' output")?;
+            println!("{line}");
+            count.add_line(&line);
+        }
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
+    if !status.success() && count.failed == failed_before {
+        println!("failed: `{line}`: {status}");
+        count.broken += 1;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_summed_over_runners() {
+        let mut count = Count::default();
+        for line in [
+            "running 3 tests",
+            "test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.01s",
+            "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "9 passed by a test's own words",
+        ] {
+            count.add_line(line);
+        }
+        let expected = Count { passed: 9, failed: 3, skipped: 1, broken: 0 };
+        assert_eq!(count, expected);
+    }
+}
