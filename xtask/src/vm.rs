@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use crate::{build_ebpf::toolchain, process, run, workspace};
 use kernel::Series;
+
 use machine::{Machine, Outcome};
 use plan::Plan;
 use python::Python;
@@ -25,8 +27,10 @@ mod kernel;
 mod machine;
 mod plan;
 mod python;
-mod tool;
 mod verdict;
+
+/// What the targets need from PyPI.
+const REQUIREMENTS: &str = "tests/requirements.txt";
 
 /// Boot other kernels in qemu and compare greenscope with the truth there
 #[derive(Debug, clap::Args)]
@@ -89,8 +93,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!("the test machines are x86-64 Linux: run this there");
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no workspace")?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let root = workspace::root();
     let series: Vec<&Series> = if args.kernel.is_empty() && args.load_only {
         kernel::SERIES.iter().collect()
     } else if args.kernel.is_empty() {
@@ -102,11 +105,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         check_preempt(one, args.preempt.as_deref())?;
     }
     install_programs(!args.no_install)?;
-    let greenscope = if args.rehearse { None } else { Some(greenscope(&args, root, &target)?) };
-    let python = python::find(&args.python, &target, !args.no_install)?;
+    let greenscope = if args.rehearse { None } else { Some(greenscope(&args)?) };
+    let python = python::find(&args.python, &root.join(REQUIREMENTS), !args.no_install)?;
     let mut bad = Vec::new();
     for one in series {
-        let run = Run { args: &args, root, target: &target, series: one };
+        let run = Run { args: &args, series: one };
         // A kernel that fails must not hide what the next one says.
         if let Err(error) = run.run(&python, greenscope.as_deref()) {
             println!("{}: {error:#}", one.name);
@@ -134,39 +137,28 @@ fn check_preempt(series: &Series, asked: Option<&str>) -> anyhow::Result<()> {
 fn install_programs(install: bool) -> anyhow::Result<()> {
     let missing: Vec<&str> = [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static")]
         .into_iter()
-        .filter(|(program, _)| !tool::exists(program))
+        .filter(|(program, _)| process::find(program).is_none())
         .map(|(_, package)| package)
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let missing = missing.join(" ");
+    let command = toolchain::apt(&missing);
     if !install {
-        bail!("{missing} not installed: leave out --no-install, or `apt-get install {missing}`");
+        bail!("{} not installed: leave out --no-install, or `{command}`", missing.join(" "));
     }
-    eprintln!("vm: apt-get install --no-install-recommends {missing} (--no-install refuses)");
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        tool::output(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
-    };
-    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
-    install.extend(missing.split(' '));
-    // A fresh machine has no package lists yet.
-    apt(&install)
-        .or_else(|_| apt(&["update"]).and_then(|_| apt(&install)))
-        .with_context(|| format!("as root: apt-get install {missing}"))?;
-    Ok(())
+    println!("running: apt-get update, {command} (--no-install refuses)");
+    let update = if process::is_root() { "apt-get update" } else { "sudo apt-get update" };
+    process::run(Command::new("sh").args(["-c", &format!("{update} --quiet && {command}")]))
 }
 
-fn greenscope(args: &Args, root: &Path, target: &Path) -> anyhow::Result<PathBuf> {
+/// The greenscope to try: the one named, else this tree's, built.
+fn greenscope(args: &Args) -> anyhow::Result<PathBuf> {
     let path = match &args.binary {
         Some(path) => path.clone(),
         None => {
-            eprintln!("vm: cargo build --release --package profiler-user");
-            let mut build = Command::new("cargo");
-            build.args(["build", "--release", "--package", "profiler-user"]).current_dir(root);
-            tool::output(&mut build)?;
-            target.join("release/greenscope")
+            run::build()?;
+            workspace::greenscope()
         }
     };
     if !path.is_file() {
@@ -178,22 +170,21 @@ fn greenscope(args: &Args, root: &Path, target: &Path) -> anyhow::Result<PathBuf
 /// One kernel's turn.
 struct Run<'a> {
     args: &'a Args,
-    root: &'a Path,
-    target: &'a Path,
     series: &'static Series,
 }
 
 impl Run<'_> {
     fn run(&self, python: &Python, greenscope: Option<&Path>) -> anyhow::Result<()> {
-        let Self { args, root, target, series } = self;
-        let cache = target.join("vm");
+        let Self { args, series } = self;
+        let cache = workspace::target().join("vm");
         let kernel = kernel::fetch(series, &cache)?;
         let preempt = args.preempt.as_deref().unwrap_or(series.preempt);
-        let folder = cache.join("runs").join(format!("{}-{preempt}", series.name));
+        let name = format!("{}-{preempt}", series.name);
+        let folder = cache.join("runs").join(&name);
         fs::create_dir_all(&folder)?;
-        let archive = folder.with_extension("cpio");
+        let archive = cache.join("runs").join(format!("{name}.cpio"));
         let plan = Plan::new(args, python);
-        let size = self.image(root, python, greenscope, &plan)?.write(&archive)?;
+        let size = contents(&workspace::root(), python, greenscope, &plan)?.write(&archive)?;
         eprintln!(
             "vm: booting {} with preempt={preempt}, an image of {} MiB, greenlet {}, gevent {}",
             kernel.release,
@@ -225,36 +216,36 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
 
-    fn image(
-        &self,
-        root: &Path,
-        python: &Python,
-        greenscope: Option<&Path>,
-        plan: &Plan,
-    ) -> anyhow::Result<image::Image> {
-        let busybox = Path::new("/bin/busybox");
-        let mut image = image::Image::new(&root.join("tests/vm/init.sh"), busybox)?;
-        image.python(python)?;
-        for (path, source) in [
-            ("/test/drive.py", "tests/vm/drive.py"),
-            ("/test/canary.py", "tests/vm/canary.py"),
-            ("/test/preemption.py", "tests/targets/preemption.py"),
-        ] {
-            let source = root.join(source);
-            let text = fs::read_to_string(&source)
-                .with_context(|| format!("{} is missing from the source tree", source.display()))?;
-            image.text(path, 0o644, text);
-        }
-        image.text("/test/plan.json", 0o644, serde_json::to_string_pretty(plan)?);
-        let command = format!(
-            "exec env HOME=/root PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 {} /test/drive.py\n",
-            python.executable.display()
-        );
-        image.text("/test/run", 0o755, command);
-        if let Some(greenscope) = greenscope {
-            image.program("/bin/greenscope", greenscope)?;
-        }
-        Ok(image)
+/// All that the machine has: a Python, the tests, what they are to do, greenscope.
+fn contents(
+    root: &Path,
+    python: &Python,
+    greenscope: Option<&Path>,
+    plan: &Plan,
+) -> anyhow::Result<image::Image> {
+    let busybox = process::find("busybox").context("busybox is not here: install busybox-static")?;
+    let mut image = image::Image::new(&root.join("tests/vm/init.sh"), &busybox)?;
+    image.python(python)?;
+    for (path, source) in [
+        ("/test/drive.py", "tests/vm/drive.py"),
+        ("/test/canary.py", "tests/vm/canary.py"),
+        ("/test/preemption.py", "tests/targets/preemption.py"),
+    ] {
+        let source = root.join(source);
+        let text = fs::read_to_string(&source)
+            .with_context(|| format!("{} is missing from the source tree", source.display()))?;
+        image.text(path, 0o644, text);
     }
+    image.text("/test/plan.json", 0o644, serde_json::to_string_pretty(plan)?);
+    let command = format!(
+        "exec env HOME=/root PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 {} /test/drive.py\n",
+        python.executable.display()
+    );
+    image.text("/test/run", 0o755, command);
+    if let Some(greenscope) = greenscope {
+        image.program("/bin/greenscope", greenscope)?;
+    }
+    Ok(image)
 }

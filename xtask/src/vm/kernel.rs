@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use super::tool;
+use crate::process;
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -159,7 +159,7 @@ impl Apt {
     fn run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new(program);
         command.args(arguments).args(&self.options).current_dir(self.folder.join("download"));
-        tool::output(&mut command)
+        process::output(&mut command)
     }
 
     /// Follows the meta package to the one that holds the kernel, and unpacks it.
@@ -176,7 +176,7 @@ impl Apt {
             let tree = self.folder.join("tree");
             let archive = first_with_suffix(&self.folder.join("download"), ".deb", &package)?;
             let mut unpack = Command::new("dpkg-deb");
-            tool::output(unpack.arg("-x").arg(&archive).arg(&tree))?;
+            process::output(unpack.arg("-x").arg(&archive).arg(&tree))?;
             if let Some(image) = find_kernel(&tree)? {
                 return Ok(image);
             }

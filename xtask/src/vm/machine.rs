@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 use super::kernel::Kernel;
-use super::tool;
+use crate::process;
 
 /// How to boot.
 pub(super) struct Machine<'a> {
@@ -64,7 +64,7 @@ impl Machine<'_> {
         }
         let mut unpack = Command::new("tar");
         unpack.arg("-xzf").arg(&archive).arg("-C").arg(&results);
-        tool::output(&mut unpack).context("the machine's results are damaged")?;
+        process::output(&mut unpack).context("the machine's results are damaged")?;
         let outcome = Outcome { results, took };
         self.check(&outcome)?;
         Ok(outcome)

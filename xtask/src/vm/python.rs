@@ -1,13 +1,18 @@
-//! A Python with gevent to take into the test machine, found or made.
+//! A Python with gevent to take into the test machine: the tests' own environment.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
-use super::tool;
+use crate::{
+    process,
+    python::{self, Environment},
+};
 
 /// Where an interpreter and its libraries lie on this machine.
 #[derive(Debug, Deserialize)]
@@ -20,10 +25,9 @@ pub(super) struct Python {
     pub(super) gevent: String,
     /// The greenlet extension, relative to `site_packages`.
     pub(super) extension: PathBuf,
-    version: String,
 }
 
-/// Says everything about an interpreter, or fails where gevent cannot be imported.
+/// What to ask an interpreter; it fails where gevent cannot be imported.
 const QUESTION: &str = r#"
 import json, os, sys, sysconfig, greenlet, gevent, greenlet._greenlet as extension
 site = os.path.dirname(os.path.dirname(greenlet.__file__))
@@ -34,70 +38,31 @@ print(json.dumps({
     "greenlet": greenlet.__version__,
     "gevent": gevent.__version__,
     "extension": os.path.relpath(extension.__file__, site),
-    "version": "%d.%d" % sys.version_info[:2],
 }))
 "#;
 
-/// Finds a Python of `version` (`3.13`) that has gevent, or makes a venv under `cache`.
+/// The environment of `version` (`3.13`) with what the tests' targets need.
 ///
 /// # Errors
 ///
 /// When there is none and none may be made.
-pub(super) fn find(version: &str, target: &Path, install: bool) -> anyhow::Result<Python> {
-    let own = target.join("vm").join(format!("venv-{version}"));
-    let ready = [target.join(format!("venvs/py{version}")), own.clone()];
-    for venv in &ready {
-        if let Some(python) = ask(&venv.join("bin/python"), version) {
-            return Ok(python);
-        }
-    }
-    if !install {
-        bail!(
-            "no venv of Python {version} with gevent under {}: leave out --no-install, or make one",
-            target.display()
-        );
-    }
-    let base = interpreter(version).with_context(|| {
-        format!("Python {version} is not here: install it (pyenv install {version}) and run again")
+pub(super) fn find(version: &str, requirements: &Path, install: bool) -> anyhow::Result<Python> {
+    let wanted = version
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)))
+        .with_context(|| format!("`{version}` is no version of Python: --python takes 3.13"))?;
+    let pythons = python::interpreters();
+    let base = python::of_version(&pythons, wanted).with_context(|| {
+        format!("no Python {version} with venv on this machine: install one, or name another by --python")
     })?;
-    eprintln!("vm: making a venv of {} with greenlet and gevent from PyPI", base.display());
-    if own.exists() {
-        fs::remove_dir_all(&own)?;
+    let packages = fs::read_to_string(requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    let environment = Environment::new(&format!("py{version}"), base, &packages);
+    if !install && !environment.is_ready() {
+        bail!("target/venvs/py{version} is not made: leave out --no-install");
     }
-    tool::output(Command::new(&base).args(["-m", "venv"]).arg(&own))?;
-    let pip = ["-m", "pip", "install", "--quiet", "greenlet", "gevent"];
-    tool::output(Command::new(own.join("bin/python")).args(pip))?;
-    ask(&own.join("bin/python"), version)
-        .with_context(|| format!("the venv at {} has no gevent that imports", own.display()))
-}
-
-fn ask(python: &Path, version: &str) -> Option<Python> {
-    if !python.is_file() {
-        return None;
-    }
-    let answer = tool::output(Command::new(python).args(["-c", QUESTION])).ok()?;
-    let found: Python = serde_json::from_str(&answer).ok()?;
-    (found.version == version).then_some(found)
-}
-
-/// An interpreter of that version: pyenv's newest, else the one in PATH.
-fn interpreter(version: &str) -> Option<PathBuf> {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let mut candidates: Vec<PathBuf> = fs::read_dir(home.join(".pyenv/versions"))
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&format!("{version}."))
-        })
-        .map(|path| path.join("bin/python3"))
-        .collect();
-    candidates.sort();
-    candidates.reverse();
-    candidates.push(PathBuf::from(format!("python{version}")));
-    candidates.into_iter().find(|python| {
-        let print = "import sys; print('%d.%d' % sys.version_info[:2])";
-        tool::output(Command::new(python).args(["-c", print])).is_ok_and(|answer| answer.trim() == version)
-    })
+    environment.make(base, requirements)?;
+    let answer = process::output(Command::new(environment.python()).args(["-c", QUESTION]))?;
+    serde_json::from_str(&answer)
+        .with_context(|| format!("{} said what is not expected", environment.python().display()))
 }
