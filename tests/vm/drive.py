@@ -114,6 +114,17 @@ def involuntary_switches(pid):
     return int(found.group(1)) if found else None
 
 
+def verified_instructions(pid):
+    """What the verifier walked through for each BPF program that a process holds."""
+    found = []
+    folder = f"/proc/{pid}/fdinfo"
+    for name in os.listdir(folder):
+        match = re.search(r"^verified_insns:\s*(\d+)", read(f"{folder}/{name}"), re.M)
+        if match:
+            found.append(int(match.group(1)))
+    return sorted(found, reverse=True)
+
+
 def file_offset(path, symbol):
     """Where a dynamic symbol of a 64-bit little-endian ELF file lies in the file."""
     with open(path, "rb") as file:
@@ -335,15 +346,18 @@ class LoadPhase(Phase):
         ]:
             log = self.path(f"{name}.log")
             started = time.monotonic()
-            if name == "record":
-                targets[0].go()
             child = Child([self.plan["greenscope"], *arguments], log, stream="stderr")
             self.children.append(child)
-            code = child.finish(self.plan["patience"])
-            self.facts["greenscopes"].append(
-                {"name": name, "exit": code, "log": os.path.basename(log)}
-            )
-            say(f"greenscope {name}: exit {code} after {time.monotonic() - started:.1f} s")
+            ended = {"name": name, "exit": -1, "log": os.path.basename(log)}
+            self.facts["greenscopes"].append(ended)
+            if name == "record":
+                # The verifier gets the processor for itself.
+                child.wait_line("recording", self.plan["patience"])
+                self.facts["start_ms"] = int((time.monotonic() - started) * 1000)
+                self.facts["verified"] = verified_instructions(child.pid)
+                targets[0].go()
+            ended["exit"] = child.finish(self.plan["patience"])
+            say(f"greenscope {name}: exit {ended['exit']} after {time.monotonic() - started:.1f} s")
         self.flag[0] = 1
         targets[0].wait_line("done", self.plan["patience"])
         targets[0].go()

@@ -72,7 +72,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Seconds until a machine that has not powered off is ended
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 900)]
     deadline: u64,
     /// A fault that may be counted without failing the test, may be repeated
     #[arg(long, value_name = "NAME")]

@@ -14,6 +14,8 @@ use super::verdict::{self, Report, Truth};
 const MIN_INVOLUNTARY: u64 = 300;
 /// Wrong things shown before the rest is only counted.
 const SHOWN: usize = 10;
+/// More than this the verifier refuses (`BPF_COMPLEXITY_LIMIT_INSNS`).
+const VERIFIER_LIMIT: u64 = 1_000_000;
 
 /// What drive.py saw around a phase.
 #[derive(Deserialize)]
@@ -27,6 +29,9 @@ struct Facts {
     /// Greenlet switches by pid, counted by the kernel.
     counted: Option<BTreeMap<String, u64>>,
     start_ms: Option<u64>,
+    /// Instructions that the verifier walked through, by program, the largest first.
+    #[serde(default)]
+    verified: Vec<u64>,
     canary: Option<Canary>,
 }
 
@@ -154,6 +159,12 @@ pub(super) fn load(folder: &Path) -> anyhow::Result<usize> {
         let name = ended.name.as_deref().unwrap_or_default();
         println!("  greenscope {name}: exit {}", ended.exit);
         wrong += usize::from(ended.exit != 0);
+    }
+    if let Some(start_ms) = facts.start_ms {
+        println!(
+            "  recording after {start_ms} ms; verified instructions by program, of at most {VERIFIER_LIMIT}: {:?}",
+            facts.verified
+        );
     }
     if let Some(error) = &facts.error {
         println!("  {error}");

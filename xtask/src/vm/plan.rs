@@ -7,6 +7,10 @@ use serde::Serialize;
 use super::Args;
 use super::python::Python;
 
+/// Seconds for anything but a recording. Without KVM the verifier alone takes a
+/// minute and more for what a real machine verifies in two seconds.
+const PATIENCE_S: u64 = 300;
+
 /// The whole of it, as `/test/plan.json` says it.
 #[derive(Serialize)]
 pub(super) struct Plan {
@@ -87,7 +91,7 @@ impl Plan {
             extension: Path::new("/site").join(&python.extension),
             greenlets: args.greenlets,
             depth: args.depth,
-            patience: 60,
+            patience: PATIENCE_S,
             cpu: 0,
             slice_us: args.slice_us,
             phases,
