@@ -95,7 +95,7 @@ fn header(pythons: &[Python], releases: &[Release]) -> String {
          //! {}.\n\n\
          use profiler_common::layout::{{ABSENT, GreenletLayout, PythonLayout}};\n\n\
          use super::{{layouts::{{GreenletRow, PythonRow}}, version::Version}};\n\
-         use crate::python::objects::{{NONE, ObjectLayout}};\n\n\
+         use crate::python::objects::{{DebugTable, NONE, ObjectLayout}};\n\n\
          /// CPython's layouts.\n\
          pub const PYTHON: &[PythonRow] = &[\n",
         versions.join(", "),
@@ -132,11 +132,12 @@ fn python_row(minor: u8) -> anyhow::Result<Python> {
     })?;
     let data = fs::read(root.join(format!("lib/libpython3.{minor}.so.1.0")))?;
     let file = object::File::parse(&*data)?;
-    let (layout, objects) =
+    let (layout, objects, debug) =
         extract::python(&file).with_context(|| format!("libpython of 3.{minor}.{micro}"))?;
     let version = format!("3.{minor}.{micro}");
     let text = format!(
-        "PythonRow {{ minor: (3, {minor}), read_from: \"{version}\", layout: {}, objects: {} }},\n",
+        "PythonRow {{ minor: (3, {minor}), read_from: \"{version}\", layout: {}, objects: {}, \
+         debug: {debug:?} }},\n",
         format!("{layout:?}").replace(&format!(": {}", u16::MAX), ": ABSENT"),
         format!("{objects:?}").replace(&format!(": {}", objects::NONE), ": NONE"),
     );

@@ -130,7 +130,11 @@ impl Environment {
         if self.is_ready() {
             return Ok(());
         }
-        println!("installing {} into {} with {python}", requirements.display(), self.folder.display());
+        let text = fs::read_to_string(requirements)
+            .with_context(|| format!("cannot read {}", requirements.display()))?;
+        let packages: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        println!("installing {} into {} with {python}", packages.join(", "), self.folder.display());
         let mut venv = Command::new(&python.path);
         venv.args(["-m", "venv", "--clear"]).arg(&self.folder);
         process::run(&mut venv)?;

@@ -5,7 +5,7 @@ use profiler_common::limits::DEFAULT_GREENLETS;
 
 use super::Failure;
 use crate::{
-    kernel::Engine,
+    kernel::{Engine, Probe},
     target::{self, Site},
 };
 
@@ -17,7 +17,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let engine = Engine::load(DEFAULT_GREENLETS).map(drop).map_err(crate::session::SessionError::from);
+    let engine = Engine::load(
+        DEFAULT_GREENLETS,
+        &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed],
+    )
+    .map(drop)
+    .map_err(crate::session::SessionError::from);
     match &engine {
         Ok(()) => println!("kernel   every program is accepted"),
         Err(error) => {

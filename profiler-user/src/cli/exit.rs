@@ -57,12 +57,14 @@ impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
         let help = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH";
         match error {
-            SessionError::Kernel(kernel) if kernel.is_permission() => Self {
-                code: NOT_PERMITTED,
-                text: format!("not permitted to load eBPF programs: {help}"),
-            },
+            SessionError::Kernel(kernel) if kernel.is_permission() => {
+                Self { code: NOT_PERMITTED, text: format!("not permitted to load eBPF programs: {help}") }
+            }
             SessionError::Memory { pid, source } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Self { code: NOT_PERMITTED, text: format!("not permitted to read the memory of pid {pid}: {help}") }
+                Self {
+                    code: NOT_PERMITTED,
+                    text: format!("not permitted to read the memory of pid {pid}: {help}"),
+                }
             }
             SessionError::Gone { .. } | SessionError::NoGreenlet { .. } | SessionError::NoSite { .. } => {
                 Self { code: TARGET, text: error.to_string() }

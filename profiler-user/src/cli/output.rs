@@ -13,11 +13,7 @@ pub(super) enum Output {
     /// Standard output.
     Stdout,
     /// A file, written beside its name and renamed when it is whole.
-    File {
-        path: PathBuf,
-        partial: PathBuf,
-        file: File,
-    },
+    File { path: PathBuf, partial: PathBuf, file: File },
     /// Something that can't be renamed to: a device or a pipe.
     Special { path: PathBuf, file: File },
 }
@@ -41,8 +37,7 @@ impl Output {
             }
             Ok(_) => {
                 // What may not be written must not be replaced either.
-                let _writable =
-                    OpenOptions::new().write(true).open(path).map_err(|error| refused(&error))?;
+                let _writable = OpenOptions::new().write(true).open(path).map_err(|error| refused(&error))?;
             }
             Err(_) => {}
         }
@@ -55,10 +50,7 @@ impl Output {
     }
 
     /// Writes everything that `write` gives.
-    pub(super) fn write(
-        self,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), Failure> {
+    pub(super) fn write(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
         match self {
             Self::Stdout => {
                 let mut out = BufWriter::new(io::stdout().lock());

@@ -78,7 +78,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         Format::Svg => default_name(&pids).into(),
         Format::Folded | Format::Json => "-".into(),
     });
-    let stop = signals::stop().map_err(|error| Failure::failed(format!("no signal can be caught: {error}")))?;
+    let stop =
+        signals::stop().map_err(|error| Failure::failed(format!("no signal can be caught: {error}")))?;
     let mut targets = Vec::with_capacity(pids.len());
     for pid in &pids {
         match look(*pid, arguments.wait_greenlet, &stop)? {
@@ -138,11 +139,7 @@ fn pids(arguments: &Arguments) -> Result<Vec<u32>, Failure> {
 }
 
 /// Looks at the process; `None` if the signal to stop came while waiting for greenlet.
-fn look(
-    pid: u32,
-    wait_greenlet: bool,
-    stop: &impl std::os::fd::AsFd,
-) -> Result<Option<Target>, Failure> {
+fn look(pid: u32, wait_greenlet: bool, stop: &impl std::os::fd::AsFd) -> Result<Option<Target>, Failure> {
     let mut said = false;
     loop {
         let missing = match target::inspect(pid) {
@@ -200,9 +197,8 @@ fn default_name(pids: &[u32]) -> String {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 = digits
-        .parse()
-        .map_err(|_| format!("'{text}' is no duration: write it as 500ms, 10s or 2m"))?;
+    let number: f64 =
+        digits.parse().map_err(|_| format!("'{text}' is no duration: write it as 500ms, 10s or 2m"))?;
     let unit = match text.get(digits.len()..).unwrap_or_default() {
         "ms" => 0.001,
         "s" => 1.0,

@@ -30,8 +30,7 @@ impl Exporter for Svg {
         options.hash = true;
         options.font_type = "monospace".to_owned();
         options.min_width = 0.05;
-        flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
-            .map_err(io::Error::other)
+        flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out).map_err(io::Error::other)
     }
 }
 

@@ -10,7 +10,7 @@ use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
     maps::RingBuf,
     programs::{
-        RawTracePoint, UProbe,
+        ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
     sys::{Stats, enable_stats},
@@ -21,8 +21,9 @@ use profiler_common::{
 };
 
 use super::{
-    KernelError, trap,
+    KernelError,
     map::{Row, Table},
+    trap,
 };
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
@@ -82,7 +83,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads the kernel part, with room for `greenlets` greenlets alive at once.
+    /// Loads the kernel part, with room for `greenlets` greenlets alive at once, and of
+    /// its probes those that will be attached: the verifier takes its time for each.
     ///
     /// # Errors
     ///
@@ -91,12 +93,12 @@ impl Engine {
     /// # Kernel
     ///
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
-    pub fn load(greenlets: u32) -> Result<Self, KernelError> {
+    pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
         let mut ebpf = EbpfLoader::new()
             .allow_unsupported_maps()
             .map_max_entries("GREENLETS", greenlets)
             .load(OBJECT)?;
-        for probe in Probe::ALL {
+        for probe in probes.iter().copied().chain([Probe::Empty]) {
             uprobe(&mut ebpf, probe)?
                 .load()
                 .map_err(|source| KernelError::Program { program: probe.program(), source })?;

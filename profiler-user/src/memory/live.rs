@@ -25,10 +25,9 @@ impl LiveProcess {
     ///
     /// When there is no process of this pid.
     pub fn open(pid: u32) -> io::Result<Self> {
-        let pid = libc::pid_t::try_from(pid)
-            .map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
-        let raw = rustix::process::Pid::from_raw(pid)
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let raw =
+            rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         match rustix::process::test_kill_process(raw) {
             Err(rustix::io::Errno::SRCH) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             // Not permitted to signal it: it is there all the same.
@@ -44,11 +43,7 @@ impl LiveProcess {
     /// when the address is not mapped.
     pub fn try_read(&self, addr: Addr, out: &mut [u8]) -> io::Result<()> {
         let read = self.readv(&[(addr, out.as_mut_ptr(), out.len())])?;
-        if read == out.len() {
-            Ok(())
-        } else {
-            Err(io::Error::from_raw_os_error(libc::EFAULT))
-        }
+        if read == out.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EFAULT)) }
     }
 
     /// One `process_vm_readv`; the bytes read, which end at the first that cannot be.
@@ -56,10 +51,8 @@ impl LiveProcess {
     /// Each pointer must be valid for writes of its length while this runs; the two
     /// callers pass those of slices that they hold mutably.
     fn readv(&self, places: &[(Addr, *mut u8, usize)]) -> io::Result<usize> {
-        let local: Vec<libc::iovec> = places
-            .iter()
-            .map(|&(_, out, len)| libc::iovec { iov_base: out.cast(), iov_len: len })
-            .collect();
+        let local: Vec<libc::iovec> =
+            places.iter().map(|&(_, out, len)| libc::iovec { iov_base: out.cast(), iov_len: len }).collect();
         let remote: Vec<libc::iovec> = places
             .iter()
             .map(|&(addr, _, len)| libc::iovec {
@@ -100,14 +93,14 @@ impl Bytes for LiveProcess {
             let mut rest = batch;
             // Each turn ends at the first place that cannot be read; it is passed over.
             while !rest.is_empty() {
-                let places: Vec<_> = rest
-                    .iter_mut()
-                    .map(|read| (read.addr, read.out.as_mut_ptr(), read.out.len()))
-                    .collect();
+                let places: Vec<_> =
+                    rest.iter_mut().map(|read| (read.addr, read.out.as_mut_ptr(), read.out.len())).collect();
                 let mut bytes = self.readv(&places).unwrap_or(0);
                 let mut filled = 0;
                 for read in rest.iter_mut() {
-                    let Some(left) = bytes.checked_sub(read.out.len()) else { break };
+                    let Some(left) = bytes.checked_sub(read.out.len()) else {
+                        break;
+                    };
                     bytes = left;
                     read.done = true;
                     filled += 1;

@@ -56,28 +56,7 @@ pub trait Bytes: Memory {
     }
 }
 
-impl<M: Bytes> Bytes for &mut M
-where
-    Self: Memory,
-{
-    fn read_bytes(&mut self, addr: Addr, out: &mut [u8]) -> Result<(), Fault> {
-        (**self).read_bytes(addr, out)
-    }
-
-    fn read_many(&mut self, reads: &mut [Read<'_>]) {
-        (**self).read_many(reads);
-    }
-
-    fn has_neighbours(&self) -> bool {
-        (**self).has_neighbours()
-    }
-}
-
 /// `Memory::read` by way of `Bytes::read_bytes`.
-fn words<const N: usize>(
-    memory: &mut impl Bytes,
-    addr: Addr,
-    out: &mut [u64; N],
-) -> Result<(), Fault> {
+fn words<const N: usize>(memory: &mut impl Bytes, addr: Addr, out: &mut [u64; N]) -> Result<(), Fault> {
     memory.read_bytes(addr, bytemuck::cast_slice_mut(out.as_mut_slice()))
 }

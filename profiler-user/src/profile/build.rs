@@ -36,8 +36,7 @@ impl Builder {
         greenlet: u64,
         open: Open,
     ) {
-        let key =
-            Key { frames: Arc::clone(frames), state, pid, greenlet: Some(greenlet), open: Some(open) };
+        let key = Key { frames: Arc::clone(frames), state, pid, greenlet: Some(greenlet), open: Some(open) };
         self.row(key, ns, 1);
     }
 
@@ -89,10 +88,10 @@ mod tests {
         builder.add(&frames(&["a", "b"]), State::Wait, 1, 20, 2);
         builder.add(&frames(&["a", "b"]), State::Wait, 2, 5, 1);
         let rows = builder.finish();
-        assert_eq!(rows.iter().map(|row| (row.pid, row.ns, row.count)).collect::<Vec<_>>(), [
-            (1, 30, 3),
-            (2, 5, 1)
-        ]);
+        assert_eq!(
+            rows.iter().map(|row| (row.pid, row.ns, row.count)).collect::<Vec<_>>(),
+            [(1, 30, 3), (2, 5, 1)]
+        );
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub struct ObjectLayout {
     pub interp_next: u32,
     /// `PyInterpreterState.threads.head`.
     pub interp_threads: u32,
+    /// `PyInterpreterState.gc`.
+    pub interp_gc: u32,
     /// `PyInterpreterState.gc.generations`.
     pub interp_generations: u32,
     /// `sizeof(struct gc_generation)`; its list head comes first.
@@ -140,4 +142,64 @@ pub struct ObjectLayout {
     pub managed_values: u32,
     /// `Py_TPFLAGS_INLINE_VALUES` (3.13 on), else 0.
     pub inline_values_flag: u32,
+}
+
+/// Where the entries of `_Py_DebugOffsets` lie in `_PyRuntime` (3.13 on).
+///
+/// CPython writes its own offsets there; each entry is a u64.
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_runtime.h#L62>
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugTable {
+    /// Its size in bytes.
+    pub size: u32,
+    /// `version`, a `PY_VERSION_HEX`.
+    pub version: u32,
+    /// `free_threaded`.
+    pub free_threaded: u32,
+    /// `runtime_state.interpreters_head`.
+    pub interpreters_head: u32,
+    /// `interpreter_state.next`.
+    pub interp_next: u32,
+    /// `interpreter_state.threads_head`.
+    pub interp_threads: u32,
+    /// `interpreter_state.gc`.
+    pub interp_gc: u32,
+    /// `interpreter_state.imports_modules`.
+    pub interp_modules: u32,
+    /// `interpreter_state.ceval_gil`.
+    pub interp_gil: u32,
+    /// `thread_state.next`.
+    pub tstate_next: u32,
+    /// `thread_state.interp`.
+    pub tstate_interp: u32,
+    /// `thread_state.current_frame`.
+    pub tstate_frame: u32,
+    /// `thread_state.thread_id`.
+    pub tstate_thread_id: u32,
+    /// `thread_state.native_thread_id`.
+    pub tstate_native_id: u32,
+    /// `thread_state.datastack_chunk`.
+    pub tstate_chunk: u32,
+    /// `interpreter_frame.previous`.
+    pub frame_previous: u32,
+    /// `interpreter_frame.executable`.
+    pub frame_code: u32,
+    /// `interpreter_frame.instr_ptr`.
+    pub frame_instr: u32,
+    /// `interpreter_frame.localsplus`.
+    pub frame_localsplus: u32,
+    /// `interpreter_frame.owner`.
+    pub frame_owner: u32,
+    /// `code_object.filename`.
+    pub code_filename: u32,
+    /// `code_object.name`.
+    pub code_name: u32,
+    /// `code_object.qualname`.
+    pub code_qualname: u32,
+    /// `code_object.linetable`.
+    pub code_linetable: u32,
+    /// `code_object.firstlineno`.
+    pub code_firstlineno: u32,
+    /// `code_object.co_code_adaptive`.
+    pub code_instrs: u32,
 }

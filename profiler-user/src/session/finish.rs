@@ -119,7 +119,8 @@ impl Closing<'_> {
         for (life, id) in lives.iter().zip(base + 1..) {
             let name = self.name(life);
             names.insert(id, name.clone());
-            let hub = self.target.types.is_hub(&mut self.target.memory, &self.target.target, life.type_object);
+            let hub =
+                self.target.types.is_hub(&mut self.target.memory, &self.target.target, life.type_object);
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
@@ -187,8 +188,7 @@ impl Closing<'_> {
 
     fn lives(&mut self) -> Vec<Life> {
         let cookie = u64::from(self.target.cookie);
-        let head_start =
-            |thread: u64| self.threads.get(&thread).map_or(0, |(_, head_start)| *head_start);
+        let head_start = |thread: u64| self.threads.get(&thread).map_or(0, |(_, head_start)| *head_start);
         let mut lives: Vec<Life> = self
             .target
             .ended
@@ -197,8 +197,7 @@ impl Closing<'_> {
             .collect();
         lives.extend(self.kept.greenlets.iter().filter(|(key, _)| key.target == cookie).map(
             |(key, greenlet)| {
-                let mut life =
-                    lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
+                let mut life = lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
                 life.alive = self.target.gone_ns.is_none();
                 life
             },
@@ -219,9 +218,7 @@ impl Closing<'_> {
                 .then(|| target::greenlet_name(&mut self.target.memory, &self.target.target, life.object))
                 .flatten()
         })
-        .or_else(|| {
-            self.target.types.name(&mut self.target.memory, &self.target.target, life.type_object)
-        })
+        .or_else(|| self.target.types.name(&mut self.target.memory, &self.target.target, life.type_object))
     }
 
     /// Root first; unknown if the record with its frames never came.
@@ -264,9 +261,8 @@ impl Closing<'_> {
             let alive = self.target.gone_ns.is_none();
             // Freed without a switch is possible: then how long it waited is unknown.
             let same = !alive
-                || Head::read(&layout, &mut self.target.memory, found.pimpl).is_ok_and(|head| {
-                    head.object == found.object && head.life(false) == Stage::Active
-                });
+                || Head::read(&layout, &mut self.target.memory, found.pimpl)
+                    .is_ok_and(|head| head.object == found.object && head.life(false) == Stage::Active);
             let running = found.stage == FoundStage::Running;
             profile.totals.greenlets_seen += 1;
             let id = profile.greenlets.len() as u64 + 1;
@@ -378,8 +374,7 @@ impl Closing<'_> {
         totals.switches += kept.switches;
         totals.probe_hits += kept.hits;
         totals.greenlets_unlisted += kept.unlisted + target.unlisted;
-        totals.records_lost +=
-            of(Fault::RingFullStack) + of(Fault::RingFullEnd) + of(Fault::RingFullSwitch);
+        totals.records_lost += of(Fault::RingFullStack) + of(Fault::RingFullEnd) + of(Fault::RingFullSwitch);
         totals.stacks_truncated += of(Fault::StackTruncated);
         totals.greenlets_seen += kept.greenlets;
         for (fault, count) in all {

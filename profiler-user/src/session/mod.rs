@@ -55,6 +55,15 @@ pub enum Sites {
     Pair,
 }
 
+impl Sites {
+    const fn probes(self) -> &'static [Probe] {
+        match self {
+            Self::Switchstack => &[Probe::Switchstack, Probe::Freed],
+            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed],
+        }
+    }
+}
+
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -111,7 +120,7 @@ pub fn record(
     if targets.len() > MAX_TARGETS as usize {
         return Err(SessionError::TooMany { given: targets.len() });
     }
-    let mut engine = Engine::load(options.max_greenlets)?;
+    let mut engine = Engine::load(options.max_greenlets, options.sites.probes())?;
     let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
     for (cookie, target) in (0..).zip(&targets) {
         for site in sites(target, options.sites)? {
@@ -133,12 +142,16 @@ pub fn record(
     let mut session = Session { epoll: watch(&engine, &pidfds, stop)?, engine, pidfds, first_stack: None };
     session.run(&mut recorded, options, started_ns, progress)?;
     let (ended_ns, cost) = session.end(&mut recorded)?;
-    finish::finish(&mut recorded, &session.engine, &finish::About {
-        bounds: Bounds { started_ns, ended_ns },
-        started_unix_ns,
-        first_stack_ns: session.first_stack.map(|first| ns(first - program_start)),
-        cost,
-    })
+    finish::finish(
+        &mut recorded,
+        &session.engine,
+        &finish::About {
+            bounds: Bounds { started_ns, ended_ns },
+            started_unix_ns,
+            first_stack_ns: session.first_stack.map(|first| ns(first - program_start)),
+            cost,
+        },
+    )
 }
 
 fn watch(engine: &Engine, pidfds: &[OwnedFd], stop: BorrowedFd<'_>) -> Result<OwnedFd, SessionError> {
@@ -222,7 +235,8 @@ impl Session {
                     let index = usize::try_from(target).unwrap_or(usize::MAX);
                     if let (Some(target), Some(pidfd)) = (recorded.get_mut(index), self.pidfds.get(index)) {
                         // A pidfd stays readable: it has told what it knows.
-                        epoll::delete(&self.epoll, pidfd).map_err(|error| SessionError::Wait(error.into()))?;
+                        epoll::delete(&self.epoll, pidfd)
+                            .map_err(|error| SessionError::Wait(error.into()))?;
                         let totals = self.engine.totals(target.cookie)?;
                         target.exited(&totals, monotonic_ns());
                     }
@@ -268,11 +282,8 @@ impl Session {
 
 fn sites(target: &Target, choice: Sites) -> Result<Vec<Site>, SessionError> {
     let found = target.greenlet.as_ref().ok_or(SessionError::NoGreenlet { pid: target.pid })?;
-    let site = |probe, site: &target::Site| Site {
-        probe,
-        path: found.path.clone(),
-        offset: site.file_offset,
-    };
+    let site =
+        |probe, site: &target::Site| Site { probe, path: found.path.clone(), offset: site.file_offset };
     let mut sites = match choice {
         Sites::Switchstack => {
             let Some(switchstack) = &found.sites.switchstack else {

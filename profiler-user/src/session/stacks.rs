@@ -109,14 +109,8 @@ impl Stacks {
         let key = taken.key;
         match self.known.get_mut(&key) {
             None => {
-                let known = Known {
-                    taken,
-                    frames,
-                    validated: NOTHING,
-                    past_ns: 0,
-                    past_count: 0,
-                    past: Vec::new(),
-                };
+                let known =
+                    Known { taken, frames, validated: NOTHING, past_ns: 0, past_count: 0, past: Vec::new() };
                 self.known.insert(key, known);
             }
             Some(known) => {
@@ -154,11 +148,7 @@ impl Stacks {
         }
     }
 
-    fn code<M: Memory + Bytes>(
-        &mut self,
-        frame: &walk::Frame,
-        memory: &mut M,
-    ) -> Result<Arc<Code>, Fault> {
+    fn code<M: Memory + Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Result<Arc<Code>, Fault> {
         if frame.check == 0 {
             return Err(Fault::CodeChanged);
         }

@@ -140,14 +140,18 @@ impl<'d> Types<'d> {
                 }
                 // `typedef struct name name` adds nothing; the structure itself is
                 // met too, unless it is nameless.
-                let Some(name) = self.name(unit, entry) else { return };
+                let Some(name) = self.name(unit, entry) else {
+                    return;
+                };
                 let full = format!("{prefix}{name}");
                 if wanted.contains(&full.as_str()) && self.leads_to_body(unit, entry) {
                     found.push((full, entry.offset()));
                 }
             }
             gimli::DW_TAG_namespace => {
-                let Some(name) = self.name(unit, entry) else { return };
+                let Some(name) = self.name(unit, entry) else {
+                    return;
+                };
                 let inner = format!("{prefix}{name}::");
                 if wanted.iter().any(|root| root.starts_with(&inner)) {
                     namespaces.push((entry.offset(), inner));
@@ -235,7 +239,9 @@ impl<'d> Types<'d> {
                 gimli::DW_TAG_member => !entry.has_attr(gimli::DW_AT_name),
                 _ => return,
             };
-            let (Some(member), Some(kind)) = (place(entry), kind(entry)) else { return };
+            let (Some(member), Some(kind)) = (place(entry), kind(entry)) else {
+                return;
+            };
             if transparent {
                 inside.push((member, kind));
             } else if found.is_none() && self.name(unit, entry).as_deref() == Some(wanted) {

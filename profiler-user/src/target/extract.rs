@@ -9,7 +9,7 @@ use profiler_common::layout::{ABSENT, GreenletLayout, PythonLayout};
 
 use super::{
     dwarf::{DwarfError, Types},
-    objects::{NONE, ObjectLayout},
+    objects::{DebugTable, NONE, ObjectLayout},
 };
 
 /// The types that CPython's layouts are read from.
@@ -48,6 +48,8 @@ const PYTHON_ROOTS: &[&str] = &[
     "_heaptypeobject",
     // 3.12 alone: one tagged word for a dictionary or its values.
     "PyDictOrValues",
+    // 3.13 on.
+    "_Py_DebugOffsets",
 ];
 
 /// The types that greenlet's layout is read from.
@@ -96,9 +98,9 @@ pub enum ExtractError {
 /// [`ExtractError`].
 pub fn python<'d, R: ReadRef<'d>>(
     file: &object::File<'d, R>,
-) -> Result<(PythonLayout, ObjectLayout), ExtractError> {
+) -> Result<(PythonLayout, ObjectLayout, Option<DebugTable>), ExtractError> {
     let types = Lookup(Types::find(file, PYTHON_ROOTS)?);
-    Ok((types.python_layout()?, types.object_layout()?))
+    Ok((types.python_layout()?, types.object_layout()?, types.debug_table()?))
 }
 
 /// greenlet's layout of the file.
@@ -193,7 +195,7 @@ impl Lookup<'_> {
         let (kind, compact, ascii) = (state("state.kind")?, state("state.compact")?, state("state.ascii")?);
         let valid = self.or_none("_dictvalues", "valid");
         let tagged = self.0.size("PyDictOrValues").is_some();
-        let generations = self.first(&[("_is", "gc.generations")])?;
+        let generations = self.wide("_is", "gc.generations")?;
         Ok(ObjectLayout {
             object_type: self.wide("PyObject", "ob_type")?,
             object_size: self.wide("PyVarObject", "ob_size")?,
@@ -253,6 +255,7 @@ impl Lookup<'_> {
             runtime_tstate_current: self.or_none("_PyRuntimeState", "gilstate.tstate_current"),
             interp_next: self.wide("_is", "next")?,
             interp_threads: self.wide("_is", "threads.head")?,
+            interp_gc: self.wide("_is", "gc")?,
             interp_generations: generations,
             generation_size: self.size("gc_generation")?,
             interp_permanent: self.wide("_is", "gc.permanent_generation")?,
@@ -268,6 +271,41 @@ impl Lookup<'_> {
             managed_values: if tagged || valid != NONE { NONE } else { MANAGED_VALUES },
             inline_values_flag: if valid == NONE { 0 } else { INLINE_VALUES },
         })
+    }
+
+    fn debug_table(&self) -> Result<Option<DebugTable>, ExtractError> {
+        let Some(size) = self.0.size("_Py_DebugOffsets") else {
+            return Ok(None);
+        };
+        let at = |path: &'static str| self.wide("_Py_DebugOffsets", path);
+        Ok(Some(DebugTable {
+            size,
+            version: at("version")?,
+            free_threaded: at("free_threaded")?,
+            interpreters_head: at("runtime_state.interpreters_head")?,
+            interp_next: at("interpreter_state.next")?,
+            interp_threads: at("interpreter_state.threads_head")?,
+            interp_gc: at("interpreter_state.gc")?,
+            interp_modules: at("interpreter_state.imports_modules")?,
+            interp_gil: at("interpreter_state.ceval_gil")?,
+            tstate_next: at("thread_state.next")?,
+            tstate_interp: at("thread_state.interp")?,
+            tstate_frame: at("thread_state.current_frame")?,
+            tstate_thread_id: at("thread_state.thread_id")?,
+            tstate_native_id: at("thread_state.native_thread_id")?,
+            tstate_chunk: at("thread_state.datastack_chunk")?,
+            frame_previous: at("interpreter_frame.previous")?,
+            frame_code: at("interpreter_frame.executable")?,
+            frame_instr: at("interpreter_frame.instr_ptr")?,
+            frame_localsplus: at("interpreter_frame.localsplus")?,
+            frame_owner: at("interpreter_frame.owner")?,
+            code_filename: at("code_object.filename")?,
+            code_name: at("code_object.name")?,
+            code_qualname: at("code_object.qualname")?,
+            code_linetable: at("code_object.linetable")?,
+            code_firstlineno: at("code_object.firstlineno")?,
+            code_instrs: at("code_object.co_code_adaptive")?,
+        }))
     }
 
     /// greenlet's classes: one base, the rest in members of it.

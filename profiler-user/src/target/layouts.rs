@@ -3,7 +3,7 @@
 use profiler_common::layout::{GreenletLayout, PythonLayout};
 
 use super::{layouts_generated, version::Version};
-use crate::python::objects::ObjectLayout;
+use crate::python::objects::{DebugTable, ObjectLayout};
 
 /// The layouts of one minor version of CPython.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct PythonRow {
     pub layout: PythonLayout,
     /// What user space needs beside it.
     pub objects: ObjectLayout,
+    /// Where the process itself says the same, from 3.13 on.
+    pub debug: Option<DebugTable>,
 }
 
 /// The layout of a range of greenlet's versions for one minor version of CPython.

@@ -10,7 +10,7 @@ use super::{
     layouts::{GreenletRow, PythonRow},
     version::Version,
 };
-use crate::python::objects::{NONE, ObjectLayout};
+use crate::python::objects::{DebugTable, NONE, ObjectLayout};
 
 /// CPython's layouts.
 pub const PYTHON: &[PythonRow] = &[
@@ -95,6 +95,7 @@ pub const PYTHON: &[PythonRow] = &[
             runtime_tstate_current: 576,
             interp_next: 0,
             interp_threads: 16,
+            interp_gc: 648,
             interp_generations: 672,
             generation_size: 24,
             interp_permanent: 752,
@@ -107,6 +108,7 @@ pub const PYTHON: &[PythonRow] = &[
             managed_values: 32,
             inline_values_flag: 0,
         },
+        debug: None,
     },
     PythonRow {
         minor: (3, 12),
@@ -189,6 +191,7 @@ pub const PYTHON: &[PythonRow] = &[
             runtime_tstate_current: NONE,
             interp_next: 0,
             interp_threads: 72,
+            interp_gc: 112,
             interp_generations: 136,
             generation_size: 24,
             interp_permanent: 216,
@@ -201,6 +204,7 @@ pub const PYTHON: &[PythonRow] = &[
             managed_values: NONE,
             inline_values_flag: 0,
         },
+        debug: None,
     },
     PythonRow {
         minor: (3, 13),
@@ -283,6 +287,7 @@ pub const PYTHON: &[PythonRow] = &[
             runtime_tstate_current: NONE,
             interp_next: 7264,
             interp_threads: 7344,
+            interp_gc: 7400,
             interp_generations: 7424,
             generation_size: 24,
             interp_permanent: 7504,
@@ -295,6 +300,34 @@ pub const PYTHON: &[PythonRow] = &[
             managed_values: NONE,
             inline_values_flag: 4,
         },
+        debug: Some(DebugTable {
+            size: 584,
+            version: 8,
+            free_threaded: 16,
+            interpreters_head: 40,
+            interp_next: 64,
+            interp_threads: 72,
+            interp_gc: 80,
+            interp_modules: 88,
+            interp_gil: 112,
+            tstate_next: 168,
+            tstate_interp: 176,
+            tstate_frame: 184,
+            tstate_thread_id: 192,
+            tstate_native_id: 200,
+            tstate_chunk: 208,
+            frame_previous: 232,
+            frame_code: 240,
+            frame_instr: 248,
+            frame_localsplus: 256,
+            frame_owner: 264,
+            code_filename: 280,
+            code_name: 288,
+            code_qualname: 296,
+            code_linetable: 304,
+            code_firstlineno: 312,
+            code_instrs: 344,
+        }),
     },
 ];
 

@@ -1,12 +1,186 @@
 //! What a process is: mappings, Python, greenlet, layouts, probe sites.
 
-mod dwarf;
-mod extract;
+mod debug_offsets;
+pub mod dwarf;
+mod elf;
+mod enumerate;
+mod error;
+pub mod extract;
+mod faults;
+mod gc_lists;
+mod inspect;
+mod kinds;
 pub mod layouts;
-
-mod layouts_generated;
+pub mod layouts_generated;
+pub mod maps;
+mod process;
+mod python_threads;
+mod site;
+mod suspended;
 mod version;
 
-use crate::python::objects;
+use std::{fmt, ops::Range, path::PathBuf};
 
+use profiler_common::{
+    address::Addr,
+    layout::{GreenletLayout, Layout, PythonLayout},
+};
+
+pub use elf::{HowFound, MappedFile};
+pub use enumerate::{FoundGreenlet, GreenletState, GreenletThread, enumerate};
+pub use error::TargetError;
+pub use faults::Faults;
+pub use inspect::inspect;
+pub use kinds::{Kinds, TypeInfo, type_info};
+pub use process::{Incarnation, Namespaces, Thread};
+pub use python_threads::{PythonThread, python_threads};
+pub use site::{Site, Sites};
 pub use version::Version;
+
+use crate::python::objects::{self, ObjectLayout};
+
+/// A process, as far as it was looked at.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its pid in our namespace.
+    pub pid: u32,
+    /// Which run of which program it is.
+    pub incarnation: Incarnation,
+    /// Its program.
+    pub exe: PathBuf,
+    /// Its command line.
+    pub command: Vec<String>,
+    /// Its pid namespace.
+    pub namespaces: Namespaces,
+    /// Its threads at that moment.
+    pub threads: Vec<Thread>,
+    /// Its CPython.
+    pub python: Python,
+    /// Its greenlet library, if it has loaded one.
+    pub greenlet: Option<Greenlet>,
+    /// What is odd about it.
+    pub warnings: Vec<Warning>,
+}
+
+/// The CPython of a target.
+#[derive(Clone, Debug)]
+pub struct Python {
+    /// Its version.
+    pub version: Version,
+    /// The library or program that holds it.
+    pub file: MappedFile,
+    /// `_PyRuntime`.
+    pub runtime: Addr,
+    /// The main interpreter.
+    pub interp: Addr,
+    /// Where the current thread state's address lies while the GIL is held.
+    pub holder: Addr,
+    /// What the kernel part needs.
+    pub layout: PythonLayout,
+    /// What user space needs beside it.
+    pub objects: ObjectLayout,
+    /// Where both come from, in words.
+    pub source: String,
+}
+
+/// The greenlet library of a target.
+#[derive(Clone, Debug)]
+pub struct Greenlet {
+    /// Its version, when its package says so.
+    pub version: Option<Version>,
+    /// The library.
+    pub file: MappedFile,
+    /// Its mapped range, with the vtables in it.
+    pub module: Range<u64>,
+    /// `PyGreenlet_Type`.
+    pub greenlet_type: Addr,
+    /// Where its fields lie.
+    pub layout: GreenletLayout,
+    /// Where to probe it.
+    pub sites: Sites,
+    /// Where the layout comes from, in words.
+    pub source: String,
+}
+
+/// Something odd about a target that does not keep it from being profiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The table of CPython's layout was corrected by the process's own.
+    PythonLayoutDiffers {
+        /// The fields that differed.
+        fields: Vec<&'static str>,
+    },
+    /// The process's own table of offsets is missing or of another version.
+    NoDebugOffsets,
+    /// The library's own debug information differs from the table of its version.
+    GreenletLayoutDiffers,
+    /// `g_switchstack` was inlined: a probe on it misses switches.
+    SwitchstackInlined {
+        /// How many functions swap stacks.
+        callers: usize,
+    },
+    /// More than one greenlet library is mapped; the first is used.
+    SeveralGreenlets {
+        /// How many.
+        count: usize,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PythonLayoutDiffers { fields } => {
+                write!(f, "CPython's layout was corrected by its own: {}", fields.join(" "))
+            }
+            Self::NoDebugOffsets => f.write_str("CPython's own table of offsets was not found"),
+            Self::GreenletLayoutDiffers => {
+                f.write_str("greenlet's debug information differs from the table; it was believed")
+            }
+            Self::SwitchstackInlined { callers } => {
+                write!(f, "g_switchstack was inlined ({callers} functions swap stacks): use --probe pair")
+            }
+            Self::SeveralGreenlets { count } => {
+                write!(f, "{count} greenlet libraries are mapped; only the first is profiled")
+            }
+        }
+    }
+}
+
+impl Target {
+    /// The greenlet library.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::NoGreenlet`] when none is loaded.
+    pub fn greenlet(&self) -> Result<&Greenlet, TargetError> {
+        let missing = TargetError::NoGreenlet { pid: self.pid, python: self.python.version };
+        self.greenlet.as_ref().ok_or(missing)
+    }
+
+    /// Both layouts, as the kernel part gets them.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        let greenlet = self.greenlet.as_ref().map(|greenlet| greenlet.layout).unwrap_or_default();
+        Layout { python: self.python.layout, greenlet }
+    }
+}
+
+/// Whether the process is still there, and still the same.
+#[must_use]
+pub fn alive(target: &Target) -> bool {
+    let now = Incarnation::read(target.pid);
+    now.is_ok_and(|now| now.start_ticks == target.incarnation.start_ticks)
+}
+
+/// Whether it is still there and still runs the same program: no exec since.
+#[must_use]
+pub fn same_image(target: &Target) -> bool {
+    Incarnation::read(target.pid).is_ok_and(|now| now == target.incarnation)
+}
+
+/// The threads that are there now.
+#[must_use]
+pub fn threads(target: &Target) -> Vec<Thread> {
+    process::threads(target.pid, target.namespaces.pids.len() > 1)
+}

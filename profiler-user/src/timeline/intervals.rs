@@ -110,12 +110,7 @@ impl Intervals {
         }
         let lane = self.lanes.entry(id).or_default();
         let (begin_ns, state, open) = lane.current.take().unwrap_or((self.started_ns, before, true));
-        lane.closed.push(Interval {
-            begin_ns,
-            end_ns: time_ns,
-            state,
-            open: open.then_some(Open::Begin),
-        });
+        lane.closed.push(Interval { begin_ns, end_ns: time_ns, state, open: open.then_some(Open::Begin) });
         lane.current = Some((time_ns, to, false));
     }
 

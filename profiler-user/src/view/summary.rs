@@ -56,7 +56,8 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
     losses(profile, out)?;
     if let Some(cost) = profile.cost {
         let ns = cost.ns_per_hit * totals.probe_hits;
-        let share = if profile.duration_ns > 0 { ns as f64 / profile.duration_ns as f64 * 100.0 } else { 0.0 };
+        let share =
+            if profile.duration_ns > 0 { ns as f64 / profile.duration_ns as f64 * 100.0 } else { 0.0 };
         writeln!(
             out,
             "cost: {} probe hits at {} ns each, {} ({share:.2} % of one CPU)",
@@ -92,12 +93,8 @@ struct Merged<'a> {
 fn merged<'a>(rows: &[&'a StackRow]) -> Vec<Merged<'a>> {
     let mut by_frames: std::collections::HashMap<&'a [Frame], Merged<'a>> = std::collections::HashMap::new();
     for row in rows {
-        let merged = by_frames.entry(&row.frames).or_insert(Merged {
-            ns: 0,
-            count: 0,
-            open: 0,
-            frames: &row.frames,
-        });
+        let merged =
+            by_frames.entry(&row.frames).or_insert(Merged { ns: 0, count: 0, open: 0, frames: &row.frames });
         merged.ns += row.ns;
         if row.open.is_some() {
             merged.open += row.count;
@@ -121,10 +118,9 @@ fn leaf(frames: &[Frame]) -> String {
 }
 
 fn is_library(frame: &Frame) -> bool {
-    frame
-        .file
-        .as_deref()
-        .is_none_or(|file| ["/site-packages/", "/dist-packages/", "src/gevent/"].iter().any(|part| file.contains(part)))
+    frame.file.as_deref().is_none_or(|file| {
+        ["/site-packages/", "/dist-packages/", "src/gevent/"].iter().any(|part| file.contains(part))
+    })
 }
 
 fn name(frame: &Frame) -> String {

@@ -188,8 +188,14 @@ pub(crate) fn apt(packages: &[&str]) -> String {
 }
 
 /// Whether packages come by apt here.
-pub(crate) fn is_debian() -> bool {
+pub(crate) fn has_apt() -> bool {
     process::find("apt-get").is_some()
+}
+
+/// Whether this is Debian: others have apt as well, and not this compiler in it.
+fn is_debian() -> bool {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    has_apt() && release.lines().any(|line| line.trim() == "ID=debian")
 }
 
 /// The compiler in /usr/bin with its source, or what is missing of it.
@@ -211,11 +217,11 @@ fn debian() -> Result<Compiler, Vec<Missing>> {
             .is_none_or(|version| version < OLDEST)
     };
     let mut missing = Vec::new();
-    for (program, package) in [(&rustc, "rustc-web"), (&cargo, "cargo-web")] {
+    for (program, packages) in [(&rustc, &["rustc-web"][..]), (&cargo, &["cargo-web", "rust-web-clippy"])] {
         if too_old(program) {
             let (major, minor) = OLDEST;
             let what = format!("{} of {major}.{minor} or later", program.display());
-            missing.push(lack(what, &[package]));
+            missing.push(lack(what, packages));
         }
     }
     let sysroot = process::output(clean(&rustc).args(["--print", "sysroot"]))

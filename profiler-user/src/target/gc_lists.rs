@@ -1,0 +1,117 @@
+//! Every tracked object of an interpreter, by the lists of its garbage collector.
+//!
+//! The process runs meanwhile. Objects are born at the end of the youngest list and
+//! move to older ones; a walk from young to old sees those, and one that is torn
+//! shows it by not coming back to the list's head.
+//! <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_gc.h>
+
+use profiler_common::{address::Addr, memory::Memory as _};
+use rustc_hash::FxHashSet;
+
+use super::kinds::Kinds;
+use crate::{
+    memory::{Bytes, Cached},
+    python::{field, objects::ObjectLayout},
+};
+
+/// Nodes followed in one pass.
+const MAX_NODES: u64 = 20_000_000;
+/// Passes until one is clean.
+const MAX_PASSES: u32 = 6;
+/// How often a running collection is waited for, a millisecond each.
+const MAX_WAITS: u32 = 250;
+/// Generations besides the permanent one.
+const GENERATIONS: u32 = 3;
+/// The bits of a link that are flags of the collector.
+const FLAGS: u64 = 3;
+
+/// The greenlets that were found, and whether the walk came to its end.
+pub(super) struct Walked {
+    pub(super) greenlets: FxHashSet<u64>,
+    pub(super) complete: bool,
+}
+
+/// Finds every greenlet object; the union of all passes until a clean one.
+pub(super) fn greenlets<M: Bytes>(
+    memory: &mut Cached<M>,
+    objects: &ObjectLayout,
+    interp: Addr,
+    greenlet_type: Addr,
+    kinds: &mut Kinds,
+) -> Walked {
+    let mut greenlets = FxHashSet::default();
+    for _ in 0..MAX_PASSES {
+        memory.clear();
+        let quiet = wait_for_collector(memory.below(), objects, interp);
+        let whole = pass(memory, objects, interp, greenlet_type, kinds, &mut greenlets);
+        if quiet && whole && !collecting(memory.below(), objects, interp) {
+            return Walked { greenlets, complete: true };
+        }
+    }
+    Walked { greenlets, complete: false }
+}
+
+fn collecting(memory: &mut impl Bytes, objects: &ObjectLayout, interp: Addr) -> bool {
+    let mut flag = [0_u8; 4];
+    let read = memory.read_bytes(field(interp, objects.interp_collecting), &mut flag);
+    read.is_err() || flag != [0; 4]
+}
+
+/// Whether no collection runs by now.
+fn wait_for_collector(memory: &mut impl Bytes, objects: &ObjectLayout, interp: Addr) -> bool {
+    for _ in 0..MAX_WAITS {
+        if !collecting(memory, objects, interp) {
+            return true;
+        }
+        // No event tells the end of a collection in another process.
+        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let _: Result<usize, _> = rustix::event::poll(&mut [], Some(&pause));
+    }
+    false
+}
+
+/// One walk over all lists; whether each came back to its head.
+fn pass<M: Bytes>(
+    memory: &mut Cached<M>,
+    objects: &ObjectLayout,
+    interp: Addr,
+    greenlet_type: Addr,
+    kinds: &mut Kinds,
+    found: &mut FxHashSet<u64>,
+) -> bool {
+    let generations = (0..GENERATIONS)
+        .map(|number| field(interp, objects.interp_generations + number * objects.generation_size));
+    let permanent = field(interp, objects.interp_permanent);
+    let mut left = MAX_NODES;
+    let mut whole = true;
+    for head in generations.chain([permanent]) {
+        let mut node = head.0;
+        // Brent's way to notice a chain that came to bite its own tail.
+        let (mut tortoise, mut power, mut lap) = (0, 1_u64, 0_u64);
+        whole &= loop {
+            let Ok(next) = memory.word(field(Addr(node), objects.gc_head_next)) else {
+                break false;
+            };
+            node = next & !FLAGS;
+            if node == head.0 {
+                break true;
+            }
+            if node == 0 || node == tortoise || left == 0 {
+                break false;
+            }
+            left -= 1;
+            lap += 1;
+            if lap == power {
+                (tortoise, power, lap) = (node, power * 2, 0);
+            }
+            let object = field(Addr(node), objects.gc_head_size);
+            let Ok(class) = memory.word(field(object, objects.object_type)) else {
+                break false;
+            };
+            if kinds.is_greenlet(memory, objects, greenlet_type, class) {
+                found.insert(object.0);
+            }
+        };
+    }
+    whole
+}

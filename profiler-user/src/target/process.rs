@@ -1,0 +1,135 @@
+//! What the kernel says of a process: its start, its threads, its namespaces.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use procfs::{
+    ProcError,
+    process::{Process, Stat},
+};
+
+use super::{TargetError, maps, maps::Mapping};
+
+/// A thread of the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// Its id in our pid namespace.
+    pub tid: u32,
+    /// Its id in the target's own pid namespace.
+    pub own_tid: u32,
+    /// Its name to the kernel (15 bytes at most).
+    pub name: String,
+}
+
+/// The target's pid namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// The inode of its pid namespace; `None` when it may not be seen.
+    pub pid_namespace: Option<u64>,
+    /// Its pid in each namespace, ours first, its own last.
+    pub pids: Vec<u32>,
+}
+
+/// What tells one run of one program from the next under the same pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incarnation {
+    /// When the process started, in clock ticks since boot.
+    pub start_ticks: u64,
+    /// Where its program's code begins: another after an exec.
+    pub start_code: u64,
+    /// Where its stack begins: another after an exec.
+    pub start_stack: u64,
+}
+
+impl Incarnation {
+    pub(super) fn read(pid: u32) -> Result<Self, TargetError> {
+        let stat = stat(pid)?;
+        // A zombie has no program any more.
+        if matches!(stat.state, 'Z' | 'X' | 'x') {
+            return Err(TargetError::Gone { pid });
+        }
+        Ok(Self { start_ticks: stat.starttime, start_code: stat.startcode, start_stack: stat.startstack })
+    }
+}
+
+/// A process as the kernel describes it.
+pub(super) struct Facts {
+    pub(super) incarnation: Incarnation,
+    pub(super) exe: PathBuf,
+    pub(super) command: Vec<String>,
+    pub(super) namespaces: Namespaces,
+    pub(super) threads: Vec<Thread>,
+    pub(super) maps: Vec<Mapping>,
+}
+
+impl Facts {
+    pub(super) fn read(pid: u32) -> Result<Self, TargetError> {
+        let incarnation = Incarnation::read(pid)?;
+        let process = process(pid)?;
+        let maps = maps::parse(
+            &fs::read_to_string(format!("/proc/{pid}/maps"))
+                .map_err(|error| TargetError::io(pid, "read the mappings", error))?,
+        );
+        let exe = process.exe().unwrap_or_default();
+        let command = process.cmdline().unwrap_or_default();
+        let link = fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let pid_namespace = link
+            .as_deref()
+            .and_then(|link| link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok());
+        let status = process.status().ok();
+        let pids = status.and_then(|status| status.nspid).unwrap_or_default();
+        let pids: Vec<u32> = pids.into_iter().filter_map(|pid| u32::try_from(pid).ok()).collect();
+        let threads = threads(pid, pids.len() > 1);
+        Ok(Self { incarnation, exe, command, namespaces: Namespaces { pid_namespace, pids }, threads, maps })
+    }
+}
+
+/// The threads of a process that are there now; `nested` when its pid namespace is
+/// another than ours.
+pub(super) fn threads(pid: u32, nested: bool) -> Vec<Thread> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut threads: Vec<Thread> = tasks
+        .filter_map(|task| {
+            let task = task.ok()?;
+            let tid = task.file_name().to_str()?.parse().ok()?;
+            let name = fs::read(task.path().join("comm")).ok()?;
+            let name = String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned();
+            let own_tid = if nested { own_tid(&task.path())? } else { tid };
+            Some(Thread { tid, own_tid, name })
+        })
+        .collect();
+    threads.sort_by_key(|thread| thread.tid);
+    threads
+}
+
+/// The last number in the line `NSpid` of a thread's status.
+fn own_tid(task: &Path) -> Option<u32> {
+    let status = fs::read_to_string(task.join("status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_whitespace().next_back()?.parse().ok()
+}
+
+fn process(pid: u32) -> Result<Process, TargetError> {
+    let number = i32::try_from(pid).map_err(|_| TargetError::NoSuchProcess { pid })?;
+    if number == 0 {
+        return Err(TargetError::NoSuchProcess { pid });
+    }
+    Process::new(number).map_err(|error| refused(pid, "look at the directory", error))
+}
+
+fn stat(pid: u32) -> Result<Stat, TargetError> {
+    process(pid)?.stat().map_err(|error| refused(pid, "read the state", error))
+}
+
+fn refused(pid: u32, what: &'static str, error: ProcError) -> TargetError {
+    match error {
+        ProcError::NotFound(_) => TargetError::NoSuchProcess { pid },
+        ProcError::PermissionDenied(_) => TargetError::NotPermitted { pid, what },
+        ProcError::Io(source, _) => TargetError::io(pid, what, source),
+        other => TargetError::io(pid, what, io::Error::other(other.to_string())),
+    }
+}
