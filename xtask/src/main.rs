@@ -15,6 +15,7 @@ mod python;
 mod run;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -47,6 +48,8 @@ enum Command {
     Test(test::Arguments),
     /// Check the rules of the house (ARCHITECTURE.md, "Rooms").
     Tidy,
+    /// Boot other kernels in qemu and compare greenscope with the truth there.
+    Vm(vm::Args),
 }
 
 #[derive(clap::Args)]
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run::run(&run, run::is_escaped(&arguments)),
         Command::Test(arguments) => test::run(&arguments),
         Command::Tidy => tidy::run(),
+        Command::Vm(args) => vm::run(args).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
         Ok(code) => code,
