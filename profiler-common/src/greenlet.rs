@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Words of a greenlet's head: everything up to `stack_stop` on every version.
-const HEAD_WORDS: usize = 11;
+pub const HEAD_WORDS: usize = 11;
 
 /// `stack_stop` of a main greenlet: its C stack has no end.
 /// <https://github.com/python-greenlet/greenlet/blob/3.5.3/src/greenlet/TStackState.cpp>

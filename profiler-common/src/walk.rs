@@ -309,10 +309,10 @@ impl Walk {
                 let [previous, _size] = *header;
                 self.chunk = previous;
                 self.top = 0;
-                if previous != 0 {
-                    if let Ok(size) = memory.word(Addr(previous).at(python.chunk_size)) {
-                        self.top = previous.wrapping_add(size & 0xffff_ffff);
-                    }
+                if previous != 0
+                    && let Ok(size) = memory.word(Addr(previous).at(python.chunk_size))
+                {
+                    self.top = previous.wrapping_add(size & 0xffff_ffff);
                 }
             }
         }
