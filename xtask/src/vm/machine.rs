@@ -73,10 +73,12 @@ impl Machine<'_> {
     fn boot(&self, archive: &Path, started: Instant) -> anyhow::Result<()> {
         let append = format!("rdinit=/init quiet console=ttyS0 panic=-1 preempt={}", self.preempt);
         // One processor: the targets must contend for it (and with two, 6.12 hung).
-        // No cmpxchg16b: qemu 7.2's leaves garbage in the flags when an interrupt
-        // follows it, which ends in a double fault in the kernel's allocator.
+        // No cmpxchg16b on 6.x: qemu 7.2's leaves garbage in the flags when an interrupt
+        // follows it, which ends in a double fault in the kernel's allocator. From 7.0
+        // on task storage comes from kmalloc_nolock, which does nothing without it.
+        let cpu = if self.kernel.release.starts_with("6.") { "max,-cx16" } else { "max" };
         let child = Command::new("qemu-system-x86_64")
-            .args(["-M", "q35", "-cpu", "max,-cx16", "-m", "2048", "-smp", "1"])
+            .args(["-M", "q35", "-cpu", cpu, "-m", "2048", "-smp", "1"])
             .args(["-accel", "tcg", "-display", "none", "-no-reboot", "-nodefaults"])
             .args(["-serial", "stdio", "-serial"])
             .arg(format!("file:{}", archive.display()))
