@@ -64,8 +64,8 @@ pub struct Totals {
 pub struct Thread {
     /// Its process.
     pub pid: u32,
-    /// Its id.
-    pub tid: u32,
+    /// Its id, where that is known.
+    pub tid: Option<u32>,
     /// Its name, where it has one.
     pub name: Option<String>,
 }

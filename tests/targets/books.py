@@ -99,6 +99,9 @@ class Book:
         self.switches.setdefault(_native_id(), 0)
         self._entry(greenlet.getcurrent())
         greenlet.settrace(self._trace)
+        if self.hub_type:
+            # The hub waits by now, and no switch told where: one round tells.
+            sys.modules["gevent"].sleep(0)
 
     def begin(self):
         """Forget what was counted so far: the recording has just begun.
