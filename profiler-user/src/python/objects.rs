@@ -25,6 +25,9 @@ pub struct ObjectLayout {
     pub code_linetable: u32,
     /// `PyCodeObject.co_code_adaptive`: the first instruction.
     pub code_instrs: u32,
+    /// `PyCodeObject._co_firsttraceable` (i32): the first instruction, counted in
+    /// units of two bytes, at which a frame shows.
+    pub code_firsttraceable: u32,
     /// `PyASCIIObject.length` (characters).
     pub str_length: u32,
     /// `PyASCIIObject.state` (u32 bit field).

@@ -205,6 +205,7 @@ impl Lookup<'_> {
             code_qualname: self.wide("PyCodeObject", "co_qualname")?,
             code_linetable: self.wide("PyCodeObject", "co_linetable")?,
             code_instrs: self.wide("PyCodeObject", "co_code_adaptive")?,
+            code_firsttraceable: self.wide("PyCodeObject", "_co_firsttraceable")?,
             str_length: self.wide("PyASCIIObject", "length")?,
             str_state: self.wide("PyASCIIObject", "state")?,
             str_kind_bit: kind.bit.unwrap_or(NONE),
