@@ -110,6 +110,8 @@ pub struct ObjectLayout {
     pub gc_head_size: u32,
     /// `PyGC_Head._gc_next`.
     pub gc_head_next: u32,
+    /// `PyGC_Head._gc_prev`.
+    pub gc_head_prev: u32,
     /// `_PyRuntimeState.interpreters.head`.
     pub runtime_interpreters: u32,
     /// `_PyRuntimeState.interpreters.main`.

@@ -251,6 +251,7 @@ impl Lookup<'_> {
             module_dict: self.wide("PyModuleObject", "md_dict")?,
             gc_head_size: self.size("PyGC_Head")?,
             gc_head_next: self.wide("PyGC_Head", "_gc_next")?,
+            gc_head_prev: self.wide("PyGC_Head", "_gc_prev")?,
             runtime_interpreters: self.wide("_PyRuntimeState", "interpreters.head")?,
             runtime_main: self.wide("_PyRuntimeState", "interpreters.main")?,
             runtime_tstate_current: self.or_none("_PyRuntimeState", "gilstate.tstate_current"),
