@@ -1,9 +1,16 @@
 //! The steps over greenlet's own objects.
 
-use crate::{address::Addr, fault::Fault, layout::Layout, limits::MAX_PARENTS, memory::Memory, walk::Start};
+use crate::{
+    address::Addr,
+    fault::Fault,
+    layout::Layout,
+    limits::MAX_PARENTS,
+    memory::Memory,
+    walk::{SCRATCH_WORDS, Start},
+};
 
 /// Words of a greenlet's head: everything up to `stack_stop` on every version.
-const HEAD_WORDS: usize = 11;
+pub const HEAD_WORDS: usize = 11;
 
 /// `stack_stop` of a main greenlet: its C stack has no end.
 /// <https://github.com/python-greenlet/greenlet/blob/3.5.3/src/greenlet/TStackState.cpp>
@@ -36,14 +43,18 @@ pub struct Head {
 }
 
 impl Head {
-    /// Reads the head of the object at `pimpl`.
+    /// Reads the head of the object at `pimpl`; `words` is scratch.
     ///
     /// # Errors
     ///
     /// [`Fault::ReadState`] when it cannot be read.
     #[inline(always)]
-    pub fn read<M: Memory>(layout: &Layout, memory: &mut M, pimpl: Addr) -> Result<Self, Fault> {
-        let mut words = [0_u64; 16];
+    pub fn read<M: Memory>(
+        layout: &Layout,
+        memory: &mut M,
+        pimpl: Addr,
+        words: &mut [u64; SCRATCH_WORDS],
+    ) -> Result<Self, Fault> {
         let Some(head) = words.first_chunk_mut::<HEAD_WORDS>() else {
             return Err(Fault::ReadState);
         };

@@ -17,14 +17,17 @@ use crate::{
 };
 
 const WINDOW_BYTES: u64 = (WINDOW_WORDS * 8) as u64;
+const SMALL_WORDS: usize = 128;
+const SMALL_BYTES: u64 = (SMALL_WORDS * 8) as u64;
 /// Words copied for a frame outside the window: the frame's head on every version.
 const ODD_WORDS: usize = 11;
 /// Chunks of the data stack followed for one stack.
 const MAX_CHUNKS: u32 = 16;
 /// Where the words of [`code_check`] begin in a code object: its size.
 const CODE_CHECK_AT: u16 = 16;
-/// How many words [`code_check`] takes: up to `co_linetable`.
-const CODE_CHECK_WORDS: usize = 16;
+/// Room for the words of an object: in the kernel it is no part of the stack, which
+/// holds 512 bytes for a whole chain of calls.
+pub const SCRATCH_WORDS: usize = 16;
 
 /// A frame as it lies in memory.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,6 +96,8 @@ impl StackKey {
 pub struct Window {
     /// The address of the first word; the copy is valid if it is not 0.
     base: u64,
+    /// How much of it is a copy.
+    bytes: u64,
     /// Longer than what a masked index reaches, so that no field of a frame that
     /// begins inside lies outside.
     words: [u64; WINDOW_WORDS + WINDOW_SLACK_WORDS],
@@ -102,7 +107,12 @@ pub struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { base: 0, words: [0; WINDOW_WORDS + WINDOW_SLACK_WORDS], odd: [0; WINDOW_SLACK_WORDS] }
+        Self {
+            base: 0,
+            bytes: 0,
+            words: [0; WINDOW_WORDS + WINDOW_SLACK_WORDS],
+            odd: [0; WINDOW_SLACK_WORDS],
+        }
     }
 }
 
@@ -111,6 +121,7 @@ impl Window {
     #[inline(always)]
     pub const fn clear(&mut self) {
         self.base = 0;
+        self.bytes = WINDOW_BYTES;
     }
 
     #[inline(always)]
@@ -126,12 +137,18 @@ impl Window {
     }
 
     #[inline(always)]
-    fn fill<M: Memory>(&mut self, memory: &mut M, base: u64) -> Result<(), Fault> {
+    fn fill<M: Memory>(&mut self, memory: &mut M, base: u64, end: u64) -> Result<(), Fault> {
         self.base = 0;
-        let Some(window) = self.words.first_chunk_mut::<WINDOW_WORDS>() else {
-            return Err(Fault::ReadFrame);
-        };
-        memory.read(Addr(base), window).map_err(|_| Fault::ReadFrame)?;
+        // Two sizes that the compiler and the verifier know; most stacks fit the small.
+        if end.wrapping_sub(base) <= SMALL_BYTES
+            && let Some(window) = self.words.first_chunk_mut::<SMALL_WORDS>()
+        {
+            memory.read(Addr(base), window).map_err(|_| Fault::ReadFrame)?;
+            self.bytes = SMALL_BYTES;
+        } else if let Some(window) = self.words.first_chunk_mut::<WINDOW_WORDS>() {
+            memory.read(Addr(base), window).map_err(|_| Fault::ReadFrame)?;
+            self.bytes = WINDOW_BYTES;
+        }
         self.base = base;
         Ok(())
     }
@@ -139,7 +156,7 @@ impl Window {
     #[inline(always)]
     fn covers(&self, frame: u64, python: &PythonLayout) -> bool {
         // No base: the difference is the address itself, far beyond the window.
-        frame.wrapping_sub(self.base) <= WINDOW_BYTES - u64::from(python.frame_size)
+        frame.wrapping_sub(self.base) <= self.bytes.wrapping_sub(u64::from(python.frame_size))
     }
 
     #[inline(always)]
@@ -214,20 +231,17 @@ pub enum Step {
 }
 
 impl Walk {
-    /// A walk from `start`, of a stack whose key begins as `key`.
+    /// Begins a walk from `start`, of a stack whose key begins as `key`.
     #[inline(always)]
-    #[must_use]
-    pub const fn new(start: Start, key: StackKey) -> Self {
-        Self {
-            frame: start.frame.0,
-            chunk: start.chunk.0,
-            top: start.top.0,
-            chunks: 0,
-            depth: 0,
-            key,
-            fault: None,
-            top_frame_only: start.top_frame_only,
-        }
+    pub const fn begin(&mut self, start: &Start, key: StackKey) {
+        self.frame = start.frame.0;
+        self.chunk = start.chunk.0;
+        self.top = start.top.0;
+        self.chunks = 0;
+        self.depth = 0;
+        self.key = key;
+        self.fault = None;
+        self.top_frame_only = start.top_frame_only;
     }
 
     /// The next frame.
@@ -280,9 +294,10 @@ impl Walk {
         if at >= self.chunk && at < self.top && self.chunk != 0 {
             // Older frames lie below: end the window with this frame, and don't
             // begin before the chunk (what lies there may not be mapped).
-            let low = at.wrapping_add(u64::from(python.frame_size)).wrapping_sub(WINDOW_BYTES);
+            let end = at.wrapping_add(u64::from(python.frame_size));
+            let low = end.wrapping_sub(WINDOW_BYTES);
             let base = if low > at || low < self.chunk { self.chunk } else { low } & !7;
-            window.fill(memory, base)?;
+            window.fill(memory, base, end)?;
             return Ok(window.inside(at, python));
         }
         let raw = window.outside(memory, Addr(at), python)?;
@@ -294,10 +309,10 @@ impl Walk {
                 let [previous, _size] = *header;
                 self.chunk = previous;
                 self.top = 0;
-                if previous != 0 {
-                    if let Ok(size) = memory.word(Addr(previous).at(python.chunk_size)) {
-                        self.top = previous.wrapping_add(size & 0xffff_ffff);
-                    }
+                if previous != 0
+                    && let Ok(size) = memory.word(Addr(previous).at(python.chunk_size))
+                {
+                    self.top = previous.wrapping_add(size & 0xffff_ffff);
                 }
             }
         }
@@ -307,7 +322,7 @@ impl Walk {
 
 /// What tells a code object from another at the same address; never 0.
 ///
-/// Its size, first line and the addresses of its file name, names and line table,
+/// `words` is scratch. Its size, first line and the addresses of its file name, names and line table,
 /// and because these are reused as well, the hashes that its two name strings keep
 /// of their text.
 ///
@@ -315,11 +330,15 @@ impl Walk {
 ///
 /// [`Fault::CodeChanged`] when it cannot be read: it is gone.
 #[inline(always)]
-pub fn code_check<M: Memory>(python: &PythonLayout, code: Addr, memory: &mut M) -> Result<u32, Fault> {
-    let words: &mut [u64; CODE_CHECK_WORDS] = &mut [0; CODE_CHECK_WORDS];
+pub fn code_check<M: Memory>(
+    python: &PythonLayout,
+    code: Addr,
+    memory: &mut M,
+    words: &mut [u64; SCRATCH_WORDS],
+) -> Result<u32, Fault> {
     memory.read(code.at(CODE_CHECK_AT), words).map_err(|_| Fault::CodeChanged)?;
     let at = |offset: u16| {
-        let index = (offset.wrapping_sub(CODE_CHECK_AT) >> 3) as usize & (CODE_CHECK_WORDS - 1);
+        let index = (offset.wrapping_sub(CODE_CHECK_AT) >> 3) as usize & (SCRATCH_WORDS - 1);
         words.get(index).copied().unwrap_or_default()
     };
     let line = at(python.code_firstlineno) >> ((python.code_firstlineno & 4) * 8) & 0xffff_ffff;

@@ -28,53 +28,41 @@ use crate::{
 /// <https://github.com/python/cpython/blob/v3.13.0/Include/object.h>
 const OB_TYPE: u16 = 8;
 
-/// What is known of a greenlet when it is first seen.
-pub struct FirstSight {
-    /// Its key.
-    pub key: GreenletKey,
-    /// Its `PyGreenlet`.
-    pub object: Addr,
-    /// Its thread.
-    pub thread: u64,
-    /// Now.
-    pub now_ns: u64,
-    /// Since when it runs or waits.
-    pub since_ns: u64,
-    /// `GREENLET_*`.
-    pub flags: u32,
+/// What is known of a greenlet when it is first seen, for [`meet`].
+#[inline(always)]
+pub fn sight(slot: &mut Slot, object: Addr, now_ns: u64, since_ns: u64, flags: u32) {
+    let sight = &mut slot.sight;
+    sight.object = object;
+    sight.thread = slot.thread;
+    sight.seen_ns = now_ns;
+    sight.since_ns = since_ns;
+    sight.flags = flags;
 }
 
-/// Gives a greenlet its identity.
+/// Gives the greenlet in `slot.sight` its identity, under the key `slot.to_key`.
 #[inline(never)]
-pub fn meet(sight: &FirstSight, totals: &mut Totals) -> Option<&'static mut Greenlet> {
+pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenlet> {
+    let Slot { sight, to_key: key, .. } = slot;
     // A type that can't be read leaves the greenlet without a type name.
-    let type_object = UserMemory.pointer(sight.object.at(OB_TYPE)).unwrap_or(Addr::NULL);
+    sight.type_object = UserMemory.pointer(sight.object.at(OB_TYPE)).unwrap_or(Addr::NULL);
     totals.greenlets += 1;
     if sight.flags & GREENLET_BORN != 0 {
         totals.births += 1;
     }
     let none = StackKey { id: 0, check: 0 };
-    let greenlet = Greenlet {
-        id: sight.key.target << 40 | totals.greenlets,
-        object: sight.object,
-        type_object,
-        thread: sight.thread,
-        seen_ns: sight.now_ns,
-        since_ns: sight.since_ns,
-        running_ns: 0,
-        waiting_ns: 0,
-        switches_in: 0,
-        stack: none,
-        begun_stack: none,
-        begun_ns: 0,
-        flags: sight.flags,
-        sent: 0,
-    };
-    if !maps::insert_greenlet(&sight.key, &greenlet) {
+    sight.id = key.target << 40 | totals.greenlets;
+    sight.running_ns = 0;
+    sight.waiting_ns = 0;
+    sight.switches_in = 0;
+    sight.stack = none;
+    sight.begun_stack = none;
+    sight.begun_ns = 0;
+    sight.sent = 0;
+    if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
         return None;
     }
-    maps::greenlet(&sight.key)
+    maps::greenlet(key)
 }
 
 /// Counts a wait that is over for its stack.
@@ -135,17 +123,13 @@ pub fn forget_run(ended_ns: u64, totals: &mut Totals) -> u32 {
     0
 }
 
-/// Ends a greenlet's identity and sends what was kept of it.
+/// Ends the identity of the greenlet whose key is `slot.from_key`, and sends what was
+/// kept of it.
 ///
 /// `greenlet.since_ns` must be the end, and the last run or wait be added.
 #[inline(never)]
-pub fn end(
-    key: &GreenletKey,
-    greenlet: &Greenlet,
-    how: u32,
-    record: &mut EndRecord,
-    totals: &mut Totals,
-) -> u32 {
+pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) -> u32 {
+    let Slot { end: record, from_key: key, .. } = slot;
     totals.ends += 1;
     record.head = RecordHead {
         kind: Kind::End as u32,
@@ -189,19 +173,14 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     };
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    ended(&key, greenlet, now, End::Freed, slot, totals);
+    slot.from_key = key;
+    ended(greenlet, now, End::Freed, slot, totals);
 }
 
-/// Closes the books of a greenlet that ends at `now` without a last switch.
+/// Closes the books of the greenlet whose key is `slot.from_key`, which ends at `now`
+/// without a last switch.
 #[inline(always)]
-pub fn ended(
-    key: &GreenletKey,
-    greenlet: &mut Greenlet,
-    now: u64,
-    how: End,
-    slot: &mut Slot,
-    totals: &mut Totals,
-) {
+pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, totals: &mut Totals) {
     let ns = now.saturating_sub(greenlet.since_ns);
     if greenlet.flags & GREENLET_RUNNING != 0 {
         greenlet.running_ns += ns;
@@ -211,5 +190,5 @@ pub fn ended(
         waited(&greenlet.stack, ns, totals);
     }
     greenlet.since_ns = now;
-    let _sent = end(key, greenlet, how as u32, &mut slot.end, totals);
+    let _sent = end(greenlet, how as u32, slot, totals);
 }

@@ -2,8 +2,8 @@
 
 use profiler_common::{
     address::Addr,
-    record::{EndRecord, SwitchRecord},
-    walk::{StackKey, Walk, Window},
+    record::{EndRecord, Greenlet, GreenletKey, Run, SwitchRecord},
+    walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
 /// How to take the last switch back, should it turn out not to have happened.
@@ -54,23 +54,61 @@ pub struct Slot {
     pub current_object: Addr,
     /// The last switch.
     pub undo: Undo,
+    /// Scratch: the leaver.
+    pub from_key: GreenletKey,
+    /// Scratch: the enterer.
+    pub to_key: GreenletKey,
+    /// Scratch: the run that ends.
+    pub run: Run,
     /// Scratch.
     pub end: EndRecord,
     /// Scratch.
     pub switch: SwitchRecord,
     /// Scratch: a `PyThreadState`; an index is masked with 63.
     pub tstate_words: [u64; 64],
+    /// Scratch: a greenlet that is met.
+    pub sight: Greenlet,
     /// Scratch: a walk.
     pub scratch: Scratch,
 }
 
-/// A walk in progress.
+/// A walk in progress, and what becomes of it.
+///
+/// Not on the stack: the programs of a chain of calls share 512 bytes of it, and what
+/// is loaded from a map the verifier takes as unknown, so that one look at a loop's
+/// body suffices.
 #[repr(C)]
 pub struct Scratch {
     /// How far it is.
     pub walk: Walk,
+    /// Where it began.
+    pub start: Start,
+    /// What its record says besides the frames.
+    pub about: About,
+    /// An object's words.
+    pub words: [u64; SCRATCH_WORDS],
     /// The data stack.
     pub window: Window,
+}
+
+/// What a new stack's record says besides its frames.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct About {
+    /// The attach cookie.
+    pub target: u64,
+    /// Now.
+    pub time_ns: u64,
+    /// The greenlet's type.
+    pub type_object: Addr,
+    /// The key before the first frame.
+    pub empty: StackKey,
+    /// The key that the first walk gave.
+    pub key: StackKey,
+    /// [`profiler_common::record::TargetConfig::sending`].
+    pub sending: u32,
+    /// None.
+    pub padding: u32,
 }
 
 const _: () = assert!(size_of::<Slot>() <= 7 * 1024, "task storage stays under 8 KiB");

@@ -13,19 +13,17 @@ use profiler_common::{
     memory::Memory as _,
     record::{
         CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING, Greenlet,
-        GreenletKey, Kind, RecordHead, Run, SwitchRecord, TargetConfig, Totals, VERSION,
+        GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk, running_start},
 };
 
 use crate::{
-    account::{self, FirstSight},
-    emit,
+    account, emit,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
-    stack::{self, About},
-    thread,
+    stack, thread,
 };
 
 /// Which probe was hit.
@@ -53,28 +51,26 @@ struct Hit<'a> {
 pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the context is this program's.
-    let target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    let Some(config) = maps::config(target) else {
+    let Some(slot) = maps::slot_or_create() else {
+        lost(ctx);
         return;
     };
-    let Some(totals) = maps::totals(target) else {
+    if slot.epoch == 0 {
+        // SAFETY: the context is this program's.
+        slot.target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    }
+    let Some(config) = maps::config(slot.target) else {
+        return;
+    };
+    let Some(totals) = maps::totals(slot.target) else {
         return;
     };
     if now < config.started_ns {
         return;
     }
     totals.hits += 1;
-    let Some(slot) = maps::slot_or_create() else {
-        count(totals, Fault::NoTaskStorage);
+    if slot.epoch != config.epoch && !thread::learn(config, this, now, slot, totals) {
         return;
-    };
-    if slot.epoch != config.epoch || slot.target != target {
-        slot.epoch = 0;
-        slot.target = target;
-        if !thread::learn(config, this, now, slot, totals) {
-            return;
-        }
     }
     let Ok(current) = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) else {
         count(totals, Fault::ReadState);
@@ -87,10 +83,41 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
     if this == hit.slot.current {
         return;
     }
-    let Some((to_key, to, fresh)) = enterer(&mut hit, this, via) else {
-        return;
+    hit.slot.to_key = GreenletKey { target: hit.slot.target, pimpl: this };
+    let fresh = match enterer(&mut hit, via) {
+        Enterer::None => return,
+        Enterer::Known => false,
+        Enterer::Born => true,
+        Enterer::Begun => {
+            begun(&mut hit);
+            true
+        }
     };
-    leave(&mut hit, &to_key, to, fresh);
+    leave(&mut hit, fresh);
+}
+
+/// A hit for which there is no room: counted if anything can be.
+#[inline(never)]
+fn lost(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the context is this program's.
+    let target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if let Some(totals) = maps::totals(target) {
+        count(totals, Fault::NoTaskStorage);
+    }
+    0
+}
+
+/// What is known of the enterer, whose key is in the slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Enterer {
+    /// No switch follows.
+    None,
+    /// It was seen before.
+    Known,
+    /// It starts now.
+    Born,
+    /// It waited before the recording began.
+    Begun,
 }
 
 /// Finds out why greenlet's own current is not ours, and goes on from there.
@@ -150,74 +177,56 @@ fn undo(hit: &mut Hit<'_>) {
     }
 }
 
-/// Who enters; `None` when no switch follows. The bool says that it is new here.
+/// Who enters: what was asked for, unless that is dead.
 #[inline(always)]
-fn enterer(
-    hit: &mut Hit<'_>,
-    this: Addr,
-    via: Via,
-) -> Option<(GreenletKey, Option<&'static mut Greenlet>, bool)> {
-    let target = hit.slot.target;
-    let key = GreenletKey { target, pimpl: this };
-    if let Some(known) = maps::greenlet(&key)
-        && via != Via::Initialstub
+fn enterer(hit: &mut Hit<'_>, via: Via) -> Enterer {
+    if via != Via::Initialstub
+        && let Some(known) = maps::greenlet(&hit.slot.to_key)
     {
         if known.thread != hit.slot.thread {
             count(hit.totals, Fault::WrongThread);
-            return None;
+            return Enterer::None;
         }
-        return Some((key, Some(known), false));
+        return Enterer::Known;
     }
-    let mut found = Addr::NULL;
-    if !meet_enterer(hit, this, via, &mut found) {
-        return None;
-    }
-    let key = GreenletKey { target, pimpl: found };
-    // A dead greenlet's ancestor may well be known, and even current.
-    if found == hit.slot.current {
-        return None;
-    }
-    let known = maps::greenlet(&key);
-    let fresh =
-        known.as_ref().is_some_and(|greenlet| greenlet.switches_in == 0 && greenlet.seen_ns == hit.now);
-    Some((key, known, fresh))
+    meet_enterer(hit, via)
 }
 
 /// Looks at a greenlet that is not known: a birth, one that was there before us,
 /// or a dead one that stands for its ancestor.
 #[inline(never)]
-fn meet_enterer(hit: &mut Hit<'_>, this: Addr, via: Via, found: &mut Addr) -> bool {
+fn meet_enterer(hit: &mut Hit<'_>, via: Via) -> Enterer {
     let Hit { config, slot, totals, now } = hit;
     let now = *now;
     let layout = &config.layout;
-    let mut at = this;
     let mut hops = 0;
     while hops < MAX_PARENTS {
         hops += 1;
-        let Ok(head) = Head::read(layout, &mut UserMemory, at) else {
+        let at = slot.to_key.pimpl;
+        let Ok(head) = Head::read(layout, &mut UserMemory, at, &mut slot.scratch.words) else {
             count(totals, Fault::ReadState);
-            return false;
+            return Enterer::None;
         };
         if !thread::is_greenlet(config, &head) {
             count(totals, Fault::NotAGreenlet);
-            return false;
+            return Enterer::None;
         }
-        let life = head.life(via != Via::Switch);
-        let flags = match (life, via) {
-            (Life::Unstarted, Via::Switch) => return false, // g_initialstub follows
+        let flags = match (head.life(via != Via::Switch), via) {
+            (Life::Unstarted, Via::Switch) => return Enterer::None, // g_initialstub follows
             (Life::Dead, _) => {
                 let up = UserMemory
                     .pointer(at.at(layout.greenlet.parent))
                     .and_then(|parent| greenlet::pimpl(layout, &mut UserMemory, parent));
                 let Ok(up) = up else {
                     count(totals, Fault::DeadTarget);
-                    return false;
+                    return Enterer::None;
                 };
-                at = up;
-                let key = GreenletKey { target: slot.target, pimpl: at };
-                if maps::greenlet(&key).is_some() {
-                    *found = at;
-                    return true;
+                slot.to_key.pimpl = up;
+                if up == slot.current {
+                    return Enterer::None;
+                }
+                if maps::greenlet(&slot.to_key).is_some() {
+                    return Enterer::Known;
                 }
                 continue;
             }
@@ -225,46 +234,35 @@ fn meet_enterer(hit: &mut Hit<'_>, this: Addr, via: Via, found: &mut Addr) -> bo
             (Life::Active, _) => 0,
             (Life::Starting | Life::Unstarted, _) => GREENLET_BORN,
         };
-        let key = GreenletKey { target: slot.target, pimpl: at };
-        if let Some(stale) = maps::greenlet(&key) {
+        if let Some(stale) = maps::greenlet(&slot.to_key) {
             // Its end was not seen: its destructor has no probe.
-            account::ended(&key, stale, now, End::Replaced, slot, totals);
+            slot.from_key = slot.to_key;
+            account::ended(stale, now, End::Replaced, slot, totals);
         }
         let born = flags & GREENLET_BORN != 0;
-        let sight = FirstSight {
-            key,
-            object: head.object,
-            thread: slot.thread,
-            now_ns: now,
-            since_ns: if born { now } else { config.started_ns },
-            flags,
-        };
-        if let Some(greenlet) = account::meet(&sight, totals)
-            && !born
-            && config.flags & CONFIG_STACKS != 0
-        {
-            begun(config, slot, &key, greenlet, now, totals);
-        }
-        *found = at;
-        return true;
+        let since_ns = if born { now } else { config.started_ns };
+        account::sight(slot, head.object, now, since_ns, flags);
+        // Without an entry (the map is full, and counted) its times are lost.
+        let _entry = account::meet(slot, totals);
+        return if born { Enterer::Born } else { Enterer::Begun };
     }
     count(totals, Fault::DeadTarget);
-    false
+    Enterer::None
 }
 
 /// A wait that began before the recording ends: its stack is still in place.
-#[inline(always)]
-fn begun(
-    config: &TargetConfig,
-    slot: &mut Slot,
-    greenlet_key: &GreenletKey,
-    greenlet: &mut Greenlet,
-    now: u64,
-    totals: &mut Totals,
-) {
-    let Ok(start) = greenlet::suspended_start(&config.layout, &mut UserMemory, greenlet_key.pimpl) else {
+#[inline(never)]
+fn begun(hit: &mut Hit<'_>) -> u32 {
+    let Hit { config, slot, totals, now } = hit;
+    if config.flags & CONFIG_STACKS == 0 {
+        return 0;
+    }
+    let Some(greenlet) = maps::greenlet(&slot.to_key) else {
+        return 0;
+    };
+    let Ok(start) = greenlet::suspended_start(&config.layout, &mut UserMemory, slot.to_key.pimpl) else {
         count(totals, Fault::ReadState);
-        return;
+        return 0;
     };
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, greenlet.type_object);
@@ -275,54 +273,60 @@ fn begun(
     }
     if depth == 0 {
         count(totals, Fault::NoFrames);
-        return;
+        return 0;
     }
-    let about = About {
-        target: slot.target,
-        time_ns: now,
-        type_object: greenlet.type_object,
-        empty,
-        key,
-        sending: config.sending,
-    };
-    let _sent = stack::ensure_sent(&about, &start, python, &mut slot.scratch, totals);
     greenlet.begun_stack = key;
+    about(config, slot, *now, greenlet.type_object, empty);
+    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+    0
+}
+
+/// Says what goes into the record of the stack just walked, if it is new.
+#[inline(always)]
+fn about(config: &TargetConfig, slot: &mut Slot, now: u64, type_object: Addr, empty: StackKey) {
+    let about = &mut slot.scratch.about;
+    about.target = slot.target;
+    about.time_ns = now;
+    about.type_object = type_object;
+    about.empty = empty;
+    about.key = slot.scratch.walk.key;
+    about.sending = config.sending;
 }
 
 /// Takes the leaver's stack and moves both greenlets' books on.
 #[inline(always)]
-fn leave(hit: &mut Hit<'_>, to_key: &GreenletKey, to: Option<&'static mut Greenlet>, fresh: bool) {
-    let Hit { config, slot, totals, now } = hit;
-    let now = *now;
-    let from_key = GreenletKey { target: slot.target, pimpl: slot.current };
-    let from = maps::greenlet(&from_key);
-    let mut from_id = 0;
+fn leave(hit: &mut Hit<'_>, fresh: bool) {
+    let now = hit.now;
+    let slot = &mut *hit.slot;
+    slot.from_key = GreenletKey { target: slot.target, pimpl: slot.current };
+    slot.undo.from = slot.current;
+    slot.undo.from_object = slot.current_object;
+    slot.undo.from_since_ns = now;
+    slot.undo.to_was_new = u32::from(fresh);
+    slot.run.stack = StackKey { id: 0, check: 0 };
+    slot.run.greenlet = 0;
     let mut dead = false;
-    let mut key = StackKey { id: 0, check: 0 };
-    let mut from_since_ns = now;
-    if let Some(from) = from {
-        from_id = from.id;
-        from_since_ns = from.since_ns;
-        dead = take_stack(config, slot, from, now, totals, &mut key);
+    if let Some(from) = maps::greenlet(&slot.from_key) {
+        dead = take_stack(hit, from);
+        let slot = &mut *hit.slot;
         let ns = now.saturating_sub(from.since_ns);
+        slot.undo.from_since_ns = from.since_ns;
         from.running_ns += ns;
         from.since_ns = now;
         from.flags &= !GREENLET_RUNNING;
-        account::ran(&Run { ns, ended_ns: now, greenlet: from_id, stack: key }, totals);
+        slot.run.ns = ns;
+        slot.run.ended_ns = now;
+        slot.run.greenlet = from.id;
+        account::ran(&slot.run, hit.totals);
     }
-
+    let Hit { config, slot, totals, now: _ } = hit;
     let undo = &mut slot.undo;
     undo.valid = u32::from(!dead);
-    undo.to_was_new = u32::from(fresh);
-    undo.from = slot.current;
-    undo.from_object = slot.current_object;
-    undo.from_since_ns = from_since_ns;
-    undo.run_ns = now.saturating_sub(from_since_ns);
+    undo.run_ns = now.saturating_sub(undo.from_since_ns);
     undo.ended_ns = now;
-
-    slot.current = to_key.pimpl;
+    slot.current = slot.to_key.pimpl;
     let mut to_id = 0;
-    if let Some(to) = to {
+    if let Some(to) = maps::greenlet(&slot.to_key) {
         to_id = to.id;
         slot.current_object = to.object;
         let ns = now.saturating_sub(to.since_ns);
@@ -332,7 +336,7 @@ fn leave(hit: &mut Hit<'_>, to_key: &GreenletKey, to: Option<&'static mut Greenl
         to.waiting_ns += ns;
         if !fresh {
             undo.to_stack = to.stack;
-            account::waited(&to.stack, ns, totals);
+            account::waited(&undo.to_stack, ns, totals);
         } else if to.flags & GREENLET_BORN == 0 {
             to.begun_ns = ns;
         }
@@ -342,28 +346,25 @@ fn leave(hit: &mut Hit<'_>, to_key: &GreenletKey, to: Option<&'static mut Greenl
     } else {
         // Not in the map, which is full: only its identity on the thread is kept.
         slot.current_object =
-            Head::read(&config.layout, &mut UserMemory, to_key.pimpl).map_or(Addr::NULL, |head| head.object);
+            Head::read(&config.layout, &mut UserMemory, slot.current, &mut slot.scratch.words)
+                .map_or(Addr::NULL, |head| head.object);
     }
     totals.switches += 1;
 
     if config.flags & CONFIG_SWITCHES != 0 {
-        send_switch(hit, Kind::Switch, from_id, to_id, key);
+        let (from, stack) = (hit.slot.run.greenlet, hit.slot.run.stack);
+        send_switch(hit, Kind::Switch, from, to_id, stack);
     }
-    if dead && let Some(from) = maps::greenlet(&from_key) {
-        let _ended = account::end(&from_key, from, End::Finished as u32, &mut hit.slot.end, hit.totals);
+    if dead && let Some(from) = maps::greenlet(&hit.slot.from_key) {
+        let _ended = account::end(from, End::Finished as u32, hit.slot, hit.totals);
     }
 }
 
-/// Takes the leaver's stack into its entry; returns whether the leaver is dead.
-#[inline(always)]
-fn take_stack(
-    config: &TargetConfig,
-    slot: &mut Slot,
-    from: &mut Greenlet,
-    now: u64,
-    totals: &mut Totals,
-    taken: &mut StackKey,
-) -> bool {
+/// Takes the leaver's stack into its entry and the slot's run; returns whether the
+/// leaver is dead.
+#[inline(never)]
+fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
+    let Hit { config, slot, totals, now } = hit;
     if config.flags & CONFIG_STACKS == 0 {
         return is_dead(config, slot, from);
     }
@@ -387,19 +388,12 @@ fn take_stack(
         return is_dead(config, slot, from);
     }
     if key != previous || from.sent != config.sending {
-        let about = About {
-            target: slot.target,
-            time_ns: now,
-            type_object: from.type_object,
-            empty,
-            key,
-            sending: config.sending,
-        };
-        let sent = stack::ensure_sent(&about, &start, python, &mut slot.scratch, totals);
+        about(config, slot, *now, from.type_object, empty);
+        let sent = stack::ensure_sent(python, &mut slot.scratch, totals);
         from.sent = if sent { config.sending } else { 0 };
     }
     from.stack = key;
-    *taken = key;
+    slot.run.stack = key;
     false
 }
 

@@ -14,7 +14,7 @@ use profiler_common::{
 };
 
 use crate::{
-    account::{self, FirstSight},
+    account,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -80,7 +80,7 @@ pub fn is_greenlet(config: &TargetConfig, head: &Head) -> bool {
 #[inline(never)]
 pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, totals: &mut Totals) -> bool {
     let layout = &config.layout;
-    let Ok(head) = Head::read(layout, &mut UserMemory, this) else {
+    let Ok(head) = Head::read(layout, &mut UserMemory, this, &mut slot.scratch.words) else {
         count(totals, Fault::ReadState);
         return false;
     };
@@ -128,7 +128,7 @@ fn adopt(layout: &Layout, slot: &mut Slot, now_ns: u64, flags: u32, totals: &mut
     let Ok(current) = greenlet::pimpl(layout, &mut UserMemory, object) else {
         return false;
     };
-    let Ok(head) = Head::read(layout, &mut UserMemory, current) else {
+    let Ok(head) = Head::read(layout, &mut UserMemory, current, &mut slot.scratch.words) else {
         return false;
     };
     slot.current = current;
@@ -140,16 +140,10 @@ fn adopt(layout: &Layout, slot: &mut Slot, now_ns: u64, flags: u32, totals: &mut
         return true;
     }
     let main = if head.is_main() { GREENLET_MAIN } else { 0 };
-    let sight = FirstSight {
-        key,
-        object,
-        thread: slot.thread,
-        now_ns,
-        since_ns: now_ns,
-        flags: flags | main | GREENLET_RUNNING,
-    };
+    account::sight(slot, object, now_ns, now_ns, flags | main | GREENLET_RUNNING);
     // Without an entry (the map is full, and counted) its times are lost.
-    let _entry = account::meet(&sight, totals);
+    slot.to_key = key;
+    let _entry = account::meet(slot, totals);
     true
 }
 
@@ -189,7 +183,8 @@ pub fn on_exit() {
     if let Some(greenlet) = maps::greenlet(&key)
         && greenlet.flags & GREENLET_RUNNING != 0
     {
-        account::ended(&key, greenlet, now, End::ThreadExit, slot, totals);
+        slot.from_key = key;
+        account::ended(greenlet, now, End::ThreadExit, slot, totals);
     }
     slot.epoch = 0;
 }

@@ -54,7 +54,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // Nowhere to print help to: nothing was lost.
-            let _ = error.print();
+            let _printed = error.print();
             ExitCode::SUCCESS
         }
         _ => {

@@ -87,7 +87,7 @@ impl Drop for Output {
     fn drop(&mut self) {
         if let Self::File { partial, .. } = self {
             // Renamed when it was written; else nothing half-written stays.
-            let _ = fs::remove_file(partial);
+            let _removed = fs::remove_file(partial);
         }
     }
 }

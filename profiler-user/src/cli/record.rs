@@ -170,15 +170,11 @@ fn describe(targets: &[Target]) -> String {
         .iter()
         .map(|target| {
             let greenlet = target.greenlet.as_ref().and_then(|greenlet| greenlet.version);
-            let greenlet = greenlet.map_or_else(String::new, |version| format!(", greenlet {version}"));
+            let greenlet = greenlet.map(|version| format!(", greenlet {version}")).unwrap_or_default();
             format!("pid {} (CPython {}{greenlet})", target.pid, target.python.version)
         })
         .collect();
-    let children = if targets.iter().any(|target| target::has_children(target)) {
-        "; its children are left out"
-    } else {
-        ""
-    };
+    let children = if targets.iter().any(target::has_children) { "; its children are left out" } else { "" };
     format!("recording {}{children}", each.join(", "))
 }
 

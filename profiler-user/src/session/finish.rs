@@ -8,7 +8,7 @@ use profiler_common::{
     greenlet::{Head, Life as Stage},
     memory::Memory as _,
     record::{StackTotals, Thread, Totals},
-    walk::StackKey,
+    walk::{SCRATCH_WORDS, StackKey},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -273,7 +273,7 @@ impl Closing<'_> {
             let alive = self.target.gone_ns.is_none();
             // Freed without a switch is possible: then how long it waited is unknown.
             let same = !alive
-                || Head::read(&layout, &mut self.target.memory, found.pimpl)
+                || Head::read(&layout, &mut self.target.memory, found.pimpl, &mut [0; SCRATCH_WORDS])
                     .is_ok_and(|head| head.object == found.object && head.life(false) == Stage::Active);
             let running = found.state == GreenletState::Running;
             profile.totals.greenlets_seen += 1;

@@ -11,7 +11,7 @@ use profiler_common::{
         CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_FIRST, Greenlet, Kind, RecordHead, StackHead,
         StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
     },
-    walk::{self, StackKey, code_check},
+    walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
 use rustc_hash::FxHashMap;
 
@@ -155,7 +155,7 @@ impl Recorded {
                 .map(|&(code, instr)| walk::Frame {
                     code,
                     instr: i32::try_from(instr).unwrap_or(-1),
-                    check: code_check(&python, code, &mut self.memory).unwrap_or(0),
+                    check: code_check(&python, code, &mut self.memory, &mut [0; SCRATCH_WORDS]).unwrap_or(0),
                 })
                 .collect();
             let place = known.get(&(greenlet.pimpl, greenlet.object)).copied();

@@ -13,7 +13,7 @@ use profiler_common::{
     layout::PythonLayout,
     memory::Memory,
     record::StackTotals,
-    walk::{self, StackKey, code_check},
+    walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -186,7 +186,7 @@ impl Stacks {
         }
         let code = code::read(memory, &self.objects, frame.code)?;
         // After the reading: what was read is of the code that the kernel saw.
-        if code_check(&self.python, frame.code, memory)? != frame.check {
+        if code_check(&self.python, frame.code, memory, &mut [0; SCRATCH_WORDS])? != frame.check {
             return Err(Fault::CodeChanged);
         }
         let code = Arc::new(Named {
@@ -208,7 +208,8 @@ impl Stacks {
         let mut gone: FxHashSet<(Addr, u32)> = FxHashSet::default();
         let python = self.python;
         self.codes.retain(|&(code, check), _| {
-            let same = code_check(&python, code, memory).is_ok_and(|now| now == check);
+            let same =
+                code_check(&python, code, memory, &mut [0; SCRATCH_WORDS]).is_ok_and(|now| now == check);
             if !same {
                 gone.insert((code, check));
             }

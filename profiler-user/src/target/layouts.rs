@@ -61,10 +61,7 @@ pub fn known_pythons() -> String {
 
 #[cfg(test)]
 mod tests {
-    use profiler_common::{
-        layout::ABSENT,
-        limits::{GREENLET_WORDS, THREAD_STATE_WORDS},
-    };
+    use profiler_common::{greenlet::HEAD_WORDS, layout::ABSENT, limits::THREAD_STATE_WORDS};
 
     use super::*;
 
@@ -100,9 +97,9 @@ mod tests {
             }
         }
         for row in layouts_generated::GREENLET {
-            let GreenletLayout { main_greenlet, parent, thread_state, top, .. } = row.layout;
-            for field in [main_greenlet, parent, thread_state, top] {
-                assert!(usize::from(field) + 8 <= GREENLET_WORDS * 8, "{row:?}");
+            let GreenletLayout { stack_start, stack_stop, .. } = row.layout;
+            for field in [stack_start, stack_stop] {
+                assert!(usize::from(field) + 8 <= HEAD_WORDS * 8, "{row:?}");
             }
         }
     }
