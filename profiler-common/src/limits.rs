@@ -29,8 +29,19 @@ pub const TOP_RUNS: usize = 10;
 /// Processes recorded at once by one greenscope.
 pub const MAX_TARGETS: u32 = 64;
 
-/// Greenlets alive at once over all targets, by default (`--max-greenlets`).
+/// Greenlets alive at once over all targets that there is room for; more with a larger
+/// `--max-greenlets`.
 pub const DEFAULT_GREENLETS: u32 = 131_072;
+
+/// Dead greenlets of a target listed one by one, by default (`--max-greenlets`); the
+/// others are summed and counted.
+pub const DEFAULT_LISTED: u32 = 100_000;
+
+/// The most that `--max-greenlets` takes.
+pub const MAX_LISTED: u32 = 16 << 20;
+
+/// Times that a walk over a target's objects is tried again, should it be torn.
+pub const MAX_ENUMERATIONS: u32 = 8;
 
 /// Different stacks over all targets.
 pub const MAX_STACKS: u32 = 65_536;

@@ -29,6 +29,9 @@ pub struct Book {
     pub begin_unix_ns: u64,
     /// When it closed the books.
     pub end_unix_ns: u64,
+    /// How long its threads were ready and had no CPU, summed.
+    #[serde(default)]
+    pub delayed_ns: u64,
     /// Switches by thread id.
     pub switches: BTreeMap<u32, u64>,
     /// Every greenlet that switched, and those that waited already.

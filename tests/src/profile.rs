@@ -50,6 +50,9 @@ pub struct Totals {
     /// Dead greenlets that the list had no room for.
     #[serde(default)]
     pub greenlets_unlisted: u64,
+    /// Switches into these.
+    #[serde(default)]
+    pub unlisted_switches_in: u64,
     /// Records that found no room.
     pub records_lost: u64,
     /// Stacks that were cut at the limit of depth.
@@ -64,8 +67,8 @@ pub struct Totals {
 pub struct Thread {
     /// Its process.
     pub pid: u32,
-    /// Its id.
-    pub tid: u32,
+    /// Its id, where that is known.
+    pub tid: Option<u32>,
     /// Its name, where it has one.
     pub name: Option<String>,
 }

@@ -6,6 +6,7 @@ again. So everything that the books hold lies inside the recording.
 """
 
 import _thread
+import functools
 import json
 import os
 import sys
@@ -57,6 +58,18 @@ def stack_of(frame):
     return tuple(frames)
 
 
+def delayed_ns():
+    """How long the threads were ready and had no CPU: the second number there."""
+    total = 0
+    for tid in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{tid}/schedstat") as file:
+                total += int(file.read().split()[1])
+        except FileNotFoundError:
+            pass  # it ended
+    return total
+
+
 def _alive(tid, reference):
     """Whether a greenlet lives; None where no switch tells that it does not."""
     if reference is None:
@@ -99,12 +112,16 @@ class Book:
         self.switches.setdefault(_native_id(), 0)
         self._entry(greenlet.getcurrent())
         greenlet.settrace(self._trace)
+        if self.hub_type:
+            # The hub waits by now, and no switch told where: one round tells.
+            sys.modules["gevent"].sleep(0)
 
     def begin(self):
         """Forget what was counted so far: the recording has just begun.
 
         The waits that are open now began before it.
         """
+        self.delayed_ns = delayed_ns()
         self.begin_ns = _now_ns()
         self.begin_unix_ns = time.time_ns()
         for tid in self.switches:
@@ -125,6 +142,7 @@ class Book:
         return {
             "begin_unix_ns": self.begin_unix_ns,
             "end_unix_ns": self.begin_unix_ns + self.end_ns - self.begin_ns,
+            "delayed_ns": max(0, delayed_ns() - self.delayed_ns),
             "switches": {str(tid): count for tid, count in self.switches.items()},
             "greenlets": [
                 {"serial": serial, "tid": tid, "main": main, "name": name,
@@ -148,8 +166,17 @@ class Book:
             # gevent makes a name when asked; here only one that was given.
             name = facts.get("name")
             main = type(which) is greenlet.greenlet and which.parent is None
-            self.greenlets[serial] = [_native_id(), main, name, 0, weakref.ref(which)]
+            gone = weakref.ref(which, functools.partial(self._freed, serial))
+            self.greenlets[serial] = [_native_id(), main, name, 0, gone]
         return serial
+
+    def _freed(self, serial, _):
+        """A suspended greenlet of a thread that has ended is freed without a switch."""
+        wait = self.open.pop(serial, None)
+        if wait is not None:
+            stack, state, since, before = wait
+            self._add(stack, state, "begin" if before else None, _now_ns() - since)
+            self.greenlets[serial][4] = None
 
     def _trace(self, event, args):
         now = _now_ns()

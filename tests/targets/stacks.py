@@ -25,18 +25,26 @@ def leave():
     main.switch(books.stack_of(sys._getframe()))
 
 
+@functools.cache
+def made(name, file, source):
+    """The function of that name, compiled once: its code object stays.
+
+    Code that is gone when it is looked up is reuse.py's subject.
+    """
+    space = {"leave": leave}
+    exec(compile(source, file, "exec"), space)
+    return space[name]
+
+
 def deep():
     """200 frames of different functions and lines."""
 
     def build(depth):
-        names = {}
         source = ["def level_0():\n    leave()\n"]
         for level in range(1, depth):
             pad = "\n" * (level % 7)
             source.append(f"{pad}def level_{level}():\n{pad}    level_{level - 1}()\n")
-        names["leave"] = leave
-        exec(compile("".join(source), "deep/of/200.py", "exec"), names)
-        return names[f"level_{depth - 1}"]
+        return made(f"level_{depth - 1}", "deep/of/200.py", "".join(source))
 
     # Our own frames (run, deep, level_0 ... and leave) make it 200.
     build(198)()
@@ -293,9 +301,7 @@ def unusual():
     """Names and files of each unicode kind, far lines, long bodies."""
 
     def run(name, file, source, skip=0):
-        space = {"leave": leave}
-        exec(compile("\n" * skip + source, file, "exec"), space)
-        space[name]()
+        made(name, file, "\n" * skip + source)()
 
     for name in ["plain", "né", "имя", "\U00010400\U00010428", "n" * 200]:
         run(name, f"dir/{name}.py", f"def {name}():\n    leave()\n")

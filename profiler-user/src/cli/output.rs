@@ -12,8 +12,8 @@ use super::Failure;
 pub(super) enum Output {
     /// Standard output.
     Stdout,
-    /// A file, written beside its name and renamed when it is whole.
-    File { path: PathBuf, partial: PathBuf, file: File },
+    /// A file, written beside its name at the end, and renamed when it is whole.
+    File { path: PathBuf, partial: PathBuf },
     /// Something that can't be renamed to: a device or a pipe.
     Special { path: PathBuf, file: File },
 }
@@ -45,8 +45,9 @@ impl Output {
             Failure::failed(format!("{} is no file name; choose another -o", path.display()))
         })?;
         let partial = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let file = File::create(&partial).map_err(|error| refused(&error))?;
-        Ok(Self::File { path: path.to_owned(), partial, file })
+        // That it can be made is known now; killed meanwhile, nothing of it stays.
+        File::create(&partial).and_then(|_| fs::remove_file(&partial)).map_err(|error| refused(&error))?;
+        Ok(Self::File { path: path.to_owned(), partial })
     }
 
     /// Writes everything that `write` gives.
@@ -62,10 +63,13 @@ impl Output {
                     }),
                 }
             }
-            Self::File { ref path, ref partial, ref file } => {
-                let mut out = BufWriter::new(file);
-                write(&mut out)
-                    .and_then(|()| out.flush())
+            Self::File { ref path, ref partial } => {
+                let written = File::create(partial).and_then(|file| {
+                    let mut out = BufWriter::new(file);
+                    write(&mut out)?;
+                    out.flush()
+                });
+                written
                     .and_then(|()| fs::rename(partial, path))
                     .map_err(|error| Failure::failed(format!("{} can't be written: {error}", path.display())))
             }

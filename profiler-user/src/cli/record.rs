@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use profiler_common::limits::{DEFAULT_GREENLETS, MAX_TARGETS};
+use profiler_common::limits::{DEFAULT_LISTED, MAX_LISTED, MAX_TARGETS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Failure, output::Output, signals};
@@ -43,8 +43,8 @@ pub(super) struct Arguments {
     /// Wait until the process loads greenlet
     #[arg(long)]
     wait_greenlet: bool,
-    /// Greenlets alive at once that there is room for
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_GREENLETS, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    /// Dead greenlets listed one by one, each process's; more are summed and counted
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_LISTED, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_LISTED)))]
     max_greenlets: u32,
     /// Add every greenlet's intervals to the json
     #[arg(long)]

@@ -40,6 +40,12 @@ impl Builder {
         self.row(key, ns, 1);
     }
 
+    /// Adds what was inside of waits that began before, of greenlets that are not listed.
+    pub fn add_unlisted(&mut self, frames: &Arc<[Frame]>, state: State, pid: u32, ns: u64, count: u64) {
+        let key = Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: Some(Open::Begin) };
+        self.row(key, ns, count);
+    }
+
     fn row(&mut self, key: Key, ns: u64, count: u64) {
         let row = self.rows.entry(key).or_default();
         row.0 += ns;

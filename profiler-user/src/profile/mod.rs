@@ -60,6 +60,12 @@ pub struct TotalsRow {
     pub greenlets_unstarted: u64,
     /// Dead greenlets beyond the bound, or whose record was lost.
     pub greenlets_unlisted: u64,
+    /// Switches into these.
+    pub unlisted_switches_in: u64,
+    /// Their time as current greenlets.
+    pub unlisted_running_ns: u64,
+    /// Their time suspended.
+    pub unlisted_waiting_ns: u64,
     /// Records that the ring had no room for.
     pub records_lost: u64,
     /// Stacks deeper than the bound.
@@ -117,7 +123,7 @@ pub struct StackRow {
     pub ns: u64,
     /// How often; completed waits only.
     pub count: u64,
-    /// Of an open wait: whose.
+    /// Of an open wait: whose, if that one is listed.
     pub greenlet: Option<u64>,
     /// Of an open wait: which end.
     pub open: Option<Open>,

@@ -5,6 +5,9 @@ use profiler_common::{address::Addr, fault::Fault};
 use super::{class, field, lines, objects::ObjectLayout, text};
 use crate::memory::Bytes;
 
+/// More instructions than any function has before the first that shows.
+const MAX_FIRST_TRACEABLE: u32 = 1 << 16;
+
 /// A code object's names and lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Code {
@@ -16,6 +19,8 @@ pub struct Code {
     pub firstlineno: u32,
     /// `co_linetable`.
     pub linetable: Vec<u8>,
+    /// The offset, in bytes, of the first instruction at which a frame shows.
+    pub first_traceable: u32,
 }
 
 impl Code {
@@ -23,6 +28,16 @@ impl Code {
     #[must_use]
     pub fn line(&self, offset: u32) -> Option<u32> {
         lines::line(self.firstlineno, &self.linetable, offset)
+    }
+
+    /// Whether CPython itself shows a frame at `offset`; -1 and less is before its code.
+    ///
+    /// It does not while the frame is being made, and never shows the one that it
+    /// puts below a specialised `__init__`:
+    /// <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_frame.h#L170>
+    #[must_use]
+    pub fn shows(&self, offset: i32) -> bool {
+        u32::try_from(offset).map_or(self.first_traceable == 0, |offset| offset >= self.first_traceable)
     }
 }
 
@@ -40,18 +55,22 @@ pub fn read(memory: &mut impl Bytes, layout: &ObjectLayout, at: Addr) -> Result<
     if before == after { Ok(code) } else { Err(Fault::CodeChanged) }
 }
 
-/// `co_firstlineno`, and the pointers to filename, qualname and linetable.
-type Fields = (u32, Addr, Addr, Addr);
+/// `co_firstlineno`, the pointers to filename, qualname and linetable, and
+/// `_co_firsttraceable`.
+type Fields = (u32, Addr, Addr, Addr, u32);
 
 fn fields(memory: &mut impl Bytes, layout: &ObjectLayout, at: Addr) -> Result<Fields, Fault> {
     let mut first = [0_u8; 4];
+    let mut traceable = [0_u8; 4];
     let mut read = || -> Result<Fields, Fault> {
         memory.read_bytes(field(at, layout.code_firstlineno), &mut first)?;
+        memory.read_bytes(field(at, layout.code_firsttraceable), &mut traceable)?;
         Ok((
             u32::from_le_bytes(first),
             memory.pointer(field(at, layout.code_filename))?,
             memory.pointer(field(at, layout.code_qualname))?,
             memory.pointer(field(at, layout.code_linetable))?,
+            u32::from_le_bytes(traceable),
         ))
     };
     read().map_err(|_| Fault::CodeUnreadable)
@@ -60,7 +79,7 @@ fn fields(memory: &mut impl Bytes, layout: &ObjectLayout, at: Addr) -> Result<Fi
 fn decode(
     memory: &mut impl Bytes,
     layout: &ObjectLayout,
-    (firstlineno, filename, qualname, linetable): Fields,
+    (firstlineno, filename, qualname, linetable, first_traceable): Fields,
 ) -> Result<Code, Fault> {
     Ok(Code {
         qualname: text::string(memory, layout, qualname)?,
@@ -68,6 +87,8 @@ fn decode(
         // A line is never negative; CPython's own synthetic code has 0 or 1.
         firstlineno: if firstlineno > i32::MAX as u32 { 0 } else { firstlineno },
         linetable: text::bytes(memory, layout, linetable)?,
+        // Of two bytes each; what can't be hides nothing.
+        first_traceable: if first_traceable < MAX_FIRST_TRACEABLE { 2 * first_traceable } else { 0 },
     })
 }
 

@@ -25,6 +25,9 @@ pub struct ObjectLayout {
     pub code_linetable: u32,
     /// `PyCodeObject.co_code_adaptive`: the first instruction.
     pub code_instrs: u32,
+    /// `PyCodeObject._co_firsttraceable` (i32): the first instruction, counted in
+    /// units of two bytes, at which a frame shows.
+    pub code_firsttraceable: u32,
     /// `PyASCIIObject.length` (characters).
     pub str_length: u32,
     /// `PyASCIIObject.state` (u32 bit field).
@@ -107,6 +110,8 @@ pub struct ObjectLayout {
     pub gc_head_size: u32,
     /// `PyGC_Head._gc_next`.
     pub gc_head_next: u32,
+    /// `PyGC_Head._gc_prev`.
+    pub gc_head_prev: u32,
     /// `_PyRuntimeState.interpreters.head`.
     pub runtime_interpreters: u32,
     /// `_PyRuntimeState.interpreters.main`.

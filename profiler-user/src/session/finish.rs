@@ -12,7 +12,10 @@ use profiler_common::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{SessionError, recorded::Recorded};
+use super::{
+    SessionError,
+    recorded::{Recorded, Unlisted},
+};
 use crate::{
     kernel::Engine,
     profile::{
@@ -140,12 +143,16 @@ impl Closing<'_> {
             }
         }
         self.never_switched(&lives, profile, builder);
+        self.unlisted(profile, builder);
         self.stacks(builder);
         self.runs(&ids, &names, profile);
         self.intervals(&ids, profile);
     }
 
     fn threads(&mut self, profile: &mut Profile) {
+        if self.target.gone_ns.is_none() {
+            self.target.name_threads();
+        }
         let cookie = u64::from(self.target.cookie);
         for (key, thread) in &self.kept.threads {
             if thread.target != cookie {
@@ -159,7 +166,7 @@ impl Closing<'_> {
             profile.threads.push(ThreadRow {
                 pid: self.target.target.pid,
                 tid,
-                name: found.map(|found| found.name),
+                name: found.and_then(|found| found.name),
             });
         }
     }
@@ -183,9 +190,13 @@ impl Closing<'_> {
         };
         let start = target.threads.iter().find(matches);
         let now = target::threads(target);
-        let found = start.or_else(|| now.iter().find(matches))?;
-        let name = self.target.thread_names.get(&thread.tstate).unwrap_or(&found.name).clone();
-        Some(FoundThread { tid: found.tid, name, at_start: start.is_some() })
+        let Some(found) = start.or_else(|| now.iter().find(matches)) else {
+            // Begun and ended inside: its number is known if it is ours.
+            let name = self.target.thread_names.get(&tid).cloned();
+            return (tgid == target.pid).then_some(FoundThread { tid, name, at_start: false });
+        };
+        let name = self.target.thread_names.get(&found.tid).unwrap_or(&found.name).clone();
+        Some(FoundThread { tid: found.tid, name: Some(name), at_start: start.is_some() })
     }
 
     fn lives(&mut self) -> Vec<Life> {
@@ -238,18 +249,16 @@ impl Closing<'_> {
 
     /// Greenlets that enumeration found and no switch ever touched.
     fn never_switched(&mut self, lives: &[Life], profile: &mut Profile, builder: &mut Builder) {
-        let switched: FxHashSet<Addr> = lives
-            .iter()
-            .filter(|life| life.seen_ns <= self.target.enumerated_ns || !life.alive)
-            .map(|life| life.pimpl)
-            .chain(lives.iter().filter(|life| life.alive).map(|life| life.pimpl))
-            .collect();
+        let switched: FxHashSet<Addr> = lives.iter().map(|life| life.pimpl).collect();
         let pid = self.target.target.pid;
         let duration_ns = self.bounds.ended_ns.saturating_sub(self.bounds.started_ns);
         let layout = self.target.layout();
         let found = std::mem::take(&mut self.target.enumerated);
         let frames = std::mem::take(&mut self.target.enumerated_frames);
         for (found, frames) in found.into_iter().zip(frames) {
+            if switched.contains(&found.pimpl) {
+                continue;
+            }
             match found.state {
                 GreenletState::Unstarted => {
                     profile.totals.greenlets_unstarted += 1;
@@ -258,8 +267,8 @@ impl Closing<'_> {
                 GreenletState::Finished => continue,
                 GreenletState::Suspended | GreenletState::Running => {}
             }
-            if switched.contains(&found.pimpl) {
-                continue;
+            if let Some(doubt) = found.doubt {
+                *self.faults.entry(doubt).or_default() += 1;
             }
             let alive = self.target.gone_ns.is_none();
             // Freed without a switch is possible: then how long it waited is unknown.
@@ -285,6 +294,26 @@ impl Closing<'_> {
                 let state = state(found.kind.is_hub, &frames);
                 builder.add_open(&frames, state, pid, duration_ns, id, Open::Both);
             }
+        }
+    }
+
+    /// Dead greenlets that the list has no room for.
+    fn unlisted(&mut self, profile: &mut Profile, builder: &mut Builder) {
+        let Unlisted { greenlets, switches_in, running_ns, waiting_ns, begun, first_of } =
+            std::mem::take(&mut self.target.unlisted);
+        let head_start = |thread| self.threads.get(thread).map_or(0, |(_, head_start)| *head_start);
+        let head_starts: u64 = first_of.iter().map(head_start).sum();
+        let lost = &self.totals;
+        let totals = &mut profile.totals;
+        totals.greenlets_unlisted += greenlets + lost.unlisted;
+        totals.unlisted_switches_in += switches_in + lost.unlisted_switches_in;
+        totals.unlisted_running_ns += running_ns + head_starts + lost.unlisted_running_ns;
+        totals.unlisted_waiting_ns += waiting_ns + lost.unlisted_waiting_ns;
+        let pid = self.target.target.pid;
+        for (stack, (ns, count, type_object)) in begun {
+            let hub = self.target.kind(type_object).is_some_and(|kind| kind.is_hub);
+            let frames = self.frames(&stack);
+            builder.add_unlisted(&frames, state(hub, &frames), pid, ns, count);
         }
     }
 
@@ -363,6 +392,9 @@ impl Closing<'_> {
     fn count(self, totals: &mut TotalsRow, faults: &mut BTreeMap<&'static str, u64>) {
         let Self { target, totals: kept, faults: met, .. } = self;
         let mut all: FxHashMap<Fault, u64> = met;
+        if !target.enumerated_whole {
+            *all.entry(Fault::EnumerationIncomplete).or_default() += 1;
+        }
         for (fault, count) in Fault::ALL.into_iter().zip(kept.faults) {
             *all.entry(fault).or_default() += count;
         }
@@ -374,7 +406,6 @@ impl Closing<'_> {
         let of = |fault: Fault| all.get(&fault).copied().unwrap_or_default();
         totals.switches += kept.switches;
         totals.probe_hits += kept.hits;
-        totals.greenlets_unlisted += kept.unlisted + target.unlisted;
         totals.records_lost += of(Fault::RingFullStack) + of(Fault::RingFullEnd) + of(Fault::RingFullSwitch);
         totals.stacks_truncated += of(Fault::StackTruncated);
         totals.greenlets_seen += kept.greenlets;
@@ -388,7 +419,7 @@ impl Closing<'_> {
 
 struct FoundThread {
     tid: u32,
-    name: String,
+    name: Option<String>,
     at_start: bool,
 }
 

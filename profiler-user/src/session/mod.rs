@@ -24,7 +24,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use profiler_common::limits::MAX_TARGETS;
+use profiler_common::limits::{DEFAULT_GREENLETS, MAX_TARGETS};
 
 pub use error::SessionError;
 
@@ -70,7 +70,7 @@ pub struct Options {
     pub duration: Option<Duration>,
     /// Where the probes go.
     pub sites: Sites,
-    /// Greenlets alive at once that there is room for.
+    /// Dead greenlets of a target listed one by one.
     pub max_greenlets: u32,
     /// Keep every greenlet's intervals.
     pub intervals: bool,
@@ -119,7 +119,8 @@ pub fn record(
     if targets.len() > MAX_TARGETS as usize {
         return Err(SessionError::TooMany { given: targets.len() });
     }
-    let mut engine = Engine::load(options.max_greenlets, options.sites.probes())?;
+    let room = options.max_greenlets.max(DEFAULT_GREENLETS);
+    let mut engine = Engine::load(room, options.sites.probes())?;
     let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
     for (cookie, target) in (0..).zip(&targets) {
         for site in sites(target, options.sites)? {
@@ -136,6 +137,7 @@ pub fn record(
     progress(Progress::Recording);
     for target in &mut recorded {
         target.enumerate();
+        target.name_threads();
     }
 
     let mut session = Session { epoll: watch(&engine, &pidfds, stop)?, engine, pidfds, first_stack: None };
@@ -261,6 +263,7 @@ impl Session {
         let totals = self.engine.stacks()?.into_iter().collect();
         for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
             target.validate(&totals, &mut self.engine)?;
+            target.enumerate();
         }
         Ok(())
     }

@@ -6,9 +6,10 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     layout::Layout,
+    limits::MAX_ENUMERATIONS,
     record::{
-        CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, Kind, RecordHead, StackHead, StackTotals, SwitchRecord,
-        TargetConfig, Totals, VERSION,
+        CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_FIRST, Greenlet, Kind, RecordHead, StackHead,
+        StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -26,8 +27,35 @@ use crate::{
     timeline::intervals::{Intervals, Switch},
 };
 
-/// Records of dead greenlets kept one by one; beyond it they are summed.
-const MAX_ENDED: usize = 100_000;
+/// Dead greenlets that the list has no room for, summed.
+#[derive(Debug, Default)]
+pub(super) struct Unlisted {
+    pub(super) greenlets: u64,
+    pub(super) switches_in: u64,
+    pub(super) running_ns: u64,
+    pub(super) waiting_ns: u64,
+    /// The waits that began before the recording: how long, and how many.
+    pub(super) begun: FxHashMap<StackKey, (u64, u64, Addr)>,
+    /// The threads whose first greenlets are among them.
+    pub(super) first_of: Vec<u64>,
+}
+
+impl Unlisted {
+    fn add(&mut self, greenlet: &Greenlet) {
+        self.greenlets += 1;
+        self.switches_in += greenlet.switches_in;
+        self.running_ns += greenlet.running_ns;
+        self.waiting_ns += greenlet.waiting_ns;
+        if greenlet.begun_ns > 0 {
+            let begun = self.begun.entry(greenlet.begun_stack).or_insert((0, 0, greenlet.type_object));
+            begun.0 += greenlet.begun_ns;
+            begun.1 += 1;
+        }
+        if greenlet.flags & GREENLET_FIRST != 0 {
+            self.first_of.push(greenlet.thread);
+        }
+    }
+}
 
 /// What is known of one target.
 pub(super) struct Recorded {
@@ -36,16 +64,18 @@ pub(super) struct Recorded {
     pub(super) memory: LiveProcess,
     pub(super) stacks: Stacks,
     pub(super) ended: Vec<EndRecord>,
-    /// Ended ones beyond [`MAX_ENDED`].
-    pub(super) unlisted: u64,
+    /// Ended ones beyond `max_ended`.
+    pub(super) unlisted: Unlisted,
+    max_ended: usize,
     pub(super) enumerated: Vec<FoundGreenlet>,
     /// Stacks of the enumerated ones, root first, as they were then.
     pub(super) enumerated_frames: Vec<Arc<[Frame]>>,
-    /// When the enumeration was over.
-    pub(super) enumerated_ns: u64,
+    /// Whether the enumeration saw every object.
+    pub(super) enumerated_whole: bool,
+    enumerations: u32,
     pub(super) kinds: Kinds,
-    /// What Python calls the threads, by thread state.
-    pub(super) thread_names: FxHashMap<Addr, String>,
+    /// What Python calls the threads, by tid.
+    pub(super) thread_names: FxHashMap<u32, String>,
     pub(super) intervals: Option<Intervals>,
     pub(super) faults: Faults,
     /// When it exited or replaced itself.
@@ -87,10 +117,12 @@ impl Recorded {
             cookie,
             memory,
             ended: Vec::new(),
-            unlisted: 0,
+            unlisted: Unlisted::default(),
+            max_ended: options.max_greenlets as usize,
             enumerated: Vec::new(),
             enumerated_frames: Vec::new(),
-            enumerated_ns: started_ns,
+            enumerated_whole: false,
+            enumerations: 0,
             kinds: Kinds::default(),
             thread_names: FxHashMap::default(),
             intervals: options.intervals.then(|| Intervals::new(started_ns)),
@@ -100,19 +132,23 @@ impl Recorded {
         })
     }
 
-    /// Finds the greenlets that exist now, for some may never switch.
+    /// Finds the greenlets that exist now, for some may never switch. If the walk over
+    /// the target's objects is torn, it is tried again when this is called again.
     pub(super) fn enumerate(&mut self) {
-        let (found, mut faults) = target::enumerate(&mut Cached::new(self.memory.clone()), &self.target);
-        let (threads, more) = target::python_threads(&mut self.memory, &self.target);
-        faults.add(&more);
-        self.faults.add(&faults);
-        for thread in threads {
-            if let Some(name) = thread.name {
-                self.thread_names.insert(thread.tstate, name);
-            }
+        if self.enumerated_whole || self.enumerations >= MAX_ENUMERATIONS || self.gone_ns.is_some() {
+            return;
+        }
+        self.enumerations += 1;
+        let (found, faults) = target::enumerate(&mut Cached::new(self.memory.clone()), &self.target);
+        self.enumerated_whole = faults.of(Fault::EnumerationIncomplete) == 0;
+        // Whether it was complete is judged by the last one.
+        for (fault, count) in faults.iter().filter(|(fault, _)| *fault != Fault::EnumerationIncomplete) {
+            (0..count).for_each(|_| self.faults.count(fault));
         }
         let python = self.target.python.layout;
-        for greenlet in &found {
+        let known: FxHashMap<(Addr, Addr), usize> =
+            self.enumerated.iter().map(|found| (found.pimpl, found.object)).zip(0..).collect();
+        for greenlet in found {
             let frames: Vec<walk::Frame> = greenlet
                 .frames
                 .iter()
@@ -122,11 +158,32 @@ impl Recorded {
                     check: code_check(&python, code, &mut self.memory, &mut [0; SCRATCH_WORDS]).unwrap_or(0),
                 })
                 .collect();
+            let place = known.get(&(greenlet.pimpl, greenlet.object)).copied();
+            if let Some(earlier) = place.and_then(|place| self.enumerated.get(place))
+                && earlier.doubt.is_none()
+            {
+                continue;
+            }
             let frames = self.stacks.resolve(&frames, &mut self.memory);
-            self.enumerated_frames.push(frames);
+            match place.and_then(|at| self.enumerated.get_mut(at).zip(self.enumerated_frames.get_mut(at))) {
+                Some(earlier) => (*earlier.0, *earlier.1) = (greenlet, frames),
+                None => {
+                    self.enumerated.push(greenlet);
+                    self.enumerated_frames.push(frames);
+                }
+            }
         }
-        self.enumerated = found;
-        self.enumerated_ns = super::monotonic_ns();
+    }
+
+    /// Asks Python for its threads' names.
+    pub(super) fn name_threads(&mut self) {
+        let (threads, faults) = target::python_threads(&mut self.memory, &self.target);
+        self.faults.add(&faults);
+        for thread in threads {
+            if let (Some(tid), Some(name)) = (thread.tid, thread.name) {
+                self.thread_names.insert(tid, name);
+            }
+        }
     }
 
     /// The offsets that the kernel part got.
@@ -230,10 +287,10 @@ pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) ->
             intervals.ended(end.greenlet.id, end.greenlet.since_ns);
         }
         target.meet(end.greenlet.type_object);
-        if target.ended.len() < MAX_ENDED {
+        if target.ended.len() < target.max_ended {
             target.ended.push(end);
         } else {
-            target.unlisted += 1;
+            target.unlisted.add(&end.greenlet);
         }
     } else if known == Kind::Switch as u32
         && let Some(switch) = part::<SwitchRecord>(record)

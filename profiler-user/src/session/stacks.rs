@@ -47,7 +47,10 @@ pub(super) struct Part {
 #[derive(Debug)]
 struct Known {
     taken: Taken,
+    /// Root first, without those that Python does not show.
     frames: Arc<[Frame]>,
+    /// What each of `frames` is of.
+    shown: Vec<walk::Frame>,
     /// Up to here the totals are `past`'s or of these frames for sure.
     validated: StackTotals,
     /// What `past` has of the totals.
@@ -113,12 +116,19 @@ impl Stacks {
         if self.known.get(&taken.key).is_some_and(|known| known.taken.frames == taken.frames) {
             return;
         }
-        let frames = self.resolve(&taken.frames, memory);
+        let (shown, frames) = self.shown(&taken.frames, memory);
         let key = taken.key;
         match self.known.get_mut(&key) {
             None => {
-                let known =
-                    Known { taken, frames, validated: NOTHING, past_ns: 0, past_count: 0, past: Vec::new() };
+                let known = Known {
+                    taken,
+                    frames,
+                    shown,
+                    validated: NOTHING,
+                    past_ns: 0,
+                    past_count: 0,
+                    past: Vec::new(),
+                };
                 self.known.insert(key, known);
             }
             Some(known) => {
@@ -128,6 +138,7 @@ impl Stacks {
                 known.turn(now, |frame| taken.frames.contains(frame), &mut self.faults);
                 known.taken = taken;
                 known.frames = frames;
+                known.shown = shown;
                 known.validated = now;
             }
         }
@@ -135,21 +146,33 @@ impl Stacks {
 
     /// Frames outside any kernel stack, root first: of a greenlet found by reading.
     pub(super) fn resolve<M: Bytes>(&mut self, frames: &[walk::Frame], memory: &mut M) -> Arc<[Frame]> {
-        frames.iter().rev().map(|frame| self.frame(frame, memory)).collect()
+        self.shown(frames, memory).1
     }
 
-    fn frame<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Frame {
+    /// The frames that Python shows, root first, and what is known of each.
+    fn shown<M: Bytes>(
+        &mut self,
+        frames: &[walk::Frame],
+        memory: &mut M,
+    ) -> (Vec<walk::Frame>, Arc<[Frame]>) {
+        let of = |frame: &walk::Frame| Some((*frame, self.frame(frame, memory)?));
+        let (shown, named): (Vec<_>, Vec<_>) = frames.iter().rev().filter_map(of).unzip();
+        (shown, named.into())
+    }
+
+    /// `None` for a frame that Python does not show.
+    fn frame<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Option<Frame> {
         match self.code(frame, memory) {
-            Ok(code) => Frame {
+            Ok(code) => code.code.shows(frame.instr).then(|| Frame {
                 function: Some(Arc::clone(&code.function)),
                 file: Some(Arc::clone(&code.file)),
                 // Before its first instruction a frame is at its first line.
                 line: u32::try_from(frame.instr)
                     .map_or(Some(code.code.firstlineno), |instr| code.code.line(instr)),
-            },
+            }),
             Err(fault) => {
                 *self.faults.entry(fault).or_default() += 1;
-                Frame::UNKNOWN
+                Some(Frame::UNKNOWN)
             }
         }
     }
@@ -256,10 +279,9 @@ impl Known {
     }
 
     fn unsure(&self, holds: impl Fn(&walk::Frame) -> bool) -> Arc<[Frame]> {
-        // Root first here, leaf first there.
         self.frames
             .iter()
-            .zip(self.taken.frames.iter().rev())
+            .zip(&self.shown)
             .map(|(named, frame)| if holds(frame) { named.clone() } else { Frame::UNKNOWN })
             .collect()
     }

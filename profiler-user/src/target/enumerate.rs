@@ -83,12 +83,14 @@ pub struct FoundGreenlet {
     pub thread: Option<GreenletThread>,
     /// For a suspended one: code object and instruction offset, leaf first.
     pub frames: Vec<(Addr, u32)>,
+    /// Why the frames are missing ([`Fault::GreenletUnreadable`]) or cut.
+    pub doubt: Option<Fault>,
 }
 
 /// Finds every greenlet of a target.
 ///
 /// Greenlets that are born or die meanwhile may be missing or listed; one that moved
-/// at every look is listed without frames ([`Fault::GreenletUnreadable`]).
+/// at every look is listed without frames ([`FoundGreenlet::doubt`]).
 pub fn enumerate<M: Bytes>(memory: &mut Cached<M>, target: &Target) -> (Vec<FoundGreenlet>, Faults) {
     let mut faults = Faults::default();
     let Some(greenlet) = target.greenlet.as_ref() else {
@@ -196,19 +198,16 @@ impl<M: Bytes> Look<'_, M> {
                 continue;
             }
             let state = self.state(object, &after, running);
-            let mut frames = Vec::new();
+            let mut greenlet = self.describe(object, pimpl, &after, state);
             if state == GreenletState::Suspended {
                 match stack {
                     Ok(stack) if still => {
-                        frames = stack.frames;
-                        if stack.cut {
-                            self.faults.count(Fault::StackTruncated);
-                        }
+                        greenlet.frames = stack.frames;
+                        greenlet.doubt = stack.cut.then_some(Fault::StackTruncated);
                     }
-                    Ok(_) | Err(_) => self.faults.count(Fault::GreenletUnreadable),
+                    Ok(_) | Err(_) => greenlet.doubt = Some(Fault::GreenletUnreadable),
                 }
             }
-            let greenlet = self.describe(object, pimpl, &after, state, frames);
             found.push(Seen { greenlet, stack_stop: after.stack_stop });
         }
         moved
@@ -276,14 +275,7 @@ impl<M: Bytes> Look<'_, M> {
         }
     }
 
-    fn describe(
-        &mut self,
-        object: Addr,
-        pimpl: Addr,
-        state: &State,
-        doing: GreenletState,
-        frames: Vec<(Addr, u32)>,
-    ) -> FoundGreenlet {
+    fn describe(&mut self, object: Addr, pimpl: Addr, state: &State, doing: GreenletState) -> FoundGreenlet {
         let objects = &self.target.python.objects;
         let type_addr = self.memory.pointer(field(object, objects.object_type));
         let type_addr = type_addr.unwrap_or(Addr::NULL);
@@ -301,7 +293,8 @@ impl<M: Bytes> Look<'_, M> {
             main_object: main_object(object, state),
             state: doing,
             thread: None,
-            frames,
+            frames: Vec::new(),
+            doubt: None,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Every tracked object of an interpreter, by the lists of its garbage collector.
 //!
 //! The process runs meanwhile. Objects are born at the end of the youngest list and
-//! move to older ones; a walk from young to old sees those, and one that is torn
-//! shows it by not coming back to the list's head.
+//! move to older ones only; so once a list was walked whole, what it held is found, or
+//! will be in the older ones. A walk that is torn shows it by a node whose back link
+//! does not lead where the walk came from, or by not coming back to the list's head.
 //! <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_gc.h>
 
 use profiler_common::{address::Addr, memory::Memory as _};
@@ -16,7 +17,7 @@ use crate::{
 
 /// Nodes followed in one pass.
 const MAX_NODES: u64 = 20_000_000;
-/// Passes until one is clean.
+/// Passes over one list until one is clean.
 const MAX_PASSES: u32 = 6;
 /// How often a running collection is waited for, a millisecond each.
 const MAX_WAITS: u32 = 250;
@@ -31,7 +32,7 @@ pub(super) struct Walked {
     pub(super) complete: bool,
 }
 
-/// Finds every greenlet object; the union of all passes until a clean one.
+/// Finds every greenlet object; of each list the union of all passes until a clean one.
 pub(super) fn greenlets<M: Bytes>(
     memory: &mut Cached<M>,
     objects: &ObjectLayout,
@@ -39,16 +40,19 @@ pub(super) fn greenlets<M: Bytes>(
     greenlet_type: Addr,
     kinds: &mut Kinds,
 ) -> Walked {
-    let mut greenlets = FxHashSet::default();
-    for _ in 0..MAX_PASSES {
-        memory.clear();
-        let quiet = wait_for_collector(memory.below(), objects, interp);
-        let whole = pass(memory, objects, interp, greenlet_type, kinds, &mut greenlets);
-        if quiet && whole && !collecting(memory.below(), objects, interp) {
-            return Walked { greenlets, complete: true };
-        }
+    let generations = (0..GENERATIONS)
+        .map(|number| field(interp, objects.interp_generations + number * objects.generation_size));
+    let permanent = field(interp, objects.interp_permanent);
+    let mut walked = Walked { greenlets: FxHashSet::default(), complete: true };
+    for head in generations.chain([permanent]) {
+        walked.complete &= (0..MAX_PASSES).any(|_| {
+            memory.clear();
+            let quiet = wait_for_collector(memory.below(), objects, interp);
+            let whole = pass(memory, objects, head, greenlet_type, kinds, &mut walked.greenlets);
+            quiet && whole && !collecting(memory.below(), objects, interp)
+        });
     }
-    Walked { greenlets, complete: false }
+    walked
 }
 
 fn collecting(memory: &mut impl Bytes, objects: &ObjectLayout, interp: Addr) -> bool {
@@ -70,48 +74,47 @@ fn wait_for_collector(memory: &mut impl Bytes, objects: &ObjectLayout, interp: A
     false
 }
 
-/// One walk over all lists; whether each came back to its head.
+/// One walk over a list; whether it came back to its head without a broken link.
 fn pass<M: Bytes>(
     memory: &mut Cached<M>,
     objects: &ObjectLayout,
-    interp: Addr,
+    head: Addr,
     greenlet_type: Addr,
     kinds: &mut Kinds,
     found: &mut FxHashSet<u64>,
 ) -> bool {
-    let generations = (0..GENERATIONS)
-        .map(|number| field(interp, objects.interp_generations + number * objects.generation_size));
-    let permanent = field(interp, objects.interp_permanent);
-    let mut left = MAX_NODES;
-    let mut whole = true;
-    for head in generations.chain([permanent]) {
-        let mut node = head.0;
-        // Brent's way to notice a chain that came to bite its own tail.
-        let (mut tortoise, mut power, mut lap) = (0, 1_u64, 0_u64);
-        whole &= loop {
-            let Ok(next) = memory.word(field(Addr(node), objects.gc_head_next)) else {
-                break false;
-            };
-            node = next & !FLAGS;
-            if node == head.0 {
-                break true;
-            }
-            if node == 0 || node == tortoise || left == 0 {
-                break false;
-            }
-            left -= 1;
-            lap += 1;
-            if lap == power {
-                (tortoise, power, lap) = (node, power * 2, 0);
-            }
-            let object = field(Addr(node), objects.gc_head_size);
-            let Ok(class) = memory.word(field(object, objects.object_type)) else {
-                break false;
-            };
-            if kinds.is_greenlet(memory, objects, greenlet_type, class) {
-                found.insert(object.0);
-            }
+    let mut node = head.0;
+    // Brent's way to notice a chain that came to bite its own tail.
+    let (mut tortoise, mut power, mut lap) = (0, 1_u64, 0_u64);
+    for _ in 0..MAX_NODES {
+        let Ok(next) = memory.word(field(Addr(node), objects.gc_head_next)) else {
+            return false;
         };
+        let next = next & !FLAGS;
+        if next == 0 || next == tortoise {
+            return false;
+        }
+        // An object that was freed and made anew is the last of the youngest list:
+        // following it would leave out what lies between.
+        let back = memory.word(field(Addr(next), objects.gc_head_prev));
+        if back.map(|back| back & !FLAGS) != Ok(node) {
+            return false;
+        }
+        if next == head.0 {
+            return true;
+        }
+        node = next;
+        lap += 1;
+        if lap == power {
+            (tortoise, power, lap) = (node, power * 2, 0);
+        }
+        let object = field(Addr(node), objects.gc_head_size);
+        let Ok(class) = memory.word(field(object, objects.object_type)) else {
+            return false;
+        };
+        if kinds.is_greenlet(memory, objects, greenlet_type, class) {
+            found.insert(object.0);
+        }
     }
-    whole
+    false
 }

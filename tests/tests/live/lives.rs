@@ -33,5 +33,7 @@ fn beyond_the_limit(python: &Python) -> Result<()> {
     ensure!(listed <= 2001, "{listed} listed");
     let unlisted = profile.totals.greenlets_unlisted;
     ensure!(listed as u64 + unlisted == 5001, "{listed} listed, {unlisted} not");
+    let switches = profile.switches_in() + profile.totals.unlisted_switches_in;
+    ensure!(switches == seen, "{switches} instead of {seen} by greenlet");
     Ok(())
 }
