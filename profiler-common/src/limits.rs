@@ -26,6 +26,9 @@ pub const MAX_PARENTS: usize = 8;
 /// The longest runs without a switch that are kept per target.
 pub const TOP_RUNS: usize = 10;
 
+/// Types of hubs known per target: gevent's own and what is derived from it.
+pub const HUB_TYPES: usize = 4;
+
 /// Processes recorded at once by one greenscope.
 pub const MAX_TARGETS: u32 = 64;
 

@@ -4,7 +4,7 @@ use crate::{
     address::Addr,
     fault::Fault,
     layout::Layout,
-    limits::{MAX_FRAMES, TOP_RUNS},
+    limits::{HUB_TYPES, MAX_FRAMES, TOP_RUNS},
     walk::{Frame, StackKey},
 };
 
@@ -25,6 +25,9 @@ macro_rules! pod {
 pub const CONFIG_STACKS: u32 = 1;
 /// [`TargetConfig::flags`]: a record for every switch.
 pub const CONFIG_SWITCHES: u32 = 2;
+
+/// [`TargetConfig::flags`]: keep the longest runs; hubs' types are known.
+pub const CONFIG_RUNS: u32 = 4;
 
 /// [`Greenlet::flags`]: its birth was seen.
 pub const GREENLET_BORN: u32 = 1;
@@ -62,6 +65,8 @@ pod! {
         pub module_start: Addr,
         /// The end of it.
         pub module_end: Addr,
+        /// Types whose greenlets are hubs: their runs are mostly idle and not kept.
+        pub hub_types: [Addr; HUB_TYPES],
         /// `CONFIG_*`.
         pub flags: u32,
         /// Different for every recording of one load.

@@ -80,16 +80,9 @@ pub fn waited(stack: &StackKey, ns: u64, totals: &mut Totals) {
     }
 }
 
-/// Keeps a run if it is one of the longest.
-#[inline(always)]
-pub fn ran(run: &Run, totals: &mut Totals) {
-    if run.ns > totals.shortest_run_ns {
-        keep_run(run, totals);
-    }
-}
-
+/// Keeps a run in the place of the shortest of those that are kept.
 #[inline(never)]
-fn keep_run(run: &Run, totals: &mut Totals) -> u32 {
+pub fn keep_run(run: &Run, totals: &mut Totals) -> u32 {
     let mut shortest = 0;
     let mut shortest_ns = u64::MAX;
     for index in 0..TOP_RUNS {
@@ -169,6 +162,7 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     };
     let Some(slot) = maps::slot_or_create() else {
         count(totals, Fault::NoTaskStorage);
+        maps::keep_normal_stack(ctx);
         return;
     };
     // SAFETY: takes no argument.

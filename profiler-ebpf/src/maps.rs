@@ -4,9 +4,10 @@ use core::ptr::{self, NonNull};
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE},
-    btf_maps::{Array, HashMap, RingBuf},
+    btf_maps::{Array, HashMap, ProgramArray, RingBuf},
     helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
     macros::btf_map,
+    programs::ProbeContext,
 };
 use profiler_common::{
     fault::Fault,
@@ -71,6 +72,26 @@ pub static RING: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
 static SLOTS: TaskStorage<Slot> = TaskStorage::new();
 #[btf_map]
 static STACK_RECORDS: TaskStorage<StackRecord> = TaskStorage::new();
+
+/// Always empty: see [`keep_normal_stack`].
+#[btf_map]
+static NOTHING: ProgramArray<1> = ProgramArray::new();
+
+/// Keeps the kernel from giving the calling program a private stack.
+///
+/// From 6.13 on the verifier gives a tracing program whose frame is 64 bytes or more a
+/// stack of its own per CPU, trusting that it never runs twice on a CPU at a time. But
+/// a uprobe program can be preempted, and another process then runs it on the same
+/// stack: on Debian's 7.2 (preempt=lazy) four targets on one CPU brought the kernel down
+/// in `__htab_map_lookup_elem`, with a greenlet's number where a key's address should
+/// be. A program with a tail call never gets one; this call goes nowhere.
+/// <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/verifier.c>
+/// (`check_max_stack_depth`, `bpf_enable_priv_stack`)
+#[inline(always)]
+pub fn keep_normal_stack(ctx: &ProbeContext) {
+    // SAFETY: the array is empty, so that the call fails and the program goes on.
+    unsafe { NOTHING.tail_call(ctx, 0) };
+}
 
 /// The configuration of the target with this cookie, while it is recorded.
 #[inline(always)]

@@ -12,8 +12,8 @@ use profiler_common::{
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
-        CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING, Greenlet,
-        GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals, VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING,
+        Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk, running_start},
 };
@@ -53,6 +53,7 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(slot) = maps::slot_or_create() else {
         lost(ctx);
+        maps::keep_normal_stack(ctx);
         return;
     };
     if slot.epoch == 0 {
@@ -317,7 +318,9 @@ fn leave(hit: &mut Hit<'_>, fresh: bool) {
         slot.run.ns = ns;
         slot.run.ended_ns = now;
         slot.run.greenlet = from.id;
-        account::ran(&slot.run, hit.totals);
+        if ns > hit.totals.shortest_run_ns && keeps_runs_of(hit.config, from) {
+            account::keep_run(&slot.run, hit.totals);
+        }
     }
     let Hit { config, slot, totals, now: _ } = hit;
     let undo = &mut slot.undo;
@@ -358,6 +361,12 @@ fn leave(hit: &mut Hit<'_>, fresh: bool) {
     if dead && let Some(from) = maps::greenlet(&hit.slot.from_key) {
         let _ended = account::end(from, End::Finished as u32, hit.slot, hit.totals);
     }
+}
+
+/// Whether this greenlet's runs are wanted: not a hub's.
+#[inline(always)]
+fn keeps_runs_of(config: &TargetConfig, greenlet: &Greenlet) -> bool {
+    config.flags & CONFIG_RUNS != 0 && !config.hub_types.contains(&greenlet.type_object)
 }
 
 /// Takes the leaver's stack into its entry and the slot's run; returns whether the

@@ -18,9 +18,10 @@ pub trait Exporter {
     fn export(&self, profile: &Profile, out: &mut dyn Write) -> io::Result<()>;
 }
 
-/// A frame as one label: `function (file:line)`.
-pub(crate) fn label(frame: &Frame) -> String {
+/// A frame as one label, `function (file:line)`, with its file as `show` shows it.
+fn labelled(frame: &Frame, show: impl Fn(&str) -> &str) -> String {
     let Frame { function, file, line } = frame;
+    let file = file.as_deref().map(show);
     let function = function.as_deref().unwrap_or("[unknown]");
     match (file, line) {
         (Some(file), Some(line)) => format!("{function} ({file}:{line})"),
@@ -29,7 +30,33 @@ pub(crate) fn label(frame: &Frame) -> String {
     }
 }
 
+/// A file's name as far as it tells one from another: what follows the directory of
+/// the libraries, else its last two parts.
+pub(crate) fn short(file: &str) -> &str {
+    for libraries in ["/site-packages/", "/dist-packages/"] {
+        if let Some((_, rest)) = file.rsplit_once(libraries) {
+            return rest;
+        }
+    }
+    let mut parts = file.rmatch_indices('/');
+    let second = parts.nth(1).map(|(at, _)| at + 1);
+    second.and_then(|at| file.get(at..)).unwrap_or(file)
+}
+
 /// The stacks of the default view: what waited, without idle hubs.
 pub(crate) fn waiting(profile: &Profile) -> impl Iterator<Item = &StackRow> {
     profile.stacks.iter().filter(|row| row.state == State::Wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn a_file_is_named_by_what_tells_it_apart() {
+        assert_eq!(short("/v/lib/python3.13/site-packages/gevent/hub.py"), "gevent/hub.py");
+        assert_eq!(short("/srv/shop/orders/views.py"), "orders/views.py");
+        assert_eq!(short("/app.py"), "/app.py");
+        assert_eq!(short("<string>"), "<string>");
+    }
 }

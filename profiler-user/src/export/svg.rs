@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use inferno::flamegraph::{self, Options, Palette, color::BasicPalette};
 
-use super::{Exporter, folded};
+use super::{Exporter, folded, short};
 use crate::profile::Profile;
 
 /// A flame graph, drawn by inferno.
@@ -13,7 +13,7 @@ pub struct Svg;
 
 impl Exporter for Svg {
     fn export(&self, profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
-        let lines: Vec<String> = folded::lines(profile)
+        let lines: Vec<String> = folded::lines(profile, short)
             .into_iter()
             .map(|(line, ns)| format!("{line} {}", ns / 1_000))
             .filter(|line| !line.ends_with(" 0"))

@@ -202,6 +202,7 @@ impl Session {
                 let totals = self.engine.totals(target.cookie)?;
                 switches += totals.switches;
                 target.notice_exec(&totals);
+                target.reconfigure(&mut self.engine)?;
             }
             let elapsed = Duration::from_nanos(now.saturating_sub(started_ns));
             let stacks = recorded.iter().map(Recorded::stack_count).sum();

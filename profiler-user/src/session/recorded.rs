@@ -6,10 +6,10 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     layout::Layout,
-    limits::MAX_ENUMERATIONS,
+    limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
-        CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_FIRST, Greenlet, Kind, RecordHead, StackHead,
-        StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_FIRST, Greenlet, Kind, RecordHead,
+        StackHead, StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -81,6 +81,7 @@ pub(super) struct Recorded {
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
     config: TargetConfig,
+    config_changed: bool,
 }
 
 impl Recorded {
@@ -107,6 +108,7 @@ impl Recorded {
             epoch: 1,
             layout: target.layout(),
             padding: 0,
+            hub_types: [Addr::NULL; HUB_TYPES],
             sending: 1,
             padding2: 0,
         };
@@ -129,6 +131,7 @@ impl Recorded {
             faults: Faults::default(),
             gone_ns: None,
             config,
+            config_changed: false,
         })
     }
 
@@ -148,7 +151,13 @@ impl Recorded {
         let python = self.target.python.layout;
         let known: FxHashMap<(Addr, Addr), usize> =
             self.enumerated.iter().map(|found| (found.pimpl, found.object)).zip(0..).collect();
+        // From now on the kernel part knows a hub for one.
+        self.config.flags |= CONFIG_RUNS;
+        self.config_changed = true;
         for greenlet in found {
+            if greenlet.kind.is_hub {
+                self.add_hub(greenlet.type_addr);
+            }
             let frames: Vec<walk::Frame> = greenlet
                 .frames
                 .iter()
@@ -184,6 +193,25 @@ impl Recorded {
                 self.thread_names.insert(tid, name);
             }
         }
+    }
+
+    fn add_hub(&mut self, type_object: Addr) {
+        let types = &mut self.config.hub_types;
+        if !types.contains(&type_object)
+            && let Some(free) = types.iter_mut().find(|known| known.is_null())
+        {
+            *free = type_object;
+            self.config_changed = true;
+        }
+    }
+
+    /// Tells the kernel part what was learned since the last time.
+    pub(super) fn reconfigure(&mut self, engine: &mut Engine) -> Result<(), SessionError> {
+        if self.config_changed && self.config.started_ns != 0 && self.gone_ns.is_none() {
+            engine.configure(self.cookie, &self.config)?;
+        }
+        self.config_changed = false;
+        Ok(())
     }
 
     /// The offsets that the kernel part got.
@@ -223,9 +251,9 @@ impl Recorded {
     ) -> Result<(), SessionError> {
         if self.stacks.validate(&mut self.memory, totals) && self.config.started_ns != 0 {
             self.config.sending += 1;
-            engine.configure(self.cookie, &self.config)?;
+            self.config_changed = true;
         }
-        Ok(())
+        self.reconfigure(engine)
     }
 
     /// Ends the accounting.
@@ -238,7 +266,9 @@ impl Recorded {
     /// Looks at a type while the process lives: its name is wanted at the end.
     fn meet(&mut self, type_object: Addr) {
         // One that can't be read now is asked for again, or stays nameless.
-        let _info = self.kind(type_object);
+        if self.kind(type_object).is_some_and(|kind| kind.is_hub) {
+            self.add_hub(type_object);
+        }
     }
 
     /// What a type is, if it can be read.
