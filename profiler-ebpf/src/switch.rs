@@ -69,8 +69,15 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
         return;
     }
     totals.hits += 1;
-    if slot.epoch != config.epoch && !thread::learn(config, this, now, slot, totals) {
-        return;
+    if slot.epoch != config.epoch {
+        // Only g_switch is called before greenlet has checked whose greenlet it is.
+        if via == Via::Switch && thread::is_foreign(slot.target, this) {
+            count(totals, Fault::WrongThread);
+            return;
+        }
+        if !thread::learn(config, this, now, slot, totals) {
+            return;
+        }
     }
     let Ok(current) = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) else {
         count(totals, Fault::ReadState);
@@ -128,6 +135,17 @@ fn agree(hit: &mut Hit<'_>, current: Addr) -> bool {
         return true;
     }
     thread::resync(hit.config, hit.slot, hit.now, hit.totals)
+}
+
+/// The greenlet that we believe current is freed, which a current one never is: takes
+/// the last switch back if greenlet's own current tells that it did not happen.
+#[inline(never)]
+pub fn reconsider(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -> u32 {
+    let current = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state);
+    if slot.undo.valid != 0 && current == Ok(slot.undo.from_object) {
+        undo(&mut Hit { config, slot, totals, now });
+    }
+    0
 }
 
 /// The last switch was announced and did not happen (its target's `run` could not
