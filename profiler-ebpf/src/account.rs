@@ -22,6 +22,7 @@ use crate::{
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
+    switch,
 };
 
 /// Where a type's address lies in an object (`PyObject.ob_type`).
@@ -150,13 +151,13 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
 pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     // SAFETY: the context is this program's.
     let target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    if maps::config(target).is_none() {
-        return;
-    }
-    let key = GreenletKey { target, pimpl: this };
-    let Some(greenlet) = maps::greenlet(&key) else {
+    let Some(config) = maps::config(target) else {
         return;
     };
+    let key = GreenletKey { target, pimpl: this };
+    if maps::greenlet(&key).is_none() {
+        return;
+    }
     let Some(totals) = maps::totals(target) else {
         return;
     };
@@ -167,6 +168,12 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     };
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
+    if slot.epoch == config.epoch && slot.current == this {
+        let _taken_back = switch::reconsider(config, slot, totals, now);
+    }
+    let Some(greenlet) = maps::greenlet(&key) else {
+        return;
+    };
     slot.from_key = key;
     ended(greenlet, now, End::Freed, slot, totals);
 }

@@ -7,12 +7,13 @@ use profiler_common::{
 };
 
 /// How to take the last switch back, should it turn out not to have happened.
+///
+/// Only the first switch to a greenlet may not: it starts, and its `run` can't be had,
+/// or it belongs to another thread.
 #[repr(C)]
 pub struct Undo {
     /// 1 if there is something to take back.
-    pub valid: u32,
-    /// 1 if the switch made the enterer known.
-    pub to_was_new: u32,
+    pub valid: u64,
     /// The leaver.
     pub from: Addr,
     /// Its `PyGreenlet`.
@@ -23,12 +24,6 @@ pub struct Undo {
     pub run_ns: u64,
     /// When it ended.
     pub ended_ns: u64,
-    /// The enterer's `since_ns` before.
-    pub to_since_ns: u64,
-    /// The wait that ended, counted for `to_stack` if that is one.
-    pub wait_ns: u64,
-    /// The stack of that wait.
-    pub to_stack: StackKey,
 }
 
 /// What is kept of a thread.

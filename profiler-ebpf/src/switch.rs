@@ -70,8 +70,15 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
         return;
     }
     totals.hits += 1;
-    if slot.epoch != config.epoch && !thread::learn(config, this, now, slot, totals) {
-        return;
+    if slot.epoch != config.epoch {
+        // Only g_switch is called before greenlet has checked whose greenlet it is.
+        if via == Via::Switch && thread::is_foreign(slot.target, this) {
+            count(totals, Fault::WrongThread);
+            return;
+        }
+        if !thread::learn(config, this, now, slot, totals) {
+            return;
+        }
     }
     let Ok(current) = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) else {
         count(totals, Fault::ReadState);
@@ -131,6 +138,17 @@ fn agree(hit: &mut Hit<'_>, current: Addr) -> bool {
     thread::resync(hit.config, hit.slot, hit.now, hit.totals)
 }
 
+/// The greenlet that we believe current is freed, which a current one never is: takes
+/// the last switch back if greenlet's own current tells that it did not happen.
+#[inline(never)]
+pub fn reconsider(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -> u32 {
+    let current = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state);
+    if slot.undo.valid != 0 && current == Ok(slot.undo.from_object) {
+        undo(&mut Hit { config, slot, totals, now });
+    }
+    0
+}
+
 /// The last switch was announced and did not happen (its target's `run` could not
 /// be had, or the switch was refused): takes its accounting back.
 #[inline(always)]
@@ -144,22 +162,11 @@ fn undo(hit: &mut Hit<'_>) {
     let mut to_id = 0;
     if let Some(to) = maps::greenlet(&to_key) {
         to_id = to.id;
-        if undo.to_was_new != 0 {
-            if to.flags & GREENLET_BORN != 0 {
-                totals.births -= 1;
-            }
-            totals.greenlets -= 1;
-            maps::remove_greenlet(&to_key);
-        } else {
-            to.switches_in -= 1;
-            to.waiting_ns -= undo.wait_ns;
-            to.since_ns = undo.to_since_ns;
-            to.flags &= !GREENLET_RUNNING;
-            if let Some(stack) = maps::stack(&undo.to_stack) {
-                stack.ns -= undo.wait_ns;
-                stack.count -= 1;
-            }
+        if to.flags & GREENLET_BORN != 0 {
+            totals.births -= 1;
         }
+        totals.greenlets -= 1;
+        maps::remove_greenlet(&to_key);
     }
     let from_key = GreenletKey { target: slot.target, pimpl: undo.from };
     let mut from_id = 0;
@@ -303,7 +310,6 @@ fn leave(hit: &mut Hit<'_>, fresh: bool) {
     slot.undo.from = slot.current;
     slot.undo.from_object = slot.current_object;
     slot.undo.from_since_ns = now;
-    slot.undo.to_was_new = u32::from(fresh);
     slot.run.stack = StackKey { id: 0, check: 0 };
     slot.run.greenlet = 0;
     let mut dead = false;
@@ -324,7 +330,7 @@ fn leave(hit: &mut Hit<'_>, fresh: bool) {
     }
     let Hit { config, slot, totals, now: _ } = hit;
     let undo = &mut slot.undo;
-    undo.valid = u32::from(!dead);
+    undo.valid = u64::from(fresh && !dead);
     undo.run_ns = now.saturating_sub(undo.from_since_ns);
     undo.ended_ns = now;
     slot.current = slot.to_key.pimpl;
@@ -333,13 +339,9 @@ fn leave(hit: &mut Hit<'_>, fresh: bool) {
         to_id = to.id;
         slot.current_object = to.object;
         let ns = now.saturating_sub(to.since_ns);
-        undo.to_since_ns = to.since_ns;
-        undo.wait_ns = ns;
-        undo.to_stack = StackKey { id: 0, check: 0 };
         to.waiting_ns += ns;
         if !fresh {
-            undo.to_stack = to.stack;
-            account::waited(&undo.to_stack, ns, totals);
+            account::waited(&to.stack, ns, totals);
         } else if to.flags & GREENLET_BORN == 0 {
             to.begun_ns = ns;
         }

@@ -76,6 +76,13 @@ pub fn is_greenlet(config: &TargetConfig, head: &Head) -> bool {
     head.vtable >= config.module_start && head.vtable < config.module_end
 }
 
+/// Whether the greenlet is known to be another thread's.
+#[inline(always)]
+pub fn is_foreign(target: u64, this: Addr) -> bool {
+    let key = GreenletKey { target, pimpl: this };
+    maps::greenlet(&key).is_some_and(|known| known.thread != bpf_get_current_pid_tgid())
+}
+
 /// Learns the thread at its first hit, of a probe on the greenlet `this`.
 #[inline(never)]
 pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, totals: &mut Totals) -> bool {
