@@ -16,7 +16,7 @@ impl Deadline {
 
     /// Long enough for whatever a loaded machine does, short enough for a test.
     pub fn usual() -> Self {
-        Self::after(Duration::from_secs(30))
+        Self::after(Duration::from_secs(60))
     }
 
     /// What is left; zero when it has passed.

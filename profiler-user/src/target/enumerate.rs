@@ -117,7 +117,7 @@ pub fn enumerate<M: Bytes>(memory: &mut Cached<M>, target: &Target) -> (Vec<Foun
         look.settle(batch, &mut found);
     }
     let Look { memory, mut faults, .. } = look;
-    let (threads, more) = python_threads(memory, target);
+    let (threads, more) = python_threads(memory.below(), target);
     faults.add(&more);
     assign_threads(&mut found, target, &threads);
     (found.into_iter().map(|seen| seen.greenlet).collect(), faults)

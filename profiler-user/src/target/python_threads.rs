@@ -26,8 +26,22 @@ pub struct PythonThread {
     pub name: Option<String>,
 }
 
+/// Walks over the list of threads until one meets no thread that is just ending.
+const MAX_WALKS: u32 = 4;
+
 /// The threads of the main interpreter.
 pub fn python_threads(memory: &mut impl Bytes, target: &Target) -> (Vec<PythonThread>, Faults) {
+    let mut walked = walk(memory, target);
+    for _ in 1..MAX_WALKS {
+        if walked.1.is_empty() {
+            break;
+        }
+        walked = walk(memory, target);
+    }
+    walked
+}
+
+fn walk(memory: &mut impl Bytes, target: &Target) -> (Vec<PythonThread>, Faults) {
     let mut faults = Faults::default();
     let (python, objects) = (&target.python.layout, &target.python.objects);
     let mut threads = Vec::new();
