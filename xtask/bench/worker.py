@@ -5,7 +5,7 @@ One line of standard input is one order, one line of JSON the answer:
     sample SECONDS   batches until the time is over: {"ns": [one number a batch], "units": all}
     for SECONDS      the same for long: {"units": all}
     go               the same until the next line comes
-    inside WAY       none, settrace or snapshot: the in-process ways of taking stacks
+    inside WAY       none, settrace, accounts or snapshot: the in-process ways
 
 In between, the process blocks in read() and does nothing. The end of its input is
 its own.
@@ -50,12 +50,38 @@ def take_stack(event, args):
         frame = frame.f_back
 
 
+since = {}
+waited = {}
+
+
+def keep_accounts(event, args):
+    """What greenscope keeps too: waiting time and count by stack."""
+    now = time.perf_counter_ns()
+    origin, target = args
+    frame = origin.gr_frame
+    stack = []
+    while frame is not None:
+        code = frame.f_code
+        stack.append((code.co_qualname, code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    since[origin] = now, tuple(stack)
+    begin, stack = since.get(target, (now, None))
+    total = waited.setdefault(stack, [0, 0])
+    total[0] += now - begin
+    total[1] += 1
+
+
 def take_snapshot(event, args):
     """The same by the means of SkyWalking's agent."""
     traceback.extract_stack(args[0].gr_frame)
 
 
-WAYS = {"none": None, "settrace": take_stack, "snapshot": take_snapshot}
+WAYS = {
+    "none": None,
+    "settrace": take_stack,
+    "accounts": keep_accounts,
+    "snapshot": take_snapshot,
+}
 
 
 def orders():

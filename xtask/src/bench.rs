@@ -178,7 +178,8 @@ fn plan(wants: impl Fn(Part) -> bool) -> Vec<(Workload, Vec<Mode>, Vec<Inside>)>
     for (workload, modes, inside) in &mut plan {
         if let (true, Workload::Ring { greenlets: 10, shims: 0, .. }) = (wants(Part::Inside), *workload) {
             modes.insert(Mode::Aggregated);
-            inside.extend([Inside::Settrace, Inside::Snapshot]);
+            modes.insert(Mode::Empty);
+            inside.extend([Inside::Settrace, Inside::Accounts, Inside::Snapshot]);
         }
     }
     if wants(Part::Lives) {
@@ -236,7 +237,7 @@ mod tests {
         assert!(all.iter().all(|(_, modes, _)| modes.contains(&Mode::Empty)));
         let inside = plan(|part| part == Part::Inside);
         assert_eq!(inside.len(), 2);
-        assert!(inside.iter().all(|(_, modes, _)| *modes == [Mode::Aggregated]));
+        assert!(inside.iter().all(|(_, modes, _)| *modes == [Mode::Empty, Mode::Aggregated]));
         assert!(plan(|part| part == Part::Storm).is_empty());
     }
 

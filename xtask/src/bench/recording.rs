@@ -59,6 +59,8 @@ pub(super) struct Usage {
     pub(super) cpu: Duration,
     /// The most memory that it ever had.
     pub(super) resident_bytes: u64,
+    /// The same until it was told to end.
+    pub(super) resident_before_bytes: u64,
     /// What its maps and programs hold in the kernel.
     pub(super) kernel_bytes: u64,
 }
@@ -144,9 +146,10 @@ impl Recording {
     /// Ends it, reads its json, and sees what it took.
     pub(super) fn stop_json(self) -> Result<(Json, Usage)> {
         let kernel_bytes = self.kernel_bytes()?;
+        let resident_before_bytes = self.resident_bytes().context("/proc/PID/status has no VmHWM")?;
         self.terminate()?;
         let (json, usage) = self.end_json()?;
-        Ok((json, Usage { kernel_bytes, ..usage }))
+        Ok((json, Usage { kernel_bytes, resident_before_bytes, ..usage }))
     }
 
     /// Waits until it ends by itself, reads its json, and sees what it took; what its
@@ -161,7 +164,7 @@ impl Recording {
         self.finish()?;
         let json = serde_json::from_slice(&json).context("greenscope's json")?;
         let cpu = Duration::from_secs_f64(ticks / TICKS_PER_SECOND);
-        Ok((json, Usage { cpu, resident_bytes, kernel_bytes: 0 }))
+        Ok((json, Usage { cpu, resident_bytes, resident_before_bytes: 0, kernel_bytes: 0 }))
     }
 
     /// Reads all, and the memory behind each piece: the pipe is small, so that what is

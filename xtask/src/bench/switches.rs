@@ -62,8 +62,7 @@ pub(super) struct Round {
     /// Without anything; the mean of before and after.
     bare: f64,
     modes: BTreeMap<Mode, f64>,
-    settrace: Option<f64>,
-    snapshot: Option<f64>,
+    inside: BTreeMap<Inside, f64>,
 }
 
 impl Mode {
@@ -141,12 +140,7 @@ impl Bench {
             round.modes.insert(mode, ns);
         }
         for way in self.inside.clone() {
-            let ns = Some(self.target.sample_inside(way, time)?.ns_per_unit());
-            match way {
-                Inside::None => {}
-                Inside::Settrace => round.settrace = ns,
-                Inside::Snapshot => round.snapshot = ns,
-            }
+            round.inside.insert(way, self.target.sample_inside(way, time)?.ns_per_unit());
         }
         let after = self.target.sample(time)?.ns_per_unit();
         round.bare = f64::midpoint(before, after);
@@ -203,12 +197,9 @@ impl Round {
         Some(self.modes.get(&mode)? / self.modes.get(&Mode::Empty)?)
     }
 
-    pub(super) fn settrace_added(&self) -> Option<f64> {
-        Some(self.settrace? - self.bare)
-    }
-
-    pub(super) fn snapshot_added(&self) -> Option<f64> {
-        Some(self.snapshot? - self.bare)
+    /// What an in-process way adds.
+    pub(super) fn added_inside(&self, way: Inside) -> Option<f64> {
+        Some(self.inside.get(&way)? - self.bare)
     }
 }
 
@@ -219,11 +210,11 @@ mod tests {
     #[test]
     fn ratios_are_of_what_is_added() {
         let modes = BTreeMap::from([(Mode::Empty, 900.0), (Mode::Aggregated, 1600.0)]);
-        let round = Round { bare: 400.0, modes, settrace: Some(2400.0), snapshot: None };
+        let round = Round { bare: 400.0, modes, inside: BTreeMap::from([(Inside::Settrace, 2400.0)]) };
         assert_eq!(round.added(Mode::Aggregated), Some(1200.0));
         assert_eq!(round.ratio(Mode::Aggregated), Some(2.4));
         assert_eq!(round.ratio(Mode::Accounting), None);
-        assert_eq!(round.settrace_added(), Some(2000.0));
-        assert_eq!(round.snapshot_added(), None);
+        assert_eq!(round.added_inside(Inside::Settrace), Some(2000.0));
+        assert_eq!(round.added_inside(Inside::Snapshot), None);
     }
 }

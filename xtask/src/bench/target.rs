@@ -61,12 +61,14 @@ struct Work {
 struct Done {}
 
 /// The in-process ways that greenscope is held against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Inside {
     None,
     /// `greenlet.settrace`, and a walk over the frames.
     Settrace,
-    /// The same, and `traceback.extract_stack`.
+    /// The same, and waiting time and count by stack.
+    Accounts,
+    /// A callback too, and `traceback.extract_stack`.
     Snapshot,
 }
 
@@ -136,6 +138,7 @@ impl Target {
         self.order(match way {
             Inside::None => "inside none",
             Inside::Settrace => "inside settrace",
+            Inside::Accounts => "inside accounts",
             Inside::Snapshot => "inside snapshot",
         })
     }
