@@ -23,6 +23,10 @@ const SMALL_BYTES: u64 = (SMALL_WORDS * 8) as u64;
 const ODD_WORDS: usize = 11;
 /// Chunks of the data stack followed for one stack.
 const MAX_CHUNKS: u32 = 16;
+/// The hash of a string that was not asked for it yet: -1.
+/// <https://github.com/python/cpython/blob/v3.12.1/Include/cpython/unicodeobject.h#L108>
+const NO_HASH: u64 = u64::MAX;
+
 /// Where the words of [`code_check`] begin in a code object: its size.
 const CODE_CHECK_AT: u16 = 16;
 /// Room for the words of an object: in the kernel it is no part of the stack, which
@@ -322,9 +326,10 @@ impl Walk {
 
 /// What tells a code object from another at the same address; never 0.
 ///
-/// `words` is scratch. Its size, first line and the addresses of its file name, names and line table,
-/// and because these are reused as well, the hashes that its two name strings keep
-/// of their text.
+/// Its size, first line and the addresses of its file name, names and line table, and
+/// because these are reused as well, the hashes that its two name strings keep of their
+/// text. A string computes its hash when it is first asked for: see [`code_is`].
+/// `words` is scratch.
 ///
 /// # Errors
 ///
@@ -335,6 +340,40 @@ pub fn code_check<M: Memory>(
     code: Addr,
     memory: &mut M,
     words: &mut [u64; SCRATCH_WORDS],
+) -> Result<u32, Fault> {
+    check_before(python, code, memory, words, 0)
+}
+
+/// Whether `check` was taken of the code object that is at `code` now, before or after
+/// its names' hashes were computed.
+///
+/// # Errors
+///
+/// [`Fault::CodeChanged`] when it cannot be read: it is gone.
+pub fn code_is<M: Memory>(
+    python: &PythonLayout,
+    code: Addr,
+    memory: &mut M,
+    words: &mut [u64; SCRATCH_WORDS],
+    check: u32,
+) -> Result<bool, Fault> {
+    for without in 0..4 {
+        if check_before(python, code, memory, words, without)? == check {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The check value as it was before the hashes `without` were computed: bit 0 for the
+/// name's, bit 1 for the qualified name's.
+#[inline(always)]
+fn check_before<M: Memory>(
+    python: &PythonLayout,
+    code: Addr,
+    memory: &mut M,
+    words: &mut [u64; SCRATCH_WORDS],
+    without: u32,
 ) -> Result<u32, Fault> {
     memory.read(code.at(CODE_CHECK_AT), words).map_err(|_| Fault::CodeChanged)?;
     let at = |offset: u16| {
@@ -350,7 +389,10 @@ pub fn code_check<M: Memory>(
     // co_name and co_qualname follow co_filename.
     for field in 1..3 {
         let name = Addr(at(python.code_filename.wrapping_add(field * 8)));
-        let word = memory.word(name.at(python.str_hash)).map_err(|_| Fault::CodeChanged)?;
+        let mut word = memory.word(name.at(python.str_hash)).map_err(|_| Fault::CodeChanged)?;
+        if without >> (field - 1) & 1 == 1 {
+            word = NO_HASH;
+        }
         hash = (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
     let folded = (hash >> 32) as u32;

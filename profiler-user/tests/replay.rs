@@ -73,7 +73,7 @@ fn recorded_targets_give_the_same_answers() {
             continue;
         }
         let context = path.display().to_string();
-        assert!(fs::metadata(&path).unwrap().len() < 200_000, "{context} is too large");
+        assert!(fs::metadata(&path).unwrap().len() < 256 << 10, "{context} is too large");
         let recorded = Recorded::load(&path).unwrap();
         let target = target(&recorded);
         let books: Books = serde_json::from_str(&recorded.notes["books"]).unwrap();

@@ -4,6 +4,7 @@ Each scenario asserts what it believes happened, so that the books of a
 scenario that did not take place are never compared.
 """
 
+import os
 import sys
 import threading
 import time
@@ -28,6 +29,13 @@ def suspended(*tail):
     one = greenlet.greenlet(waits)
     assert one.switch() == "waits"
     return one
+
+
+def join(thread):
+    """Until the thread is gone from the kernel too: join() is a moment too early."""
+    thread.join()
+    while os.path.exists(f"/proc/self/task/{thread.native_id}"):
+        time.sleep(0.001)
 
 
 def throw():
@@ -168,7 +176,7 @@ def dealloc_in_another_thread():
         box = [suspended()]
         other = threading.Thread(target=box.clear)
         other.start()
-        other.join()
+        join(other)
         greenlet.getcurrent()
     time.sleep(0)
     greenlet.getcurrent()
@@ -187,7 +195,7 @@ def thread_ends():
     for _ in range(5):
         one = threading.Thread(target=body)
         one.start()
-        one.join()
+        join(one)
 
 
 def thread_abandons():
@@ -204,7 +212,7 @@ def thread_abandons():
     for _ in range(5):
         one = threading.Thread(target=body)
         one.start()
-        one.join()
+        join(one)
     del kept[:15]
 
 
@@ -333,7 +341,7 @@ def wrong_thread():
 
     other = threading.Thread(target=body)
     other.start()
-    other.join()
+    join(other)
     assert len(errors) == 60
     held.throw()
 

@@ -13,7 +13,7 @@ use profiler_common::{
     layout::PythonLayout,
     memory::Memory,
     record::StackTotals,
-    walk::{self, SCRATCH_WORDS, StackKey, code_check},
+    walk::{self, SCRATCH_WORDS, StackKey, code_is},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -74,6 +74,9 @@ pub(super) struct Stacks {
     objects: ObjectLayout,
     known: FxHashMap<StackKey, Known>,
     codes: FxHashMap<(Addr, u32), Arc<Named>>,
+    /// The check value by which each code in `codes` goes: it may have come to another
+    /// one since, when its names' hashes were computed.
+    checks: FxHashMap<Addr, u32>,
     faults: HashMap<Fault, u64>,
 }
 
@@ -86,6 +89,7 @@ impl Stacks {
             objects,
             known: FxHashMap::default(),
             codes: FxHashMap::default(),
+            checks: FxHashMap::default(),
             faults: HashMap::new(),
         }
     }
@@ -109,10 +113,13 @@ impl Stacks {
     /// is by now.
     pub(super) fn take<M: Bytes>(
         &mut self,
-        taken: Taken,
+        mut taken: Taken,
         memory: &mut M,
         totals: impl FnOnce() -> StackTotals,
     ) {
+        for frame in &mut taken.frames {
+            frame.check = self.check(frame, memory);
+        }
         if self.known.get(&taken.key).is_some_and(|known| known.taken.frames == taken.frames) {
             return;
         }
@@ -142,6 +149,19 @@ impl Stacks {
                 known.validated = now;
             }
         }
+    }
+
+    /// The check value by which the frame's code goes, if it is the same code.
+    fn check<M: Bytes>(&self, frame: &walk::Frame, memory: &mut M) -> u32 {
+        let Some(&known) = self.checks.get(&frame.code) else {
+            return frame.check;
+        };
+        if known == frame.check {
+            return known;
+        }
+        let mut is = |check| code_is(&self.python, frame.code, memory, &mut [0; SCRATCH_WORDS], check);
+        // Both are of what is there now.
+        if is(known) == Ok(true) && is(frame.check) == Ok(true) { known } else { frame.check }
     }
 
     /// Frames outside any kernel stack, root first: of a greenlet found by reading.
@@ -186,7 +206,7 @@ impl Stacks {
         }
         let code = code::read(memory, &self.objects, frame.code)?;
         // After the reading: what was read is of the code that the kernel saw.
-        if code_check(&self.python, frame.code, memory, &mut [0; SCRATCH_WORDS])? != frame.check {
+        if !code_is(&self.python, frame.code, memory, &mut [0; SCRATCH_WORDS], frame.check)? {
             return Err(Fault::CodeChanged);
         }
         let code = Arc::new(Named {
@@ -195,6 +215,7 @@ impl Stacks {
             code,
         });
         self.codes.insert((frame.code, frame.check), Arc::clone(&code));
+        self.checks.insert(frame.code, frame.check);
         Ok(code)
     }
 
@@ -209,9 +230,10 @@ impl Stacks {
         let python = self.python;
         self.codes.retain(|&(code, check), _| {
             let same =
-                code_check(&python, code, memory, &mut [0; SCRATCH_WORDS]).is_ok_and(|now| now == check);
+                code_is(&python, code, memory, &mut [0; SCRATCH_WORDS], check).unwrap_or(false);
             if !same {
                 gone.insert((code, check));
+                self.checks.remove(&code);
             }
             same
         });
