@@ -229,8 +229,7 @@ impl Stacks {
         let mut gone: FxHashSet<(Addr, u32)> = FxHashSet::default();
         let python = self.python;
         self.codes.retain(|&(code, check), _| {
-            let same =
-                code_is(&python, code, memory, &mut [0; SCRATCH_WORDS], check).unwrap_or(false);
+            let same = code_is(&python, code, memory, &mut [0; SCRATCH_WORDS], check).unwrap_or(false);
             if !same {
                 gone.insert((code, check));
                 self.checks.remove(&code);
