@@ -5,6 +5,7 @@
 //! virtual environments).
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod clippy;
@@ -32,6 +33,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure what greenscope costs, and write docs/performance.md.
+    Bench(bench::Arguments),
     /// Build the kernel part and record what it was built from and with.
     BuildEbpf(build_ebpf::Arguments),
     /// Everything that CI checks, in CI's order.
@@ -70,6 +73,7 @@ enum Generated {
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let outcome = match Arguments::parse_from(&arguments).command {
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::Clippy => clippy::run(),

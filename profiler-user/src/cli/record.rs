@@ -52,6 +52,12 @@ pub(super) struct Arguments {
     /// Take no stacks, only times
     #[arg(long, hide = true)]
     accounting_only: bool,
+    /// Record nothing: set a probe that does nothing in g_switchstack's place
+    #[arg(long, hide = true, conflicts_with = "probe")]
+    empty_probe: bool,
+    /// Leave out what a hit costs: counting it makes the first second dearer
+    #[arg(long, hide = true)]
+    no_hit_cost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -97,12 +103,14 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     let options = Options {
         duration: arguments.duration,
         sites: match arguments.probe {
+            _ if arguments.empty_probe => Sites::Empty,
             Probe::Switchstack => Sites::Switchstack,
             Probe::Pair => Sites::Pair,
         },
         max_greenlets: arguments.max_greenlets,
         intervals: arguments.intervals,
         accounting_only: arguments.accounting_only,
+        hit_cost: !arguments.no_hit_cost,
     };
     let described = describe(&targets);
     let line = Line::new(io::stderr().is_terminal());

@@ -121,8 +121,7 @@ impl Engine {
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
             ring,
-            // Not essential: without it what a hit costs stays unknown.
-            stats: enable_stats(Stats::RunTime).ok(),
+            stats: None,
             ebpf,
         })
     }
@@ -143,6 +142,12 @@ impl Engine {
                 KernelError::Attach { path: site.path.clone(), offset: site.offset, pid, source }
             })?;
         Ok(())
+    }
+
+    /// Begins the counting of the programs' time.
+    pub fn start_stats(&mut self) {
+        // Not essential: without it what a hit costs stays unknown.
+        self.stats = enable_stats(Stats::RunTime).ok();
     }
 
     /// Ends the counting of the programs' time, which itself costs a little.

@@ -52,6 +52,8 @@ pub enum Sites {
     Switchstack,
     /// `g_switch` and `g_initialstub`.
     Pair,
+    /// `g_switchstack`, with a program that does nothing (for `cargo xtask bench`).
+    Empty,
 }
 
 impl Sites {
@@ -59,6 +61,8 @@ impl Sites {
         match self {
             Self::Switchstack => &[Probe::Switchstack, Probe::Freed],
             Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed],
+            // The engine always has it.
+            Self::Empty => &[],
         }
     }
 }
@@ -76,6 +80,8 @@ pub struct Options {
     pub intervals: bool,
     /// Take no stacks, only times (for `cargo xtask bench`).
     pub accounting_only: bool,
+    /// Measure what a hit costs, in the first second.
+    pub hit_cost: bool,
 }
 
 /// What the recorder tells while it works.
@@ -121,6 +127,9 @@ pub fn record(
     }
     let room = options.max_greenlets.max(DEFAULT_GREENLETS);
     let mut engine = Engine::load(room, options.sites.probes())?;
+    if options.hit_cost {
+        engine.start_stats();
+    }
     let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
     for (cookie, target) in (0..).zip(&targets) {
         for site in sites(target, options.sites)? {
@@ -287,13 +296,13 @@ fn sites(target: &Target, choice: Sites) -> Result<Vec<Site>, SessionError> {
     let found = target.greenlet()?;
     let site =
         |probe, site: &target::Site| Site { probe, path: found.file.open.clone(), offset: site.file_offset };
+    let switchstack = |probe| match &found.sites.switchstack {
+        Some(switchstack) => Ok(site(probe, switchstack)),
+        None => Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" }),
+    };
     let mut sites: Vec<Site> = match choice {
-        Sites::Switchstack => {
-            let Some(switchstack) = &found.sites.switchstack else {
-                return Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" });
-            };
-            vec![site(Probe::Switchstack, switchstack)]
-        }
+        Sites::Switchstack => vec![switchstack(Probe::Switchstack)?],
+        Sites::Empty => return Ok(vec![switchstack(Probe::Empty)?]),
         Sites::Pair => {
             let [user, main, stub] = found.sites.pair.as_slice() else {
                 return Err(SessionError::NoSite { pid: target.pid, function: "g_switch" });

@@ -230,3 +230,18 @@ fn a_target_that_did_nothing_proves_nothing() {
     let never = "pid 100 (raw) never switched: nothing compared";
     assert!(verdict.wrong.iter().any(|line| line == never), "{:?}", verdict.wrong);
 }
+
+#[test]
+fn what_is_missing_must_have_been_said_to_be() {
+    let mut short = report();
+    let count = short.pointer_mut("/stacks/2/count").expect("the sample has it");
+    *count = json!(count.as_u64().unwrap() - 1);
+    assert_eq!(wrong(short.clone()).len(), 1, "a stop is missing, and no fault says so");
+    short["totals"]["faults"] = json!({"READ_FRAME": 1});
+    // One blank of 47 switches is said, but is not rare.
+    let found = wrong(short.clone());
+    assert!(found.len() == 1 && found[0].contains("READ_FRAME"), "{found:#?}");
+    let report: Report = serde_json::from_value(short).unwrap();
+    let verdict = compare(&report, &truths(), &["READ_FRAME".to_owned()]);
+    assert_eq!((verdict.blank, verdict.wrong.len()), (1, 0));
+}
