@@ -93,11 +93,6 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             None => return Ok(()),
         }
     }
-    for target in &targets {
-        for warning in &target.warnings {
-            eprintln!("greenscope: pid {}: {warning}", target.pid);
-        }
-    }
     // Before the recording, so that nothing is recorded in vain.
     let output = Output::open(&path)?;
     let options = Options {
@@ -113,9 +108,22 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         hit_cost: !arguments.no_hit_cost,
     };
     let described = describe(&targets);
+    let warning = |target: &Target| {
+        let pid = target.pid;
+        target
+            .warnings
+            .iter()
+            .map(move |warning| format!("greenscope: pid {pid}: {warning}"))
+            .collect::<Vec<_>>()
+    };
+    let warnings: Vec<String> = targets.iter().flat_map(warning).collect();
     let line = Line::new(io::stderr().is_terminal());
     let profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
         if matches!(progress, Progress::Recording) {
+            // Not before: a refusal is one line.
+            for warning in &warnings {
+                eprintln!("{warning}");
+            }
             eprintln!("{described}");
         }
         line.show(progress);
