@@ -161,13 +161,13 @@ pub fn stack(key: &StackKey) -> Option<&'static mut StackTotals> {
 /// Makes a stack known.
 #[inline(always)]
 pub fn insert_stack(key: &StackKey, target: u64) -> bool {
-    STACKS.insert(key, &StackTotals { ns: 0, count: 0, sent: 0, target: target as u32 }, 0).is_ok()
+    STACKS.insert(key, StackTotals { ns: 0, count: 0, sent: 0, target: target as u32 }, 0).is_ok()
 }
 
 /// The record of a thread.
 #[inline(always)]
 pub fn thread(key: u64) -> Option<&'static mut Thread> {
-    let thread = THREADS.get_ptr_mut(&key)?;
+    let thread = THREADS.get_ptr_mut(key)?;
     // SAFETY: only the thread itself writes it.
     Some(unsafe { &mut *thread })
 }
@@ -175,7 +175,7 @@ pub fn thread(key: u64) -> Option<&'static mut Thread> {
 /// Makes a thread known.
 #[inline(always)]
 pub fn insert_thread(key: u64, value: &Thread) -> bool {
-    THREADS.insert(&key, value, 0).is_ok()
+    THREADS.insert(key, value, 0).is_ok()
 }
 
 /// The current task's slot, made if it has none.

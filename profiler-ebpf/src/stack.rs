@@ -1,10 +1,6 @@
 //! Taking a stack: its key at every switch, its frames when it is new.
 
-use core::{
-    ffi::c_void,
-    mem::{offset_of, transmute},
-    ptr,
-};
+use core::{ffi::c_void, mem::offset_of, ptr};
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use profiler_common::{
@@ -52,8 +48,9 @@ unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
             // 0 is no check value: user space will not name this frame.
             let check = code_check(python, frame.code, &mut UserMemory, &mut scratch.words).unwrap_or(0);
             let frames = (*record).cast::<u8>().wrapping_add(offset_of!(StackRecord, frames)).cast::<Frame>();
-            // SAFETY: `index` is below the length of `frames`.
-            unsafe { frames.add(index as usize).write(Frame { check, ..frame }) };
+            let place = frames.wrapping_add(index as usize);
+            // SAFETY: `index` is below the length of `frames`, which are this task's own.
+            unsafe { place.write(Frame { check, ..frame }) };
             0
         }
         Step::Shim => 0,
@@ -63,9 +60,9 @@ unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
 
 #[inline(always)]
 fn iterate(iteration: &mut Iteration<'_>, callback: Callback) {
-    // SAFETY: the function's address must reach the helper as it is, for the
-    // verifier follows it; an integer in between would lose it.
-    let callback = unsafe { transmute::<Callback, *mut c_void>(callback) };
+    // A pointer all the way: the verifier follows the function's address to the helper,
+    // and an integer in between would lose it.
+    let callback = callback as *mut c_void;
     // SAFETY: the helper calls `callback` with `iteration` while it is borrowed here.
     unsafe { bpf_loop(MAX_STEPS, callback, ptr::from_mut(iteration).cast(), 0) };
 }

@@ -169,6 +169,7 @@ mod tests {
             begun_ns: 0,
             flags,
             sent: 1,
+            padding: 0,
         }
     }
 
