@@ -120,10 +120,8 @@ impl Closing<'_> {
         let lives = self.lives();
         let base = profile.greenlets.len() as u64;
         let ids: FxHashMap<u64, u64> = lives.iter().zip(base + 1..).map(|(life, id)| (life.id, id)).collect();
-        let mut names = FxHashMap::default();
         for (life, id) in lives.iter().zip(base + 1..) {
             let name = self.name(life);
-            names.insert(id, name.clone());
             let hub = self.target.kind(life.type_object).is_some_and(|kind| kind.is_hub);
             profile.greenlets.push(GreenletRow {
                 id,
@@ -145,7 +143,7 @@ impl Closing<'_> {
         self.never_switched(&lives, profile, builder);
         self.unlisted(profile, builder);
         self.stacks(builder);
-        self.runs(&ids, &names, profile);
+        self.runs(&ids, profile);
         self.intervals(&ids, profile);
     }
 
@@ -341,12 +339,7 @@ impl Closing<'_> {
         }
     }
 
-    fn runs(
-        &mut self,
-        ids: &FxHashMap<u64, u64>,
-        names: &FxHashMap<u64, Option<String>>,
-        profile: &mut Profile,
-    ) {
+    fn runs(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile) {
         for run in self.totals.runs {
             if run.ns == 0 {
                 continue;
@@ -356,7 +349,7 @@ impl Closing<'_> {
             profile.runs.push(RunRow {
                 ns: run.ns,
                 greenlet,
-                name: greenlet.and_then(|id| names.get(&id).cloned().flatten()),
+                name: named(profile, greenlet),
                 pid: self.target.target.pid,
                 frames,
             });
@@ -415,6 +408,12 @@ impl Closing<'_> {
             }
         }
     }
+}
+
+/// The name of a greenlet of the profile: their numbers are their places, from 1.
+fn named(profile: &Profile, greenlet: Option<u64>) -> Option<String> {
+    let place = usize::try_from(greenlet?.checked_sub(1)?).ok()?;
+    profile.greenlets.get(place)?.name.clone()
 }
 
 struct FoundThread {

@@ -151,6 +151,7 @@ impl Recorded {
         let python = self.target.python.layout;
         let known: FxHashMap<(Addr, Addr), usize> =
             self.enumerated.iter().map(|found| (found.pimpl, found.object)).zip(0..).collect();
+        let mut same: FxHashMap<Vec<walk::Frame>, Arc<[Frame]>> = FxHashMap::default();
         // From now on the kernel part knows a hub for one.
         self.config.flags |= CONFIG_RUNS;
         self.config_changed = true;
@@ -173,7 +174,17 @@ impl Recorded {
             {
                 continue;
             }
-            let frames = self.stacks.resolve(&frames, &mut self.memory);
+            // Many greenlets wait in the same stack: its frames are kept once.
+            let frames = match same.get(&frames) {
+                Some(resolved) => Arc::clone(resolved),
+                None => {
+                    let resolved = self.stacks.resolve(&frames, &mut self.memory);
+                    same.insert(frames, Arc::clone(&resolved));
+                    resolved
+                }
+            };
+            // Named by now; the addresses are not needed any more.
+            let greenlet = FoundGreenlet { frames: Vec::new(), ..greenlet };
             match place.and_then(|at| self.enumerated.get_mut(at).zip(self.enumerated_frames.get_mut(at))) {
                 Some(earlier) => (*earlier.0, *earlier.1) = (greenlet, frames),
                 None => {
