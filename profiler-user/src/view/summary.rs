@@ -119,7 +119,9 @@ fn leaf(frames: &[Frame]) -> String {
 
 fn is_library(frame: &Frame) -> bool {
     frame.file.as_deref().is_none_or(|file| {
-        ["/site-packages/", "/dist-packages/", "src/gevent/"].iter().any(|part| file.contains(part))
+        ["/site-packages/", "/dist-packages/", "/lib/python3.", "src/gevent/"]
+            .iter()
+            .any(|part| file.contains(part))
     })
 }
 
