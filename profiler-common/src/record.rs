@@ -97,7 +97,9 @@ pod! {
     pub struct Totals {
         /// Switches that happened.
         pub switches: u64,
-        /// Greenlets given an identity.
+        /// Identities given; none is given twice.
+        pub identities: u64,
+        /// Greenlets that have or had one, without those whose start did not happen.
         pub greenlets: u64,
         /// Of these, seen starting.
         pub births: u64,

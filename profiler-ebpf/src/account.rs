@@ -46,12 +46,9 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     let Slot { sight, to_key: key, .. } = slot;
     // A type that can't be read leaves the greenlet without a type name.
     sight.type_object = UserMemory.pointer(sight.object.at(OB_TYPE)).unwrap_or(Addr::NULL);
-    totals.greenlets += 1;
-    if sight.flags & GREENLET_BORN != 0 {
-        totals.births += 1;
-    }
+    totals.identities += 1;
     let none = StackKey { id: 0, check: 0 };
-    sight.id = key.target << 40 | totals.greenlets;
+    sight.id = key.target << 40 | totals.identities;
     sight.running_ns = 0;
     sight.waiting_ns = 0;
     sight.switches_in = 0;
@@ -62,6 +59,10 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
         return None;
+    }
+    totals.greenlets += 1;
+    if sight.flags & GREENLET_BORN != 0 {
+        totals.births += 1;
     }
     maps::greenlet(key)
 }
@@ -124,7 +125,6 @@ pub fn forget_run(ended_ns: u64, totals: &mut Totals) -> u32 {
 #[inline(never)]
 pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) -> u32 {
     let Slot { end: record, from_key: key, .. } = slot;
-    totals.ends += 1;
     record.head = RecordHead {
         kind: Kind::End as u32,
         version: VERSION,
@@ -135,6 +135,11 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
     record.pimpl = key.pimpl;
     record.how = how;
     record.padding = 0;
+    // Whoever removes it sends its end: its thread's exit and its destructor may meet.
+    if !maps::remove_greenlet(key) {
+        return 0;
+    }
+    totals.ends += 1;
     if !emit::send(record, size_of::<EndRecord>() as u64, false) {
         count(totals, Fault::RingFullEnd);
         totals.unlisted += 1;
@@ -142,7 +147,6 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
         totals.unlisted_waiting_ns += greenlet.waiting_ns;
         totals.unlisted_switches_in += greenlet.switches_in;
     }
-    maps::remove_greenlet(key);
     0
 }
 

@@ -97,8 +97,9 @@ pub fn keep_normal_stack(ctx: &ProbeContext) {
 #[inline(always)]
 pub fn config(cookie: u64) -> Option<&'static TargetConfig> {
     let config = CONFIGS.get_ptr(cookie as u32)?;
-    // SAFETY: an array's element lives as long as the program and is written by
-    // user space before the target's probes fire, and by `on_exec`.
+    // SAFETY: an array's element lives as long as the program. User space and `on_exec`
+    // may write it meanwhile, word by word; every field is read on its own, and what
+    // depends on two of them stands either order.
     let config = unsafe { &*config };
     (config.started_ns != 0).then_some(config)
 }
@@ -116,7 +117,8 @@ pub fn stop(cookie: u64) {
 #[inline(always)]
 pub fn totals(cookie: u64) -> Option<&'static mut Totals> {
     let totals = TOTALS.get_ptr_mut(cookie as u32)?;
-    // SAFETY: the holder of the target's GIL is the only writer.
+    // SAFETY: the holder of the target's GIL writes it, and a thread's exit, which may
+    // lose one of its own counts against it and touches no switch's.
     Some(unsafe { &mut *totals })
 }
 
@@ -132,8 +134,8 @@ pub fn count(totals: &mut Totals, fault: Fault) {
 #[inline(always)]
 pub fn greenlet(key: &GreenletKey) -> Option<&'static mut Greenlet> {
     let greenlet = GREENLETS.get_ptr_mut(key)?;
-    // SAFETY: only its own thread writes it, and only under the GIL; the entry is
-    // removed by the same rule, and not reused before the program ends (RCU).
+    // SAFETY: written under the GIL, by its own thread and by its destructor, and by its
+    // own thread's exit. An element stays allocated for as long as the map.
     Some(unsafe { &mut *greenlet })
 }
 
@@ -143,11 +145,10 @@ pub fn insert_greenlet(key: &GreenletKey, value: &Greenlet) -> bool {
     GREENLETS.insert(key, value, 0).is_ok()
 }
 
-/// Forgets a greenlet.
+/// Forgets a greenlet; false if it was not known.
 #[inline(always)]
-pub fn remove_greenlet(key: &GreenletKey) {
-    // It was there; if it is not, that is what was wanted.
-    let _gone = GREENLETS.remove(key);
+pub fn remove_greenlet(key: &GreenletKey) -> bool {
+    GREENLETS.remove(key).is_ok()
 }
 
 /// The totals of a stack.

@@ -166,7 +166,7 @@ fn undo(hit: &mut Hit<'_>) {
             totals.births -= 1;
         }
         totals.greenlets -= 1;
-        maps::remove_greenlet(&to_key);
+        let _was_known = maps::remove_greenlet(&to_key);
     }
     let from_key = GreenletKey { target: slot.target, pimpl: undo.from };
     let mut from_id = 0;
@@ -248,7 +248,12 @@ fn meet_enterer(hit: &mut Hit<'_>, via: Via) -> Enterer {
             account::ended(stale, now, End::Replaced, slot, totals);
         }
         let born = flags & GREENLET_BORN != 0;
-        let since_ns = if born { now } else { config.started_ns };
+        // User space may end the recording just now.
+        let since_ns = match config.started_ns {
+            0 => now,
+            _ if born => now,
+            started_ns => started_ns,
+        };
         account::sight(slot, head.object, now, since_ns, flags);
         // Without an entry (the map is full, and counted) its times are lost.
         let _entry = account::meet(slot, totals);

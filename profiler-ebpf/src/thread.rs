@@ -11,6 +11,7 @@ use profiler_common::{
     record::{
         End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Thread, Totals,
     },
+    walk::StackKey,
 };
 
 use crate::{
@@ -163,6 +164,9 @@ pub fn resync(config: &TargetConfig, slot: &mut Slot, now_ns: u64, totals: &mut 
     if let Some(greenlet) = maps::greenlet(&believed) {
         greenlet.since_ns = now_ns;
         greenlet.flags &= !GREENLET_RUNNING;
+        // Where it waits from now on is not known; where it waited before is over.
+        greenlet.stack = StackKey { id: 0, check: 0 };
+        greenlet.sent = 0;
     }
     slot.undo.valid = 0;
     adopt(&config.layout, slot, now_ns, 0, totals)
@@ -189,6 +193,8 @@ pub fn on_exit() {
     let key = GreenletKey { target: slot.target, pimpl: slot.current };
     if let Some(greenlet) = maps::greenlet(&key)
         && greenlet.flags & GREENLET_RUNNING != 0
+        // Its address may be another thread's greenlet by now.
+        && greenlet.thread == slot.thread
     {
         slot.from_key = key;
         account::ended(greenlet, now, End::ThreadExit, slot, totals);

@@ -46,7 +46,7 @@ impl Output {
         })?;
         let partial = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
         // That it can be made is known now; killed meanwhile, nothing of it stays.
-        File::create(&partial).and_then(|_| fs::remove_file(&partial)).map_err(|error| refused(&error))?;
+        create(&partial).and_then(|_| fs::remove_file(&partial)).map_err(|error| refused(&error))?;
         Ok(Self::File { path: path.to_owned(), partial })
     }
 
@@ -64,7 +64,7 @@ impl Output {
                 }
             }
             Self::File { ref path, ref partial } => {
-                let written = File::create(partial).and_then(|file| {
+                let written = create(partial).and_then(|file| {
                     let mut out = BufWriter::new(file);
                     write(&mut out)?;
                     out.flush()
@@ -81,6 +81,11 @@ impl Output {
             }
         }
     }
+}
+
+/// Makes a file that nobody else made: root follows no link that was laid for it.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 impl Drop for Output {

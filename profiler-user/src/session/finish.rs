@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     kernel::Engine,
+    memory::LiveProcess,
     profile::{
         Builder, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow, ThreadRow,
         TotalsRow,
@@ -144,7 +145,7 @@ impl Closing<'_> {
         self.unlisted(profile, builder);
         self.stacks(builder);
         self.runs(&ids, profile);
-        self.intervals(&ids, profile);
+        self.intervals(&ids, &lives, profile);
     }
 
     fn threads(&mut self, profile: &mut Profile) {
@@ -254,7 +255,8 @@ impl Closing<'_> {
         let found = std::mem::take(&mut self.target.enumerated);
         let frames = std::mem::take(&mut self.target.enumerated_frames);
         for (found, frames) in found.into_iter().zip(frames) {
-            if switched.contains(&found.pimpl) {
+            let unlisted = self.target.unlisted_from_before.contains(&(found.pimpl, found.object));
+            if switched.contains(&found.pimpl) || unlisted {
                 continue;
             }
             match found.state {
@@ -269,10 +271,14 @@ impl Closing<'_> {
                 *self.faults.entry(doubt).or_default() += 1;
             }
             let alive = self.target.gone_ns.is_none();
-            // Freed without a switch is possible: then how long it waited is unknown.
-            let same = !alive
-                || Head::read(&layout, &mut self.target.memory, found.pimpl, &mut [0; SCRATCH_WORDS])
-                    .is_ok_and(|head| head.object == found.object && head.life(false) == Stage::Active);
+            // Freed without a switch is possible, and so is one whose switches had no room
+            // (both counted): then how long it waited is unknown.
+            let lost = self.totals.unlisted > 0 || self.fault(Fault::GreenletsFull) > 0;
+            let unchanged = |memory: &mut LiveProcess| {
+                Head::read(&layout, memory, found.pimpl, &mut [0; SCRATCH_WORDS])
+                    .is_ok_and(|head| head.object == found.object && head.life(false) == Stage::Active)
+            };
+            let same = !lost && (!alive || unchanged(&mut self.target.memory));
             let running = found.state == GreenletState::Running;
             profile.totals.greenlets_seen += 1;
             let id = profile.greenlets.len() as u64 + 1;
@@ -293,6 +299,11 @@ impl Closing<'_> {
                 builder.add_open(&frames, state, pid, duration_ns, id, Open::Both);
             }
         }
+    }
+
+    /// How often the kernel part met a fault.
+    fn fault(&self, fault: Fault) -> u64 {
+        self.totals.faults.get(fault as usize).copied().unwrap_or_default()
     }
 
     /// Dead greenlets that the list has no room for.
@@ -356,11 +367,14 @@ impl Closing<'_> {
         }
     }
 
-    fn intervals(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile) {
-        let Some(intervals) = self.target.intervals.take() else {
+    fn intervals(&mut self, ids: &FxHashMap<u64, u64>, lives: &[Life], profile: &mut Profile) {
+        let Some(mut intervals) = self.target.intervals.take() else {
             return;
         };
         let rows = profile.intervals.get_or_insert_default();
+        for life in lives.iter().filter(|life| life.born) {
+            intervals.born(life.id);
+        }
         for (kernel_id, lane) in intervals.finish(self.bounds) {
             let Some(id) = ids.get(&kernel_id) else {
                 continue;

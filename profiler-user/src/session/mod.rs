@@ -211,6 +211,9 @@ impl Session {
                 let totals = self.engine.totals(target.cookie)?;
                 switches += totals.switches;
                 target.notice_exec(&totals);
+                if target.gone_ns.is_some() {
+                    target.stop(&mut self.engine)?;
+                }
                 target.reconfigure(&mut self.engine)?;
             }
             let elapsed = Duration::from_nanos(now.saturating_sub(started_ns));
@@ -284,10 +287,13 @@ impl Session {
             target.stop(&mut self.engine)?;
         }
         let ended_ns = monotonic_ns();
-        let cost = self.engine.ns_per_hit()?.map(|ns_per_hit| Cost { ns_per_hit });
+        self.drain(recorded);
+        // First of all: the target may go away at any time.
+        self.validate(recorded)?;
+        // What it cost is good to know, and no reason to lose the recording.
+        let cost = self.engine.ns_per_hit().ok().flatten().map(|ns_per_hit| Cost { ns_per_hit });
         self.engine.detach()?;
         self.drain(recorded);
-        self.validate(recorded)?;
         Ok((ended_ns, cost))
     }
 }

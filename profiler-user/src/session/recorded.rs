@@ -1,6 +1,6 @@
 //! What is known of one target while it is recorded.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use profiler_common::{
     address::Addr,
@@ -8,12 +8,12 @@ use profiler_common::{
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
-        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_FIRST, Greenlet, Kind, RecordHead,
-        StackHead, StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN, GREENLET_FIRST, Greenlet,
+        Kind, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Options, SessionError,
@@ -66,6 +66,8 @@ pub(super) struct Recorded {
     pub(super) ended: Vec<EndRecord>,
     /// Ended ones beyond `max_ended`.
     pub(super) unlisted: Unlisted,
+    /// Those of them that were there before the recording: enumeration may know them.
+    pub(super) unlisted_from_before: FxHashSet<(Addr, Addr)>,
     max_ended: usize,
     pub(super) enumerated: Vec<FoundGreenlet>,
     /// Stacks of the enumerated ones, root first, as they were then.
@@ -120,6 +122,7 @@ impl Recorded {
             memory,
             ended: Vec::new(),
             unlisted: Unlisted::default(),
+            unlisted_from_before: FxHashSet::default(),
             max_ended: options.max_greenlets as usize,
             enumerated: Vec::new(),
             enumerated_frames: Vec::new(),
@@ -250,7 +253,10 @@ impl Recorded {
 
     /// The process ended; its threads told when.
     pub(super) fn exited(&mut self, totals: &Totals, now_ns: u64) {
-        let end = if totals.exit_ns != 0 { totals.exit_ns } else { now_ns };
+        // The last of its threads that switched may have ended long before it.
+        let just = Duration::from_millis(250).as_nanos();
+        let recent = u128::from(now_ns.saturating_sub(totals.exit_ns)) <= just;
+        let end = if recent { totals.exit_ns } else { now_ns };
         self.gone_ns.get_or_insert(end);
     }
 
@@ -260,7 +266,14 @@ impl Recorded {
         totals: &FxHashMap<StackKey, StackTotals>,
         engine: &mut Engine,
     ) -> Result<(), SessionError> {
-        if self.stacks.validate(&mut self.memory, totals) && self.config.started_ns != 0 {
+        let gone = self.stacks.gone(&mut self.memory);
+        if !gone.is_empty() && !target::same_image(&self.target) {
+            // Not the codes went, the process did: what they were, they were to its end.
+            self.gone_ns.get_or_insert_with(super::monotonic_ns);
+            return Ok(());
+        }
+        self.stacks.apply(&gone, totals);
+        if !gone.is_empty() && self.config.started_ns != 0 {
             self.config.sending += 1;
             self.config_changed = true;
         }
@@ -332,6 +345,9 @@ pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) ->
             target.ended.push(end);
         } else {
             target.unlisted.add(&end.greenlet);
+            if end.greenlet.flags & GREENLET_BORN == 0 {
+                target.unlisted_from_before.insert((end.pimpl, end.greenlet.object));
+            }
         }
     } else if known == Kind::Switch as u32
         && let Some(switch) = part::<SwitchRecord>(record)

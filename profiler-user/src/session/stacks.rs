@@ -219,23 +219,25 @@ impl Stacks {
         Ok(code)
     }
 
-    /// Looks whether every code is still what it was when `totals` were read; true if
-    /// one is not, and the stacks have to be sent anew.
-    pub(super) fn validate<M: Memory>(
-        &mut self,
-        memory: &mut M,
-        totals: &FxHashMap<StackKey, StackTotals>,
-    ) -> bool {
-        let mut gone: FxHashSet<(Addr, u32)> = FxHashSet::default();
-        let python = self.python;
-        self.codes.retain(|&(code, check), _| {
-            let same = code_is(&python, code, memory, &mut [0; SCRATCH_WORDS], check).unwrap_or(false);
-            if !same {
-                gone.insert((code, check));
-                self.checks.remove(&code);
-            }
-            same
-        });
+    /// The codes that are not what they were.
+    pub(super) fn gone<M: Memory>(&self, memory: &mut M) -> FxHashSet<(Addr, u32)> {
+        let mut words = [0; SCRATCH_WORDS];
+        self.codes
+            .keys()
+            .filter(|(code, check)| {
+                !code_is(&self.python, *code, memory, &mut words, *check).unwrap_or(false)
+            })
+            .copied()
+            .collect()
+    }
+
+    /// Closes the books of the stacks with a code of `gone`; those of the others are
+    /// sure up to `totals`, which were read before.
+    pub(super) fn apply(&mut self, gone: &FxHashSet<(Addr, u32)>, totals: &FxHashMap<StackKey, StackTotals>) {
+        for (code, check) in gone {
+            self.codes.remove(&(*code, *check));
+            self.checks.remove(code);
+        }
         for (key, known) in &mut self.known {
             let now = totals.get(key).copied().unwrap_or(NOTHING);
             let holds = |frame: &walk::Frame| !gone.contains(&(frame.code, frame.check));
@@ -243,12 +245,15 @@ impl Stacks {
                 known.validated = now;
             } else {
                 known.turn(now, holds, &mut self.faults);
-                // Nothing more is added to these frames until they come anew.
+                // Nothing more is added to these frames until they come anew, even if
+                // they come with the same code.
                 known.frames = known.unsure(holds);
                 known.validated = now;
+                for frame in known.taken.frames.iter_mut().filter(|frame| !holds(frame)) {
+                    frame.check = 0;
+                }
             }
         }
-        !gone.is_empty()
     }
 
     /// Each stack's time, split where its codes changed.

@@ -54,6 +54,8 @@ pub struct Life {
     pub thread: u64,
     /// A thread's main greenlet.
     pub main: bool,
+    /// Its birth was seen.
+    pub born: bool,
     /// Its end was not seen.
     pub alive: bool,
     /// Switches into it.
@@ -117,6 +119,7 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         type_object: greenlet.type_object,
         thread: greenlet.thread,
         main: greenlet.flags & GREENLET_MAIN != 0,
+        born: born_inside(greenlet),
         alive: false,
         switches_in: greenlet.switches_in,
         running_ns: greenlet.running_ns + if first { head_start_ns } else { 0 },
