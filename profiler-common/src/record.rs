@@ -113,6 +113,9 @@ pod! {
         pub unlisted_waiting_ns: u64,
         /// Switches into them.
         pub unlisted_switches_in: u64,
+        /// Not 0 once a hit could not be accounted: from then on a greenlet that is seen for
+        /// the first time may have run or been born unseen, and its past is unknown.
+        pub blind: u64,
         /// Hits of the probes.
         pub hits: u64,
         /// When the process replaced itself by `execve`, else 0.

@@ -58,6 +58,7 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.sent = 0;
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
+        totals.blind = 1;
         return None;
     }
     totals.greenlets += 1;

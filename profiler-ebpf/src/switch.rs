@@ -77,11 +77,13 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
             return;
         }
         if !thread::learn(config, this, now, slot, totals) {
+            totals.blind = 1;
             return;
         }
     }
     let Ok(current) = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) else {
         count(totals, Fault::ReadState);
+        totals.blind = 1;
         return;
     };
     let mut hit = Hit { config, slot, totals, now };
@@ -111,6 +113,7 @@ fn lost(ctx: &ProbeContext) -> u32 {
     let target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     if let Some(totals) = maps::totals(target) {
         count(totals, Fault::NoTaskStorage);
+        totals.blind = 1;
     }
     0
 }
@@ -122,7 +125,7 @@ enum Enterer {
     None,
     /// It was seen before.
     Known,
-    /// It starts now.
+    /// It starts now, or what it did before is unknown.
     Born,
     /// It waited before the recording began.
     Begun,
@@ -251,13 +254,13 @@ fn meet_enterer(hit: &mut Hit<'_>, via: Via) -> Enterer {
         // User space may end the recording just now.
         let since_ns = match config.started_ns {
             0 => now,
-            _ if born => now,
+            _ if born || totals.blind != 0 => now,
             started_ns => started_ns,
         };
         account::sight(slot, head.object, now, since_ns, flags);
         // Without an entry (the map is full, and counted) its times are lost.
         let _entry = account::meet(slot, totals);
-        return if born { Enterer::Born } else { Enterer::Begun };
+        return if since_ns == now { Enterer::Born } else { Enterer::Begun };
     }
     count(totals, Fault::DeadTarget);
     Enterer::None
@@ -284,8 +287,7 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
     if let Some(fault) = fault {
         count(totals, fault);
     }
-    if depth == 0 {
-        count(totals, Fault::NoFrames);
+    if depth == 0 && fault.is_some() {
         return 0;
     }
     greenlet.begun_stack = key;
@@ -390,9 +392,6 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
         count(totals, Fault::ThreadState);
         return is_dead(config, slot, from);
     };
-    if start.frame.is_null() {
-        return is_dead(config, slot, from);
-    }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, from.type_object);
     stack::walk(start, empty, python, &mut slot.scratch);
@@ -401,7 +400,13 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
         count(totals, fault);
     }
     if depth == 0 {
-        return is_dead(config, slot, from);
+        if is_dead(config, slot, from) {
+            return true;
+        }
+        if fault.is_some() {
+            return false;
+        }
+        // It runs no Python: its stack is the empty one.
     }
     if key != previous || from.sent != config.sending {
         about(config, slot, *now, from.type_object, empty);

@@ -107,7 +107,8 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
     }
     slot.thread = bpf_get_current_pid_tgid();
     slot.undo.valid = 0;
-    if !adopt(layout, slot, now_ns, GREENLET_FIRST, totals) {
+    let first = if totals.blind == 0 { GREENLET_FIRST } else { 0 };
+    if !adopt(layout, slot, now_ns, first, totals) {
         count(totals, Fault::ReadState);
         return false;
     }
@@ -160,6 +161,7 @@ fn adopt(layout: &Layout, slot: &mut Slot, now_ns: u64, flags: u32, totals: &mut
 #[inline(never)]
 pub fn resync(config: &TargetConfig, slot: &mut Slot, now_ns: u64, totals: &mut Totals) -> bool {
     count(totals, Fault::OutOfStep);
+    totals.blind = 1;
     let believed = GreenletKey { target: slot.target, pimpl: slot.current };
     if let Some(greenlet) = maps::greenlet(&believed) {
         greenlet.since_ns = now_ns;

@@ -20,7 +20,7 @@ pub(super) fn lines(profile: &Profile, show: impl Fn(&str) -> &str) -> BTreeMap<
         // a compiler made, but `exec` and `compile` take any file name.
         let frames: Vec<String> =
             row.frames.iter().map(|frame| labelled(frame, &show).replace([';', '\n', '\r'], "_")).collect();
-        let line = if frames.is_empty() { "[unknown]".to_owned() } else { frames.join(";") };
+        let line = if frames.is_empty() { "[no Python frame]".to_owned() } else { frames.join(";") };
         *lines.entry(line).or_default() += row.ns;
     }
     lines

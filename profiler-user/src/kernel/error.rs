@@ -55,7 +55,10 @@ impl KernelError {
         let mut source: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = source {
             if let Some(io) = error.downcast_ref::<io::Error>() {
-                return io.kind() == io::ErrorKind::PermissionDenied;
+                // The verifier, too, says EACCES, of a program that it refuses.
+                let refused = matches!(self, Self::Program { .. });
+                return io.raw_os_error() == Some(libc::EPERM)
+                    || !refused && io.kind() == io::ErrorKind::PermissionDenied;
             }
             source = error.source();
         }
