@@ -145,7 +145,7 @@ pub fn record(
         .collect::<Result<Vec<_>, _>>()?;
     progress(Progress::Recording);
     for target in &mut recorded {
-        target.enumerate();
+        target.enumerate(false);
         target.name_threads();
     }
 
@@ -203,7 +203,7 @@ impl Session {
             if now >= next_validation {
                 // What a hit costs was measured long enough.
                 self.engine.stop_stats();
-                self.validate(recorded)?;
+                self.validate(recorded, false)?;
                 next_validation = monotonic_ns() + ns(VALIDATION);
             }
             let mut switches = 0;
@@ -272,11 +272,11 @@ impl Session {
         }
     }
 
-    fn validate(&mut self, recorded: &mut [Recorded]) -> Result<(), SessionError> {
+    fn validate(&mut self, recorded: &mut [Recorded], last: bool) -> Result<(), SessionError> {
         let totals = self.engine.stacks()?.into_iter().collect();
         for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
             target.validate(&totals, &mut self.engine)?;
-            target.enumerate();
+            target.enumerate(last);
         }
         Ok(())
     }
@@ -289,7 +289,7 @@ impl Session {
         let ended_ns = monotonic_ns();
         self.drain(recorded);
         // First of all: the target may go away at any time.
-        self.validate(recorded)?;
+        self.validate(recorded, true)?;
         // What it cost is good to know, and no reason to lose the recording.
         let cost = self.engine.ns_per_hit().ok().flatten().map(|ns_per_hit| Cost { ns_per_hit });
         self.engine.detach()?;

@@ -140,8 +140,10 @@ impl Recorded {
 
     /// Finds the greenlets that exist now, for some may never switch. If the walk over
     /// the target's objects is torn, it is tried again when this is called again.
-    pub(super) fn enumerate(&mut self) {
-        if self.enumerated_whole || self.enumerations >= MAX_ENUMERATIONS || self.gone_ns.is_some() {
+    /// However often that was, it is tried the `last` time, at the end.
+    pub(super) fn enumerate(&mut self, last: bool) {
+        let tired = self.enumerations >= MAX_ENUMERATIONS && !last;
+        if self.enumerated_whole || tired || self.gone_ns.is_some() {
             return;
         }
         self.enumerations += 1;
