@@ -101,14 +101,6 @@ pub enum Progress {
     },
 }
 
-/// Why a recording ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
-    Duration,
-    Stopped,
-    TargetsGone,
-}
-
 /// Records `targets` until the duration is over, `stop` is readable, or all of them
 /// are gone.
 ///
@@ -191,14 +183,14 @@ impl Session {
         options: &Options,
         started_ns: u64,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Ended, SessionError> {
+    ) -> Result<(), SessionError> {
         let deadline = options.duration.map(|duration| started_ns + ns(duration));
         let mut next_validation = monotonic_ns() + ns(VALIDATION);
         loop {
             self.drain(recorded);
             let now = monotonic_ns();
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return Ok(Ended::Duration);
+                return Ok(());
             }
             if now >= next_validation {
                 // What a hit costs was measured long enough.
@@ -220,11 +212,11 @@ impl Session {
             let stacks = recorded.iter().map(Recorded::stack_count).sum();
             progress(Progress::Turn { elapsed, switches, stacks });
             if recorded.iter().all(|target| target.gone_ns.is_some()) {
-                return Ok(Ended::TargetsGone);
+                return Ok(());
             }
             let wait = deadline.map_or(TURN, |deadline| TURN.min(Duration::from_nanos(deadline - now)));
             if self.wait(recorded, wait)? {
-                return Ok(Ended::Stopped);
+                return Ok(());
             }
         }
     }

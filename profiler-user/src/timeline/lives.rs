@@ -2,9 +2,7 @@
 
 use profiler_common::{
     address::Addr,
-    record::{
-        End, EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread,
-    },
+    record::{EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread},
     walk::StackKey,
 };
 
@@ -119,31 +117,13 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         type_object: greenlet.type_object,
         thread: greenlet.thread,
         main: greenlet.flags & GREENLET_MAIN != 0,
-        born: born_inside(greenlet),
+        born: greenlet.flags & GREENLET_BORN != 0,
         alive: false,
         switches_in: greenlet.switches_in,
         running_ns: greenlet.running_ns + if first { head_start_ns } else { 0 },
         waiting_ns: greenlet.waiting_ns,
         seen_ns: greenlet.seen_ns,
         open_waits,
-    }
-}
-
-/// Whether the greenlet's birth was seen.
-#[must_use]
-pub const fn born_inside(greenlet: &Greenlet) -> bool {
-    greenlet.flags & GREENLET_BORN != 0
-}
-
-/// The end that a record names, if it is one of ours.
-#[must_use]
-pub const fn end_of(how: u32) -> Option<End> {
-    match how {
-        1 => Some(End::Finished),
-        2 => Some(End::Freed),
-        3 => Some(End::ThreadExit),
-        4 => Some(End::Replaced),
-        _ => None,
     }
 }
 
