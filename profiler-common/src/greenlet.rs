@@ -163,8 +163,6 @@ pub fn suspended_start<M: Memory>(layout: &Layout, memory: &mut M, pimpl: Addr) 
     let greenlet = &layout.greenlet;
     Ok(Start {
         frame: memory.pointer(pimpl.at(greenlet.current_frame))?,
-        chunk: memory.pointer(pimpl.at(greenlet.chunk))?,
-        top: memory.pointer(pimpl.at(greenlet.top))?,
         top_frame_only: greenlet.top_frame_only != 0,
     })
 }

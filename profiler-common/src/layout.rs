@@ -22,10 +22,6 @@ pub struct PythonLayout {
     pub tstate_frame: u16,
     /// `_PyCFrame.current_frame`, or [`ABSENT`] when `tstate_frame` is the frame itself.
     pub cframe_frame: u16,
-    /// `PyThreadState.datastack_chunk`.
-    pub tstate_chunk: u16,
-    /// `PyThreadState.datastack_top`.
-    pub tstate_top: u16,
     /// `PyThreadState.thread_id`, the `pthread_self()` of the thread.
     pub tstate_thread_id: u16,
     /// `PyThreadState.native_thread_id`.
@@ -50,8 +46,6 @@ pub struct PythonLayout {
     pub code_firstlineno: u16,
     /// `PyCodeObject.co_filename`; `co_name`, `co_qualname`, `co_linetable` follow it.
     pub code_filename: u16,
-    /// `_PyStackChunk.size` (bytes), after `previous` at 0.
-    pub chunk_size: u16,
     /// `PyASCIIObject.hash`.
     pub str_hash: u16,
 }

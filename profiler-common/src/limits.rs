@@ -17,8 +17,8 @@ pub const WINDOW_WORDS: usize = 512;
 /// Words behind the window that a masked index plus a field's offset may reach.
 pub const WINDOW_SLACK_WORDS: usize = 16;
 
-/// Words read of a `PyThreadState` at once.
-pub const THREAD_STATE_WORDS: usize = 40;
+/// Words read of a `PyThreadState` at once: all that a switch needs on every version.
+pub const THREAD_STATE_WORDS: usize = 11;
 
 /// Links of a `parent` chain followed.
 pub const MAX_PARENTS: usize = 8;

@@ -73,12 +73,10 @@ pod! {
         pub epoch: u32,
         /// The offsets.
         pub layout: Layout,
-        /// None.
-        pub padding: u16,
         /// A stack is sent once for each value; never 0.
         pub sending: u32,
         /// None.
-        pub padding2: u32,
+        pub padding: u32,
     }
 
     /// A run without a switch.
@@ -195,8 +193,6 @@ pod! {
         pub target: u64,
         /// Its `PyThreadState`.
         pub tstate: Addr,
-        /// Its `pthread_self()`.
-        pub thread_id: u64,
         /// When it was first seen.
         pub seen_ns: u64,
         /// The greenlet that was current then.

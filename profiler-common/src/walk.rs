@@ -1,9 +1,13 @@
 //! The one unwinder: a chain of interpreter frames, step by step.
 //!
 //! From CPython 3.11 on the frames that a thread (or a greenlet) owns lie next to
-//! each other in its data stack chunks, so one copy of 4 KiB, the *window*, holds
-//! about thirty of them; a frame elsewhere (a generator's, a C-stack shim) costs
+//! each other in its data stack chunks, so one copy of up to 4 KiB, the *window*,
+//! holds about thirty of them; a frame elsewhere (a generator's, a C-stack shim) costs
 //! one more copy. A copy costs about the same for 8 bytes as for 4 KiB.
+//!
+//! A window never begins before the page that its frame begins in, so that all of it is
+//! mapped; a chunk begins on a page. What else lies in a window does not matter: only
+//! frames that the chain leads to are looked at. So the chunks' bounds need not be known.
 //!
 //! [`Walk::step`] is one iteration: the kernel runs it inside `bpf_loop`, user
 //! space in a plain loop.
@@ -11,7 +15,7 @@
 use crate::{
     address::Addr,
     fault::Fault,
-    layout::{ABSENT, Layout, PythonLayout},
+    layout::{ABSENT, PythonLayout},
     limits::{MAX_FRAMES, WINDOW_SLACK_WORDS, WINDOW_WORDS},
     memory::Memory,
 };
@@ -21,8 +25,11 @@ const SMALL_WORDS: usize = 128;
 const SMALL_BYTES: u64 = (SMALL_WORDS * 8) as u64;
 /// Words copied for a frame outside the window: the frame's head on every version.
 const ODD_WORDS: usize = 11;
-/// Chunks of the data stack followed for one stack.
-const MAX_CHUNKS: u32 = 16;
+/// The size of a page, or a part of it.
+const PAGE: u64 = 4_096;
+/// [`RawFrame::owner`] of a frame in a thread's data stack.
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_frame.h> (`enum _frameowner`)
+const OWNED_BY_THREAD: u8 = 0;
 /// The hash of a string that was not asked for it yet: -1.
 /// <https://github.com/python/cpython/blob/v3.12.1/Include/cpython/unicodeobject.h#L108>
 const NO_HASH: u64 = u64::MAX;
@@ -140,8 +147,14 @@ impl Window {
         self.odd.get(index).copied().unwrap_or_default()
     }
 
+    /// Copies the frame at `at` and what lies below it, down to its page's begin.
     #[inline(always)]
-    fn fill<M: Memory>(&mut self, memory: &mut M, base: u64, end: u64) -> Result<(), Fault> {
+    fn fill<M: Memory>(&mut self, memory: &mut M, at: u64, python: &PythonLayout) -> Result<(), Fault> {
+        let end = at.wrapping_add(u64::from(python.frame_size));
+        let page = at & !(PAGE - 1);
+        let low = end.wrapping_sub(WINDOW_BYTES);
+        // A frame that ends in the next page: that one is mapped as well.
+        let base = if low > page { low } else { page };
         self.base = 0;
         // Two sizes that the compiler and the verifier know; most stacks fit the small.
         if end.wrapping_sub(base) <= SMALL_BYTES
@@ -155,6 +168,13 @@ impl Window {
         }
         self.base = base;
         Ok(())
+    }
+
+    /// Whether `at` lies in the page below the window: more of the same data stack, for
+    /// C stacks and heaps lie elsewhere.
+    #[inline(always)]
+    const fn continues(&self, at: u64) -> bool {
+        self.base != 0 && self.base.wrapping_sub(at) <= PAGE
     }
 
     #[inline(always)]
@@ -199,10 +219,6 @@ impl Window {
 pub struct Start {
     /// The leaf frame; null for an empty stack.
     pub frame: Addr,
-    /// The chunk of the data stack in use, or null.
-    pub chunk: Addr,
-    /// The end of the used part of that chunk.
-    pub top: Addr,
     /// Follow no `previous` (see [`crate::layout::GreenletLayout::top_frame_only`]).
     pub top_frame_only: bool,
 }
@@ -211,9 +227,6 @@ pub struct Start {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Walk {
     frame: u64,
-    chunk: u64,
-    top: u64,
-    chunks: u32,
     /// Python frames seen so far.
     pub depth: u32,
     /// The key so far.
@@ -221,6 +234,8 @@ pub struct Walk {
     /// Why the walk ended before the root.
     pub fault: Option<Fault>,
     top_frame_only: bool,
+    /// The next frame, if it is outside the window, is taken for one in the data stack.
+    data_stack: bool,
 }
 
 /// What one step of a walk gave.
@@ -239,13 +254,11 @@ impl Walk {
     #[inline(always)]
     pub const fn begin(&mut self, start: &Start, key: StackKey) {
         self.frame = start.frame.0;
-        self.chunk = start.chunk.0;
-        self.top = start.top.0;
-        self.chunks = 0;
         self.depth = 0;
         self.key = key;
         self.fault = None;
         self.top_frame_only = start.top_frame_only;
+        self.data_stack = true;
     }
 
     /// The next frame.
@@ -295,31 +308,17 @@ impl Walk {
         if window.covers(at, python) {
             return Ok(window.inside(at, python));
         }
-        if at >= self.chunk && at < self.top && self.chunk != 0 {
-            // Older frames lie below: end the window with this frame, and don't
-            // begin before the chunk (what lies there may not be mapped).
-            let end = at.wrapping_add(u64::from(python.frame_size));
-            let low = end.wrapping_sub(WINDOW_BYTES);
-            let base = if low > at || low < self.chunk { self.chunk } else { low } & !7;
-            window.fill(memory, base, end)?;
-            return Ok(window.inside(at, python));
+        if self.data_stack || window.continues(at) {
+            window.fill(memory, at, python)?;
+            let raw = window.inside(at, python);
+            // The caller of a thread's own frame is in the window, or elsewhere.
+            self.data_stack = raw.owner != OWNED_BY_THREAD;
+            return Ok(raw);
         }
+        // A copy of its own leaves the window as it is: after a shim or a generator the
+        // chain comes back to it.
         let raw = window.outside(memory, Addr(at), python)?;
-        if raw.owner == 0 && self.chunk != 0 && self.chunks < MAX_CHUNKS {
-            // A thread's own frame outside the current chunk: an older chunk.
-            self.chunks += 1;
-            let header: &mut [u64; 2] = &mut [0; 2];
-            if memory.read(Addr(self.chunk), header).is_ok() {
-                let [previous, _size] = *header;
-                self.chunk = previous;
-                self.top = 0;
-                if previous != 0
-                    && let Ok(size) = memory.word(Addr(previous).at(python.chunk_size))
-                {
-                    self.top = previous.wrapping_add(size & 0xffff_ffff);
-                }
-            }
-        }
+        self.data_stack = raw.owner == OWNED_BY_THREAD;
         Ok(raw)
     }
 }
@@ -399,23 +398,18 @@ fn check_before<M: Memory>(
     Ok(if folded == 0 { 1 } else { folded })
 }
 
-/// Where the walk of the running thread begins, from its thread state's `words`.
+/// The leaf frame of a running thread, from the first words of its `PyThreadState`.
 ///
 /// # Errors
 ///
 /// [`Fault::ReadState`] when the C frame of CPython 3.11 and 3.12 cannot be read.
 #[inline(always)]
-pub fn running_start<M: Memory>(layout: &Layout, words: &[u64; 64], memory: &mut M) -> Result<Start, Fault> {
-    let python = &layout.python;
-    let at = |offset: u16| words.get(offset as usize >> 3 & 63).copied().unwrap_or_default();
-    let mut frame = Addr(at(python.tstate_frame));
-    if python.cframe_frame != ABSENT {
-        frame = memory.pointer(frame.at(python.cframe_frame))?;
-    }
-    Ok(Start {
-        frame,
-        chunk: Addr(at(python.tstate_chunk)),
-        top: Addr(at(python.tstate_top)),
-        top_frame_only: false,
-    })
+pub fn running_frame<M: Memory>(
+    python: &PythonLayout,
+    words: &[u64; SCRATCH_WORDS],
+    memory: &mut M,
+) -> Result<Addr, Fault> {
+    let at = |offset: u16| words.get(offset as usize >> 3 & (SCRATCH_WORDS - 1)).copied().unwrap_or_default();
+    let frame = Addr(at(python.tstate_frame));
+    if python.cframe_frame == ABSENT { Ok(frame) } else { memory.pointer(frame.at(python.cframe_frame)) }
 }

@@ -39,8 +39,6 @@ pub struct Slot {
     pub thread: u64,
     /// Its `PyThreadState`.
     pub tstate: Addr,
-    /// Its `pthread_self()`.
-    pub thread_id: u64,
     /// greenlet's `ThreadState`.
     pub thread_state: Addr,
     /// The greenlet that we believe current: its C++ object.
@@ -59,8 +57,6 @@ pub struct Slot {
     pub end: EndRecord,
     /// Scratch.
     pub switch: SwitchRecord,
-    /// Scratch: a `PyThreadState`; an index is masked with 63.
-    pub tstate_words: [u64; 64],
     /// Scratch: a greenlet that is met.
     pub sight: Greenlet,
     /// Scratch: a walk.

@@ -15,7 +15,7 @@ use profiler_common::{
         CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING,
         Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals, VERSION,
     },
-    walk::{StackKey, Start, Walk, running_start},
+    walk::{StackKey, Start, Walk},
 };
 
 use crate::{
@@ -94,16 +94,14 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
         return;
     }
     hit.slot.to_key = GreenletKey { target: hit.slot.target, pimpl: this };
-    let fresh = match enterer(&mut hit, via) {
-        Enterer::None => return,
-        Enterer::Known => false,
-        Enterer::Born => true,
-        Enterer::Begun => {
-            begun(&mut hit);
-            true
-        }
-    };
-    leave(&mut hit, fresh);
+    let (known, enterer) = enterer(&mut hit, via);
+    if enterer == Enterer::None {
+        return;
+    }
+    if enterer == Enterer::Begun {
+        begun(&mut hit);
+    }
+    leave(&mut hit, known, enterer != Enterer::Known);
 }
 
 /// A hit for which there is no room: counted if anything can be.
@@ -188,19 +186,20 @@ fn undo(hit: &mut Hit<'_>) {
     }
 }
 
-/// Who enters: what was asked for, unless that is dead.
+/// Who enters: what was asked for, unless that is dead. With the entry of most that are
+/// known, for a second lookup would cost as much as a read of the target's memory.
 #[inline(always)]
-fn enterer(hit: &mut Hit<'_>, via: Via) -> Enterer {
+fn enterer(hit: &mut Hit<'_>, via: Via) -> (Option<&'static mut Greenlet>, Enterer) {
     if via != Via::Initialstub
         && let Some(known) = maps::greenlet(&hit.slot.to_key)
     {
         if known.thread != hit.slot.thread {
             count(hit.totals, Fault::WrongThread);
-            return Enterer::None;
+            return (None, Enterer::None);
         }
-        return Enterer::Known;
+        return (Some(known), Enterer::Known);
     }
-    meet_enterer(hit, via)
+    (None, meet_enterer(hit, via))
 }
 
 /// Looks at a greenlet that is not known: a birth, one that was there before us,
@@ -310,7 +309,7 @@ fn about(config: &TargetConfig, slot: &mut Slot, now: u64, type_object: Addr, em
 
 /// Takes the leaver's stack and moves both greenlets' books on.
 #[inline(always)]
-fn leave(hit: &mut Hit<'_>, fresh: bool) {
+fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
     let now = hit.now;
     let slot = &mut *hit.slot;
     slot.from_key = GreenletKey { target: slot.target, pimpl: slot.current };
@@ -342,7 +341,7 @@ fn leave(hit: &mut Hit<'_>, fresh: bool) {
     undo.ended_ns = now;
     slot.current = slot.to_key.pimpl;
     let mut to_id = 0;
-    if let Some(to) = maps::greenlet(&slot.to_key) {
+    if let Some(to) = known.or_else(|| maps::greenlet(&slot.to_key)) {
         to_id = to.id;
         slot.current_object = to.object;
         let ns = now.saturating_sub(to.since_ns);
@@ -388,13 +387,13 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     }
     let previous = from.stack;
     from.stack = StackKey { id: 0, check: 0 };
-    let Some(start) = leaver_start(config, slot) else {
+    let Some(frame) = thread::leaf_frame(config, slot) else {
         count(totals, Fault::ThreadState);
         return is_dead(config, slot, from);
     };
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, from.type_object);
-    stack::walk(start, empty, python, &mut slot.scratch);
+    stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
     let Walk { key, depth, fault, .. } = slot.scratch.walk;
     if let Some(fault) = fault {
         count(totals, fault);
@@ -416,14 +415,6 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     from.stack = key;
     slot.run.stack = key;
     false
-}
-
-#[inline(always)]
-fn leaver_start(config: &TargetConfig, slot: &mut Slot) -> Option<Start> {
-    if thread::read_tstate(config, slot).is_err() && !thread::find_tstate(config, slot) {
-        return None;
-    }
-    running_start(&config.layout, &slot.tstate_words, &mut UserMemory).ok()
 }
 
 /// A greenlet without frames is finished if its C stack is gone.

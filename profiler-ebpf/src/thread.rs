@@ -11,7 +11,7 @@ use profiler_common::{
     record::{
         End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Thread, Totals,
     },
-    walk::StackKey,
+    walk::{SCRATCH_WORDS, StackKey, running_frame},
 };
 
 use crate::{
@@ -21,54 +21,61 @@ use crate::{
     slot::Slot,
 };
 
-/// Reads the thread state into the slot's scratch, and proves that it is the one
-/// that this thread holds the GIL with.
+/// What [`leaf_frame`] gives for a thread state that is not proved: no frame lies there.
+const UNPROVED: u64 = 1;
+
+/// The leaf frame of the thread that holds the GIL, by the thread state in `slot`.
 ///
-/// From CPython 3.12 on the thread state says itself that it is active; a thread
-/// has one active state at most. On 3.11 the runtime's pointer is compared.
+/// It proves that this is the one that the GIL is held with: from CPython 3.12 on the
+/// thread state says itself that it is active, and the holder's is the only active one
+/// of its interpreter. On 3.11 the runtime's pointer is compared.
 /// <https://github.com/python/cpython/blob/v3.12.1/Include/cpython/pystate.h>
-#[inline(always)]
-pub fn read_tstate(config: &TargetConfig, slot: &mut Slot) -> Result<(), Fault> {
+///
+/// Out of line, for its words lie on the stack: copied to a map they would cost the
+/// kernel's check of heap objects as well (`__check_object_size`).
+#[inline(never)]
+fn proved_frame(config: &TargetConfig, slot: &Slot) -> u64 {
     let python = &config.layout.python;
-    let Some(words) = slot.tstate_words.first_chunk_mut::<THREAD_STATE_WORDS>() else {
-        return Err(Fault::ThreadState);
+    let mut words = [0; SCRATCH_WORDS];
+    let Some(head) = words.first_chunk_mut::<THREAD_STATE_WORDS>() else {
+        return UNPROVED;
     };
-    UserMemory.read(slot.tstate, words)?;
-    let words = &slot.tstate_words;
-    let at = |offset: u16| words.get(offset as usize >> 3 & 63).copied().unwrap_or_default();
-    if at(python.tstate_interp) != config.interpreter.0 {
-        return Err(Fault::ThreadState);
+    if UserMemory.read(slot.tstate, head).is_err() {
+        return UNPROVED;
     }
-    if slot.thread_id != 0 && at(python.tstate_thread_id) != slot.thread_id {
-        return Err(Fault::ThreadState);
+    let at = |offset: u16| words.get(offset as usize >> 3 & (SCRATCH_WORDS - 1)).copied().unwrap_or_default();
+    if at(python.tstate_interp) != config.interpreter.0 {
+        return UNPROVED;
     }
     if python.tstate_status == ABSENT {
-        if UserMemory.word(config.holder)? != slot.tstate.0 {
-            return Err(Fault::ThreadState);
+        if UserMemory.word(config.holder) != Ok(slot.tstate.0) {
+            return UNPROVED;
         }
     } else {
         let status = at(python.tstate_status) >> ((python.tstate_status & 4) * 8);
         if status >> (python.tstate_active_bit & 31) & 1 == 0 {
-            return Err(Fault::ThreadState);
+            return UNPROVED;
         }
     }
-    Ok(())
+    running_frame(python, &words, &mut UserMemory).map_or(UNPROVED, |frame| frame.0)
 }
 
-/// Finds the thread state anew.
-#[inline(never)]
-pub fn find_tstate(config: &TargetConfig, slot: &mut Slot) -> bool {
-    let Ok(tstate) = UserMemory.pointer(config.holder) else {
-        return false;
-    };
-    slot.tstate = tstate;
-    slot.thread_id = 0;
-    if read_tstate(config, slot).is_err() {
-        return false;
+/// The leaf frame of the current thread, which holds the GIL; null if it runs no Python.
+#[inline(always)]
+pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot) -> Option<Addr> {
+    let frame = proved_frame(config, slot);
+    if frame != UNPROVED {
+        return Some(Addr(frame));
     }
-    let offset = config.layout.python.tstate_thread_id;
-    slot.thread_id = slot.tstate_words.get(offset as usize >> 3 & 63).copied().unwrap_or_default();
-    true
+    find_tstate(config, slot);
+    let frame = proved_frame(config, slot);
+    (frame != UNPROVED).then_some(Addr(frame))
+}
+
+/// Takes the thread state that the GIL is held with.
+#[inline(always)]
+fn find_tstate(config: &TargetConfig, slot: &mut Slot) {
+    slot.tstate = UserMemory.pointer(config.holder).unwrap_or(Addr::NULL);
 }
 
 /// Whether `head` is a greenlet of the probed module.
@@ -101,7 +108,8 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
         return false;
     };
     slot.thread_state = state;
-    if !find_tstate(config, slot) {
+    find_tstate(config, slot);
+    if proved_frame(config, slot) == UNPROVED {
         count(totals, Fault::ThreadState);
         return false;
     }
@@ -116,7 +124,6 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
     let thread = Thread {
         target: slot.target,
         tstate: slot.tstate,
-        thread_id: slot.thread_id,
         seen_ns: now_ns,
         first_greenlet: maps::greenlet(&first).map_or(0, |greenlet| greenlet.id),
         exit_ns: 0,

@@ -183,8 +183,6 @@ pub struct DebugTable {
     pub tstate_thread_id: u32,
     /// `thread_state.native_thread_id`.
     pub tstate_native_id: u32,
-    /// `thread_state.datastack_chunk`.
-    pub tstate_chunk: u32,
     /// `interpreter_frame.previous`.
     pub frame_previous: u32,
     /// `interpreter_frame.executable`.

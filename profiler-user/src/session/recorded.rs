@@ -112,7 +112,6 @@ impl Recorded {
             padding: 0,
             hub_types: [Addr::NULL; HUB_TYPES],
             sending: 1,
-            padding2: 0,
         };
         engine.configure(cookie, &config)?;
         Ok(Self {

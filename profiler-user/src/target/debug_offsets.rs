@@ -61,7 +61,6 @@ impl DebugOffsets {
         };
         near("PyThreadState.interp", table.tstate_interp, &mut python.tstate_interp);
         near("PyThreadState.current_frame", table.tstate_frame, &mut python.tstate_frame);
-        near("PyThreadState.datastack_chunk", table.tstate_chunk, &mut python.tstate_chunk);
         near("PyThreadState.thread_id", table.tstate_thread_id, &mut python.tstate_thread_id);
         near("PyThreadState.native_thread_id", table.tstate_native_id, &mut python.tstate_native_id);
         near("_PyInterpreterFrame.previous", table.frame_previous, &mut python.frame_previous);

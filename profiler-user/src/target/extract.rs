@@ -159,17 +159,12 @@ impl Lookup<'_> {
                 return Err(ExtractError::Unexpected("the names of a code object are not in a row"));
             }
         }
-        if self.wide("_PyStackChunk", "previous")? != 0 {
-            return Err(ExtractError::Unexpected("_PyStackChunk.previous is not at 0"));
-        }
         Ok(PythonLayout {
             tstate_interp: self.near("_ts", "interp")?,
             tstate_status: status.unwrap_or(ABSENT),
             tstate_active_bit: bit.unwrap_or(ABSENT),
             tstate_frame: self.near("_ts", if in_cframe { "cframe" } else { "current_frame" })?,
             cframe_frame: if in_cframe { self.near("_PyCFrame", "current_frame")? } else { ABSENT },
-            tstate_chunk: self.near("_ts", "datastack_chunk")?,
-            tstate_top: self.near("_ts", "datastack_top")?,
             tstate_thread_id: self.near("_ts", "thread_id")?,
             tstate_native_id: self.near("_ts", "native_thread_id")?,
             tstate_context: self.near("_ts", "context")?,
@@ -182,7 +177,6 @@ impl Lookup<'_> {
             code_instrs: self.near("PyCodeObject", "co_code_adaptive")?,
             code_firstlineno: self.near("PyCodeObject", "co_firstlineno")?,
             code_filename: filename,
-            chunk_size: self.near("_PyStackChunk", "size")?,
             str_hash: self.near("PyASCIIObject", "hash")?,
         })
     }
@@ -295,7 +289,6 @@ impl Lookup<'_> {
             tstate_frame: at("thread_state.current_frame")?,
             tstate_thread_id: at("thread_state.thread_id")?,
             tstate_native_id: at("thread_state.native_thread_id")?,
-            tstate_chunk: at("thread_state.datastack_chunk")?,
             frame_previous: at("interpreter_frame.previous")?,
             frame_code: at("interpreter_frame.executable")?,
             frame_instr: at("interpreter_frame.instr_ptr")?,

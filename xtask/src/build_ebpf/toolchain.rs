@@ -31,7 +31,13 @@ pub(crate) const LINKER: &str = "0.13.0";
 /// Debug information must come from here: BTF's function records are made of it,
 /// and with them missing for one function of `.text` the kernel refuses all
 /// (aya-rs/aya#521, aya-rs/aya#1649).
-const FLAGS: [&str; 3] = ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"];
+const FLAGS: [&str; 4] = [
+    "--cfg=bpf_target_arch=\"x86_64\"",
+    "-Cdebuginfo=2",
+    "-Clink-arg=--btf",
+    // With it every memset, of 16 bytes too, is a call of a loop over single bytes.
+    "-Clink-arg=--disable-expand-memcpy-in-order",
+];
 
 /// Cargo's part of the flags.
 const CARGO_FLAGS: [&str; 8] =
