@@ -58,11 +58,13 @@ pub enum Fault {
     ThreadsFull = 23,
     /// A wait was counted for a code object whose address was reused meanwhile.
     CodeReused = 24,
+    /// There was no more room for intervals: the timeline ends before this switch.
+    IntervalsFull = 25,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 25;
+    pub const COUNT: usize = 26;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -91,6 +93,7 @@ impl Fault {
         Self::StackUnknown,
         Self::ThreadsFull,
         Self::CodeReused,
+        Self::IntervalsFull,
     ];
 
     /// The name in the json format.
@@ -122,6 +125,7 @@ impl Fault {
             Self::StackUnknown => "STACK_UNKNOWN",
             Self::ThreadsFull => "THREADS_FULL",
             Self::CodeReused => "CODE_REUSED",
+            Self::IntervalsFull => "INTERVALS_FULL",
         }
     }
 }

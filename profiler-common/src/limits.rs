@@ -43,6 +43,10 @@ pub const DEFAULT_LISTED: u32 = 100_000;
 /// The most that `--max-greenlets` takes.
 pub const MAX_LISTED: u32 = 16 << 20;
 
+/// Intervals kept of a target with `--intervals` (about 50 MB); the timeline ends where
+/// there is no more room.
+pub const MAX_INTERVALS: usize = 1_000_000;
+
 /// Times that a walk over a target's objects is tried again, should it be torn.
 pub const MAX_ENUMERATIONS: u32 = 8;
 

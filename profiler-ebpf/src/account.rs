@@ -159,13 +159,14 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     let Some(config) = maps::config(target) else {
         return;
     };
+    let Some(totals) = maps::totals(target) else {
+        return;
+    };
+    totals.hits += 1;
     let key = GreenletKey { target, pimpl: this };
     if maps::greenlet(&key).is_none() {
         return;
     }
-    let Some(totals) = maps::totals(target) else {
-        return;
-    };
     let Some(slot) = maps::slot_or_create() else {
         count(totals, Fault::NoTaskStorage);
         maps::keep_normal_stack(ctx);

@@ -164,7 +164,7 @@ impl Engine {
     pub fn ns_per_hit(&mut self) -> Result<Option<u64>, KernelError> {
         let mut ns = 0;
         let mut runs = 0;
-        for probe in [Probe::Switchstack, Probe::Switch, Probe::Initialstub] {
+        for probe in [Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed] {
             let info = uprobe(&mut self.ebpf, probe)?.info();
             if let Ok(info) = info {
                 ns += u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);

@@ -201,6 +201,8 @@ impl Closing<'_> {
     fn lives(&mut self) -> Vec<Life> {
         let cookie = u64::from(self.target.cookie);
         let head_start = |thread: u64| self.threads.get(&thread).map_or(0, |(_, head_start)| *head_start);
+        let ended = self.kept.threads.iter().filter(|(_, thread)| thread.target == cookie);
+        let exits: FxHashMap<u64, u64> = ended.map(|(key, thread)| (*key, thread.exit_ns)).collect();
         let mut lives: Vec<Life> = self
             .target
             .ended
@@ -209,8 +211,10 @@ impl Closing<'_> {
             .collect();
         lives.extend(self.kept.greenlets.iter().filter(|(key, _)| key.target == cookie).map(
             |(key, greenlet)| {
-                let mut life = lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
-                life.alive = self.target.gone_ns.is_none();
+                let exit_ns = exits.get(&greenlet.thread).copied().unwrap_or_default();
+                let head_start = head_start(greenlet.thread);
+                let mut life = lives::alive(key.pimpl, greenlet, head_start, exit_ns, self.bounds);
+                life.alive &= self.target.gone_ns.is_none();
                 life
             },
         ));
@@ -372,9 +376,19 @@ impl Closing<'_> {
             return;
         };
         let rows = profile.intervals.get_or_insert_default();
-        for life in lives.iter().filter(|life| life.born) {
-            intervals.born(life.id);
+        for life in lives {
+            let head_start = self.threads.get(&life.thread).map_or(0, |(_, head_start)| *head_start);
+            if life.born {
+                intervals.born(life.id);
+            } else if life.first && head_start == 0 {
+                // What it did before its thread's first switch is not known.
+                intervals.first_seen(life.id, life.seen_ns);
+            }
+            if !life.alive && self.target.gone_ns.is_none() {
+                intervals.ended(life.id, life.ended_ns);
+            }
         }
+        *self.faults.entry(Fault::IntervalsFull).or_default() += intervals.dropped();
         for (kernel_id, lane) in intervals.finish(self.bounds) {
             let Some(id) = ids.get(&kernel_id) else {
                 continue;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use profiler_common::walk::StackKey;
+use profiler_common::{limits::MAX_INTERVALS, walk::StackKey};
 
 use super::lives::{Bounds, Open};
 
@@ -46,6 +46,12 @@ pub struct Interval {
 pub struct Intervals {
     started_ns: u64,
     lanes: BTreeMap<u64, Lane>,
+    /// Intervals kept so far.
+    kept: usize,
+    /// When there was no more room: the timeline ends there.
+    full_ns: Option<u64>,
+    /// Switches since then.
+    dropped: u64,
 }
 
 #[derive(Debug, Default)]
@@ -58,19 +64,36 @@ impl Intervals {
     /// None yet.
     #[must_use]
     pub const fn new(started_ns: u64) -> Self {
-        Self { started_ns, lanes: BTreeMap::new() }
+        Self { started_ns, lanes: BTreeMap::new(), kept: 0, full_ns: None, dropped: 0 }
+    }
+
+    /// Switches that there was no room for.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// A switch happened. Switches of one thread come in the order of their times.
     pub fn switched(&mut self, switch: &Switch) {
+        if self.full_ns.is_some() {
+            self.dropped += 1;
+            return;
+        }
         self.change(switch.from, switch.time_ns, State::Waiting(switch.stack), State::Running);
         // Where a greenlet waited before its first switch is not in the stream.
         let before = State::Waiting(StackKey { id: 0, check: 0 });
         self.change(switch.to, switch.time_ns, State::Running, before);
+        self.kept += 2;
+        if self.kept >= MAX_INTERVALS {
+            self.full_ns = Some(switch.time_ns);
+        }
     }
 
     /// The last switch from `from` to `to` did not happen.
     pub fn undone(&mut self, from: u64, to: u64) {
+        if self.dropped > 0 {
+            return;
+        }
         for id in [from, to] {
             if let Some(lane) = self.lanes.get_mut(&id) {
                 lane.current = lane
@@ -92,8 +115,24 @@ impl Intervals {
         }
     }
 
+    /// What a greenlet did before `time_ns` is not known.
+    pub fn first_seen(&mut self, id: u64, time_ns: u64) {
+        let Some(lane) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        if let [first, ..] = lane.closed.as_mut_slice()
+            && first.open == Some(Open::Begin)
+        {
+            (first.begin_ns, first.open) = (time_ns, None);
+            if first.begin_ns >= first.end_ns {
+                lane.closed.remove(0);
+            }
+        }
+    }
+
     /// A greenlet's life ended.
     pub fn ended(&mut self, id: u64, time_ns: u64) {
+        let time_ns = self.full_ns.map_or(time_ns, |full_ns| time_ns.min(full_ns));
         if let Some(lane) = self.lanes.get_mut(&id)
             && let Some((begin_ns, state, open)) = lane.current.take()
             // The interval after its last switch is no part of its life.
@@ -117,11 +156,12 @@ impl Intervals {
     /// Every greenlet's intervals, the open ones closed at the end and marked.
     #[must_use]
     pub fn finish(self, bounds: Bounds) -> BTreeMap<u64, Vec<Interval>> {
+        let ended_ns = self.full_ns.unwrap_or(bounds.ended_ns);
         let close = |lane: Lane| {
             let mut intervals = lane.closed;
             if let Some((begin_ns, state, open)) = lane.current {
                 let open = if open { Open::Both } else { Open::End };
-                intervals.push(Interval { begin_ns, end_ns: bounds.ended_ns, state, open: Some(open) });
+                intervals.push(Interval { begin_ns, end_ns: ended_ns, state, open: Some(open) });
             }
             intervals
         };
@@ -153,6 +193,33 @@ mod tests {
         let lanes = intervals.finish(BOUNDS);
         let wait = Interval { begin_ns: 100, end_ns: 300, state: State::Waiting(key(1)), open: None };
         assert!(lanes[&1].contains(&wait));
+    }
+
+    #[test]
+    fn what_was_before_a_thread_was_seen_is_left_out() {
+        let mut intervals = Intervals::new(0);
+        intervals.switched(&switch(100, 1, 2));
+        intervals.switched(&switch(300, 2, 1));
+        intervals.first_seen(1, 100);
+        let lanes = intervals.finish(BOUNDS);
+        let wait = Interval { begin_ns: 100, end_ns: 300, state: State::Waiting(key(1)), open: None };
+        assert_eq!(lanes[&1].first(), Some(&wait));
+    }
+
+    #[test]
+    fn the_timeline_ends_where_it_is_full() {
+        let mut intervals = Intervals::new(0);
+        let taken = MAX_INTERVALS as u64 / 2;
+        for time in 1..=taken + 3 {
+            intervals.switched(&switch(time, 1 + time % 2, 2 - time % 2));
+        }
+        intervals.ended(1, taken + 10);
+        assert_eq!(intervals.dropped(), 3);
+        let lanes = intervals.finish(Bounds { started_ns: 0, ended_ns: taken + 20 });
+        for lane in lanes.values() {
+            assert!(lane.iter().all(|interval| interval.end_ns <= taken));
+        }
+        assert_eq!(lanes[&2].last().map(|interval| interval.end_ns), Some(taken));
     }
 
     #[test]

@@ -24,12 +24,25 @@ pub(crate) fn cases(cases: &mut Cases) {
         let name = format!("waits_open_at_the_ends_count_only_their_part/{kind}");
         cases.each(name, move |python| open_at_the_ends(python, kind));
     }
+    cases.each("a_wait_without_python_has_an_empty_stack", without_python);
     cases.each("greenlets_that_never_switch_are_listed_with_their_stack", never_switched);
 }
 
 fn open_at_the_ends(python: &Python, kind: &str) -> Result<()> {
     let target = Target::start(python, "open_waits.py", &[kind])?;
     let (profile, books) = record(target, &[])?;
+    compare::waits(&profile, &books.book)?;
+    compare::switches(&profile, &books.book)?;
+    compare::greenlets(&profile, &books)?;
+    compare::complete(&profile)
+}
+
+fn without_python(python: &Python) -> Result<()> {
+    let target = Target::start(python, "empty.py", &[])?;
+    let (profile, books) = record(target, &[])?;
+    let empty = profile.stacks.iter().filter(|stack| stack.frames.is_empty() && stack.state == State::Wait);
+    let ns: u64 = empty.map(|stack| stack.ns).sum();
+    ensure!(ns >= 12 * 190_000_000, "{ns} ns by twelve greenlets, 0.2 s each");
     compare::waits(&profile, &books.book)?;
     compare::switches(&profile, &books.book)?;
     compare::greenlets(&profile, &books)?;
