@@ -201,8 +201,9 @@ impl Closing<'_> {
     fn lives(&mut self) -> Vec<Life> {
         let cookie = u64::from(self.target.cookie);
         let head_start = |thread: u64| self.threads.get(&thread).map_or(0, |(_, head_start)| *head_start);
-        let ended = self.kept.threads.iter().filter(|(_, thread)| thread.target == cookie);
-        let exits: FxHashMap<u64, u64> = ended.map(|(key, thread)| (*key, thread.exit_ns)).collect();
+        let threads = self.kept.threads.iter().filter(|(_, thread)| thread.target == cookie);
+        let ended: FxHashSet<u64> =
+            threads.filter(|(_, thread)| thread.exit_ns != 0).map(|(key, _)| *key).collect();
         let mut lives: Vec<Life> = self
             .target
             .ended
@@ -211,10 +212,9 @@ impl Closing<'_> {
             .collect();
         lives.extend(self.kept.greenlets.iter().filter(|(key, _)| key.target == cookie).map(
             |(key, greenlet)| {
-                let exit_ns = exits.get(&greenlet.thread).copied().unwrap_or_default();
-                let head_start = head_start(greenlet.thread);
-                let mut life = lives::alive(key.pimpl, greenlet, head_start, exit_ns, self.bounds);
-                life.alive &= self.target.gone_ns.is_none();
+                let mut life = lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
+                // Without its thread nothing can run it any more.
+                life.alive = self.target.gone_ns.is_none() && !ended.contains(&greenlet.thread);
                 life
             },
         ));
@@ -383,9 +383,6 @@ impl Closing<'_> {
             } else if life.first && head_start == 0 {
                 // What it did before its thread's first switch is not known.
                 intervals.first_seen(life.id, life.seen_ns);
-            }
-            if !life.alive && self.target.gone_ns.is_none() {
-                intervals.ended(life.id, life.ended_ns);
             }
         }
         *self.faults.entry(Fault::IntervalsFull).or_default() += intervals.dropped();

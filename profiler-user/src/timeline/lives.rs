@@ -66,8 +66,6 @@ pub struct Life {
     pub waiting_ns: u64,
     /// When it was first seen, for an order that means something.
     pub seen_ns: u64,
-    /// When it ended, or the recording did.
-    pub ended_ns: u64,
     /// Its waits that are not wholly inside.
     pub open_waits: Vec<OpenWait>,
 }
@@ -81,23 +79,12 @@ pub fn head_start_ns(thread: &Thread, existed: bool, bounds: Bounds) -> u64 {
     if existed { thread.seen_ns.saturating_sub(bounds.started_ns) } else { 0 }
 }
 
-/// The life of a greenlet whose end was not seen, on a thread that ended at
-/// `thread_exit_ns` (0 if it did not): no other thread can run it, so its last wait ends
-/// with the thread.
+/// The life of a greenlet whose end was not seen.
 #[must_use]
-pub fn alive(
-    pimpl: Addr,
-    greenlet: &Greenlet,
-    head_start_ns: u64,
-    thread_exit_ns: u64,
-    bounds: Bounds,
-) -> Life {
+pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bounds) -> Life {
     let mut life = life(pimpl, greenlet, head_start_ns);
-    let thread_ended = thread_exit_ns != 0 && thread_exit_ns < bounds.ended_ns;
-    life.alive = !thread_ended;
-    let ended_ns = if thread_ended { thread_exit_ns } else { bounds.ended_ns };
-    life.ended_ns = ended_ns;
-    let ns = ended_ns.saturating_sub(greenlet.since_ns);
+    life.alive = true;
+    let ns = bounds.ended_ns.saturating_sub(greenlet.since_ns);
     if greenlet.flags & GREENLET_RUNNING != 0 {
         life.running_ns += ns;
     } else {
@@ -139,7 +126,6 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         running_ns: greenlet.running_ns + if first { head_start_ns } else { 0 },
         waiting_ns: greenlet.waiting_ns,
         seen_ns: greenlet.seen_ns,
-        ended_ns: greenlet.since_ns,
         open_waits,
     }
 }
@@ -175,14 +161,14 @@ mod tests {
 
     #[test]
     fn the_last_run_is_closed_at_the_end() {
-        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), 0, 0, BOUNDS);
+        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (400, 400));
         assert!(life.open_waits.is_empty() && life.alive);
     }
 
     #[test]
     fn the_last_wait_counts_its_part_inside_and_is_marked() {
-        let life = alive(Addr(8), &greenlet(0), 0, 0, BOUNDS);
+        let life = alive(Addr(8), &greenlet(0), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (300, 500));
         let wait = OpenWait { stack: StackKey { id: 5, check: 6 }, ns: 100, open: Open::End };
         assert_eq!(life.open_waits, [wait]);
@@ -193,26 +179,15 @@ mod tests {
         let mut kept = greenlet(GREENLET_RUNNING);
         kept.begun_ns = 70;
         kept.begun_stack = StackKey { id: 9, check: 9 };
-        let life = alive(Addr(8), &kept, 0, 0, BOUNDS);
+        let life = alive(Addr(8), &kept, 0, BOUNDS);
         let wait = OpenWait { stack: kept.begun_stack, ns: 70, open: Open::Begin };
         assert_eq!(life.open_waits, [wait]);
     }
 
     #[test]
-    fn a_wait_ends_with_its_thread() {
-        let life = alive(Addr(8), &greenlet(0), 0, 950, BOUNDS);
-        assert_eq!((life.running_ns, life.waiting_ns, life.alive), (300, 450, false));
-        let later = alive(Addr(8), &greenlet(0), 0, 1_001, BOUNDS);
-        assert_eq!((later.waiting_ns, later.alive), (500, true));
-    }
-
-    #[test]
     fn only_the_first_greenlet_of_a_thread_gets_the_head_start() {
-        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING), 50, 0, BOUNDS).running_ns, 400);
-        assert_eq!(
-            alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), 50, 0, BOUNDS).running_ns,
-            450
-        );
+        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING), 50, BOUNDS).running_ns, 400);
+        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), 50, BOUNDS).running_ns, 450);
     }
 
     #[test]
