@@ -60,11 +60,14 @@ pub enum Fault {
     CodeReused = 24,
     /// There was no more room for intervals: the timeline ends before this switch.
     IntervalsFull = 25,
+    /// The thread's clock moved at every look: what it was off the CPU counts for the
+    /// greenlet that runs next.
+    ClockMoved = 26,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 26;
+    pub const COUNT: usize = 27;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -94,6 +97,7 @@ impl Fault {
         Self::ThreadsFull,
         Self::CodeReused,
         Self::IntervalsFull,
+        Self::ClockMoved,
     ];
 
     /// The name in the json format.
@@ -126,6 +130,7 @@ impl Fault {
             Self::ThreadsFull => "THREADS_FULL",
             Self::CodeReused => "CODE_REUSED",
             Self::IntervalsFull => "INTERVALS_FULL",
+            Self::ClockMoved => "CLOCK_MOVED",
         }
     }
 }

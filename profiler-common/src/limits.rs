@@ -56,7 +56,7 @@ pub const MAX_STACKS: u32 = 65_536;
 /// Threads seen over all targets.
 pub const MAX_THREADS: u32 = 8_192;
 
-/// Bytes of the ring buffer: 4 MiB holds a burst of 25 000 dying greenlets.
+/// Bytes of the ring buffer: 4 MiB holds a burst of 20 000 dying greenlets.
 pub const RING_BYTES: u32 = 4 << 20;
 
 /// Unread bytes in the ring at which the reader is woken before its next turn.

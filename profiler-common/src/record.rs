@@ -2,6 +2,7 @@
 
 use crate::{
     address::Addr,
+    clock::{Clock, Gil, OFF_KINDS},
     fault::Fault,
     layout::Layout,
     limits::{HUB_TYPES, MAX_FRAMES, TOP_RUNS},
@@ -9,7 +10,7 @@ use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -52,15 +53,21 @@ pub enum End {
     Replaced = 4,
 }
 
+/// [`TargetConfig::started_ns`]: the threads are watched, and nothing counts yet.
+pub const ARMED: u64 = u64::MAX;
+
 pod! {
     /// What the kernel part needs to know of one target; index is the attach cookie.
     pub struct TargetConfig {
-        /// `CLOCK_MONOTONIC` ns when every probe was in place; 0 means not recording.
+        /// `CLOCK_MONOTONIC` ns when every probe was in place; 0 means not recording,
+        /// [`ARMED`] not yet.
         pub started_ns: u64,
         /// Where the current thread state's address lies while the GIL is held.
         pub holder: Addr,
         /// The main interpreter.
         pub interpreter: Addr,
+        /// Its GIL.
+        pub gil: Gil,
         /// Where greenlet's extension is mapped: its vtables lie there.
         pub module_start: Addr,
         /// The end of it.
@@ -111,6 +118,8 @@ pod! {
         pub unlisted_waiting_ns: u64,
         /// Switches into them.
         pub unlisted_switches_in: u64,
+        /// ns, by [`crate::clock::Off`].
+        pub unlisted_off_ns: [u64; OFF_KINDS],
         /// Not 0 once a hit could not be accounted: from then on a greenlet that is seen for
         /// the first time may have run or been born unseen, and its past is unknown.
         pub blind: u64,
@@ -138,9 +147,8 @@ pod! {
 
     /// A greenlet alive. Written on its own thread only, under the GIL.
     ///
-    /// 128 bytes: with the map's own 64 before it an entry is three cache lines. The
-    /// second has all that a switch into the greenlet touches, for with many greenlets
-    /// each line is a miss.
+    /// With the map's own 64 bytes before it the second of an entry's cache lines has all
+    /// that a switch into the greenlet touches, for with many greenlets each line is a miss.
     pub struct Greenlet {
         /// Since when it runs or waits.
         pub since_ns: u64,
@@ -170,8 +178,8 @@ pod! {
         pub begun_stack: StackKey,
         /// The part of that wait inside the recording.
         pub begun_ns: u64,
-        /// None.
-        pub padding: u64,
+        /// Off the CPU while it ran, up to the last change: by [`crate::clock::Off`].
+        pub off_ns: [u64; OFF_KINDS],
     }
 
     /// Completed waits in one stack.
@@ -187,18 +195,33 @@ pod! {
         pub target: u32,
     }
 
-    /// A thread that switched. Key: `bpf_get_current_pid_tgid`.
+    /// A thread that is watched. Key: `bpf_get_current_pid_tgid`.
     pub struct Thread {
         /// The attach cookie.
         pub target: u64,
-        /// Its `PyThreadState`.
+        /// Its `PyThreadState`, once it switched.
         pub tstate: Addr,
-        /// When it was first seen.
+        /// Its first switch, else 0.
         pub seen_ns: u64,
         /// The greenlet that was current then.
         pub first_greenlet: u64,
         /// When it ended, else 0.
         pub exit_ns: u64,
+        /// A copy of its clock.
+        pub clock: Clock,
+        /// How much of the clock's `off_ns` its greenlets had got at its last switch.
+        pub charged_ns: [u64; OFF_KINDS],
+    }
+
+    /// How a thread's slot in the kernel part begins: what user space puts there to have
+    /// a thread watched that has not switched yet.
+    pub struct Watch {
+        /// Its clock.
+        pub clock: Clock,
+        /// The attach cookie.
+        pub target: u64,
+        /// [`Thread`]'s key, 0 if it is not known.
+        pub thread: u64,
     }
 
     /// What every record begins with.
@@ -268,6 +291,9 @@ pub enum Kind {
     Undone = 4,
 }
 
+/// The size of a thread's slot in the kernel part.
+pub const SLOT_BYTES: usize = 5_376;
+
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -278,5 +304,4 @@ pub struct StackRecord {
     pub frames: [Frame; MAX_FRAMES as usize],
 }
 
-const _: () = assert!(size_of::<Greenlet>() == 128, "see its description");
 const _: () = assert!(size_of::<StackRecord>() <= 7 * 1024 + 640, "task storage stays under 8 KiB");

@@ -1,24 +1,21 @@
 //! The books: greenlets' identities and times, stacks' waits, the longest runs.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::generated::{bpf_get_attach_cookie, bpf_ktime_get_ns},
-    programs::ProbeContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
 use profiler_common::{
     address::Addr,
+    clock::OFF_KINDS,
     fault::Fault,
     limits::TOP_RUNS,
     memory::Memory as _,
     record::{
-        End, EndRecord, GREENLET_BORN, GREENLET_RUNNING, Greenlet, GreenletKey, Kind, RecordHead, Run,
+        ARMED, End, EndRecord, GREENLET_BORN, GREENLET_RUNNING, Greenlet, GreenletKey, Kind, RecordHead, Run,
         Totals, VERSION,
     },
     walk::StackKey,
 };
 
 use crate::{
-    emit,
+    clock, emit,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -56,6 +53,7 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.begun_stack = none;
     sight.begun_ns = 0;
     sight.sent = 0;
+    sight.off_ns = [0; OFF_KINDS];
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
         totals.blind = 1;
@@ -147,6 +145,9 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
         totals.unlisted_running_ns += greenlet.running_ns;
         totals.unlisted_waiting_ns += greenlet.waiting_ns;
         totals.unlisted_switches_in += greenlet.switches_in;
+        for (sum, ns) in totals.unlisted_off_ns.iter_mut().zip(greenlet.off_ns) {
+            *sum = sum.wrapping_add(ns);
+        }
     }
     0
 }
@@ -162,6 +163,9 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     let Some(totals) = maps::totals(target) else {
         return;
     };
+    if config.started_ns == ARMED {
+        return;
+    }
     totals.hits += 1;
     let key = GreenletKey { target, pimpl: this };
     if maps::greenlet(&key).is_none() {
@@ -172,14 +176,17 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
         maps::keep_normal_stack(ctx);
         return;
     };
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if slot.epoch == config.epoch && slot.current == this {
+    let now = clock::now(slot, totals);
+    let is_current = slot.epoch == config.epoch && slot.current == this;
+    if is_current {
         let _taken_back = switch::reconsider(config, slot, totals, now);
     }
     let Some(greenlet) = maps::greenlet(&key) else {
         return;
     };
+    if is_current && greenlet.flags & GREENLET_RUNNING != 0 {
+        clock::charge(slot, Some(greenlet));
+    }
     slot.from_key = key;
     ended(greenlet, now, End::Freed, slot, totals);
 }

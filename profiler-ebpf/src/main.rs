@@ -9,6 +9,7 @@
 #![no_main]
 
 mod account;
+mod clock;
 mod emit;
 mod maps;
 mod memory;
@@ -18,8 +19,8 @@ mod switch;
 mod thread;
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, uprobe},
-    programs::{ProbeContext, RawTracePointContext},
+    macros::{btf_tracepoint, raw_tracepoint, uprobe},
+    programs::{BtfTracePointContext, ProbeContext, RawTracePointContext},
 };
 use profiler_common::address::Addr;
 
@@ -61,6 +62,20 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
 /// An empty program, the yardstick of `cargo xtask bench`.
 #[uprobe]
 fn empty(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// A CPU goes from one thread to another.
+#[btf_tracepoint(function = "sched_switch")]
+fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    clock::on_sched_switch(&ctx);
+    0
+}
+
+/// A thread or a process is made, by its parent.
+#[btf_tracepoint(function = "task_newtask")]
+fn task_newtask(ctx: BtfTracePointContext) -> i32 {
+    clock::on_new_task(&ctx);
     0
 }
 

@@ -3,7 +3,10 @@
 use core::ptr::{self, NonNull};
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE},
+    bindings::{
+        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
+        task_struct,
+    },
     btf_maps::{Array, HashMap, ProgramArray, RingBuf},
     helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
     macros::btf_map,
@@ -48,9 +51,14 @@ impl<T> TaskStorage<T> {
     fn get(&'static self, flags: u32) -> Option<NonNull<T>> {
         // SAFETY: takes no argument and cannot fail.
         let task = unsafe { bpf_get_current_task_btf() };
+        self.get_of(task, flags)
+    }
+
+    #[inline(always)]
+    fn get_of(&'static self, task: *mut task_struct, flags: u32) -> Option<NonNull<T>> {
         let map = ptr::from_ref(self).cast_mut().cast();
-        // SAFETY: `map` is a task storage map by its definition, `task` the current
-        // task, and without an initial value the kernel zeroes the new one.
+        // SAFETY: `map` is a task storage map by its definition, `task` a
+        // task that the kernel gave, and without an initial value the kernel zeroes the new one.
         let value = unsafe { bpf_task_storage_get(map, task, ptr::null_mut(), flags.into()) };
         NonNull::new(value.cast())
     }
@@ -174,7 +182,7 @@ pub fn insert_stack(key: &StackKey, target: u64) -> bool {
 #[inline(always)]
 pub fn thread(key: u64) -> Option<&'static mut Thread> {
     let thread = THREADS.get_ptr_mut(key)?;
-    // SAFETY: only the thread itself writes it.
+    // SAFETY: only the thread itself writes it, and the scheduler while it does not run.
     Some(unsafe { &mut *thread })
 }
 
@@ -190,6 +198,24 @@ pub fn slot_or_create() -> Option<&'static mut Slot> {
     let mut slot = SLOTS.get(BPF_LOCAL_STORAGE_GET_F_CREATE)?;
     // SAFETY: only programs on this task reach it, and of those that write only one
     // runs at a time: a uprobe does not fire inside another's program.
+    Some(unsafe { slot.as_mut() })
+}
+
+/// The slot of a task that the scheduler's tracepoint names, if it has one.
+///
+/// It is never made there: that may allocate, under the run queue's lock.
+#[inline(always)]
+pub fn slot_of(task: *mut task_struct) -> Option<&'static mut Slot> {
+    let mut slot = SLOTS.get_of(task, 0)?;
+    // SAFETY: as in `slot_or_create`; the task itself does not run while it is switched.
+    Some(unsafe { slot.as_mut() })
+}
+
+/// The slot of a task that is being made.
+#[inline(always)]
+pub fn slot_for(task: *mut task_struct) -> Option<&'static mut Slot> {
+    let mut slot = SLOTS.get_of(task, BPF_LOCAL_STORAGE_GET_F_CREATE)?;
+    // SAFETY: it does not run yet.
     Some(unsafe { slot.as_mut() })
 }
 

@@ -1,8 +1,11 @@
 //! What is kept of a thread between its hits, and the scratch of a hit.
 
+use core::mem::offset_of;
+
 use profiler_common::{
     address::Addr,
-    record::{EndRecord, Greenlet, GreenletKey, Run, SwitchRecord},
+    clock::{Clock, OFF_KINDS},
+    record::{EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, Watch},
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
@@ -24,19 +27,37 @@ pub struct Undo {
     pub run_ns: u64,
     /// When it ended.
     pub ended_ns: u64,
+    /// Off the CPU in it.
+    pub off_ns: [u64; OFF_KINDS],
+}
+
+/// How far a clock was read.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Reading {
+    /// [`Clock::version`] then.
+    pub version: u64,
+    /// [`Clock::off_ns`] then.
+    pub off_ns: [u64; OFF_KINDS],
 }
 
 /// What is kept of a thread.
 #[repr(C)]
 pub struct Slot {
-    /// The recording that the rest belongs to; 0 for none.
-    pub epoch: u32,
-    /// None.
-    pub padding: u32,
+    /// Written by the scheduler's tracepoint. This and the next two are a [`Watch`].
+    pub clock: Clock,
     /// The attach cookie.
     pub target: u64,
     /// `bpf_get_current_pid_tgid`.
     pub thread: u64,
+    /// Up to here the clock's time is in the greenlets' books.
+    pub charged: Reading,
+    /// The clock at this hit.
+    pub reading: Reading,
+    /// The recording that the rest belongs to; 0 for none.
+    pub epoch: u32,
+    /// None.
+    pub padding: u32,
     /// Its `PyThreadState`.
     pub tstate: Addr,
     /// greenlet's `ThreadState`.
@@ -102,4 +123,7 @@ pub struct About {
     pub padding: u32,
 }
 
-const _: () = assert!(size_of::<Slot>() <= 7 * 1024, "task storage stays under 8 KiB");
+const _: () = assert!(size_of::<Slot>() == SLOT_BYTES, "user space writes it");
+const _: () = assert!(SLOT_BYTES <= 7 * 1024, "task storage stays under 8 KiB");
+const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
+const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));

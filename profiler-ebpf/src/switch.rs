@@ -1,10 +1,6 @@
 //! What happens at a switch.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::generated::{bpf_get_attach_cookie, bpf_ktime_get_ns},
-    programs::ProbeContext,
-};
+use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
 use profiler_common::{
     address::Addr,
     fault::Fault,
@@ -19,7 +15,7 @@ use profiler_common::{
 };
 
 use crate::{
-    account, emit,
+    account, clock, emit,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -49,8 +45,6 @@ struct Hit<'a> {
 /// Accounts a switch to `this`.
 #[inline(always)]
 pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
     let Some(slot) = maps::slot_or_create() else {
         lost(ctx);
         maps::keep_normal_stack(ctx);
@@ -66,6 +60,7 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
     let Some(totals) = maps::totals(slot.target) else {
         return;
     };
+    let now = clock::now(slot, totals);
     if now < config.started_ns {
         return;
     }
@@ -174,9 +169,13 @@ fn undo(hit: &mut Hit<'_>) {
     if let Some(from) = maps::greenlet(&from_key) {
         from_id = from.id;
         from.running_ns -= undo.run_ns;
+        for (sum, ns) in from.off_ns.iter_mut().zip(undo.off_ns) {
+            *sum = sum.wrapping_sub(ns);
+        }
         from.since_ns = undo.from_since_ns;
         from.flags |= GREENLET_RUNNING;
     }
+    clock::give_back(&undo.off_ns, &mut slot.charged);
     let _forgotten = account::forget_run(undo.ended_ns, totals);
     slot.current = undo.from;
     slot.current_object = undo.from_object;
@@ -325,6 +324,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         let ns = now.saturating_sub(from.since_ns);
         slot.undo.from_since_ns = from.since_ns;
         from.running_ns += ns;
+        clock::charge(slot, Some(from));
         from.since_ns = now;
         from.flags &= !GREENLET_RUNNING;
         slot.run.ns = ns;

@@ -3,19 +3,18 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
 use profiler_common::{
     address::Addr,
+    clock::{Clock, ON_CPU},
     fault::Fault,
     greenlet::{self, Head},
     layout::{ABSENT, Layout},
     limits::THREAD_STATE_WORDS,
     memory::Memory as _,
-    record::{
-        End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Thread, Totals,
-    },
+    record::{End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Totals},
     walk::{SCRATCH_WORDS, StackKey, running_frame},
 };
 
 use crate::{
-    account,
+    account, clock,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -115,21 +114,27 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
     }
     slot.thread = bpf_get_current_pid_tgid();
     slot.undo.valid = 0;
+    if slot.clock.version == 0 {
+        slot.clock = Clock::begin(now_ns, ON_CPU);
+    }
     let first = if totals.blind == 0 { GREENLET_FIRST } else { 0 };
+    if first == 0 {
+        // What its greenlets did before is not known.
+        slot.charged = slot.reading;
+    }
     if !adopt(layout, slot, now_ns, first, totals) {
         count(totals, Fault::ReadState);
         return false;
     }
     let first = GreenletKey { target: slot.target, pimpl: slot.current };
-    let thread = Thread {
-        target: slot.target,
-        tstate: slot.tstate,
-        seen_ns: now_ns,
-        first_greenlet: maps::greenlet(&first).map_or(0, |greenlet| greenlet.id),
-        exit_ns: 0,
-    };
-    if !maps::insert_thread(slot.thread, &thread) {
-        count(totals, Fault::ThreadsFull);
+    let greenlet = maps::greenlet(&first).map_or(0, |greenlet| greenlet.id);
+    match clock::thread(slot) {
+        Some(thread) => {
+            thread.tstate = slot.tstate;
+            thread.seen_ns = now_ns;
+            thread.first_greenlet = greenlet;
+        }
+        None => count(totals, Fault::ThreadsFull),
     }
     slot.epoch = config.epoch;
     true
@@ -178,6 +183,8 @@ pub fn resync(config: &TargetConfig, slot: &mut Slot, now_ns: u64, totals: &mut 
         greenlet.sent = 0;
     }
     slot.undo.valid = 0;
+    // Nor whose the thread's time off the CPU was.
+    clock::charge(slot, None);
     adopt(&config.layout, slot, now_ns, 0, totals)
 }
 
@@ -187,17 +194,26 @@ pub fn on_exit() {
     let Some(slot) = maps::slot() else {
         return;
     };
-    if slot.epoch == 0 || maps::config(slot.target).is_none() {
+    let watched = slot.clock.version != 0;
+    if !watched && slot.epoch == 0 {
         return;
     }
+    let Some(config) = maps::config(slot.target) else {
+        return;
+    };
     let Some(totals) = maps::totals(slot.target) else {
         return;
     };
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = clock::now(slot, totals);
     totals.exit_ns = now;
-    if let Some(thread) = maps::thread(slot.thread) {
+    if let Some(thread) = clock::thread(slot) {
         thread.exit_ns = now;
+        thread.clock = slot.clock.at(now, config.started_ns);
+    }
+    // From here on the scheduler leaves it alone.
+    slot.clock.version = 0;
+    if slot.epoch == 0 {
+        return;
     }
     let key = GreenletKey { target: slot.target, pimpl: slot.current };
     if let Some(greenlet) = maps::greenlet(&key)
@@ -205,6 +221,7 @@ pub fn on_exit() {
         // Its address may be another thread's greenlet by now.
         && greenlet.thread == slot.thread
     {
+        clock::charge(slot, Some(greenlet));
         slot.from_key = key;
         account::ended(greenlet, now, End::ThreadExit, slot, totals);
     }
@@ -217,7 +234,7 @@ pub fn on_exec() {
     let Some(slot) = maps::slot() else {
         return;
     };
-    if slot.epoch == 0 {
+    if slot.epoch == 0 && slot.clock.version == 0 {
         return;
     }
     slot.epoch = 0;

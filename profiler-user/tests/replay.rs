@@ -45,6 +45,7 @@ fn target(recorded: &Recorded) -> Target {
             file: file.clone(),
             runtime: Addr::NULL,
             interp: Addr(number("interp")),
+            gil: profiler_common::clock::Gil::default(),
             holder: Addr(number("holder")),
             layout: row.layout,
             objects: row.objects,

@@ -69,6 +69,14 @@ fn consistent(profile: &Profile, differences: &mut Differences) {
         if time > duration {
             differences.0.push(format!("greenlet {} fills {time} of {duration} ns", greenlet.id));
         }
+        if let Some(sum) = greenlet.clock.sum_ns()
+            && Some(sum) != greenlet.running_ns
+        {
+            differences.0.push(format!(
+                "greenlet {} ran {:?} ns and its parts are {sum}",
+                greenlet.id, greenlet.running_ns
+            ));
+        }
     }
     for stack in &profile.stacks {
         if stack.open.is_some() && !ids.contains(&stack.greenlet.to_string()) {

@@ -18,7 +18,7 @@ pub struct Profile {
     pub duration_ns: u64,
     /// Sums over everything.
     pub totals: Totals,
-    /// The threads that ran greenlets.
+    /// The threads.
     #[serde(default)]
     pub threads: Vec<Thread>,
     /// The greenlets that were seen.
@@ -71,6 +71,33 @@ pub struct Thread {
     pub tid: Option<u32>,
     /// Its name, where it has one.
     pub name: Option<String>,
+    /// Where its time went.
+    #[serde(flatten)]
+    pub clock: Clock,
+}
+
+/// Where a time went; all of it is in one of these.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Clock {
+    /// On a CPU.
+    pub on_cpu_ns: Option<u64>,
+    /// Asleep in a call that did not yield.
+    pub blocked_ns: Option<u64>,
+    /// Runnable and not let.
+    pub preempted_ns: Option<u64>,
+    /// Waiting for the GIL.
+    pub gil_wait_ns: Option<u64>,
+    /// A hub with nothing to do.
+    pub idle_ns: Option<u64>,
+}
+
+impl Clock {
+    /// All of it, if it was measured.
+    #[must_use]
+    pub fn sum_ns(&self) -> Option<u64> {
+        let Self { on_cpu_ns, blocked_ns, preempted_ns, gil_wait_ns, idle_ns } = *self;
+        Some(on_cpu_ns? + blocked_ns? + preempted_ns? + gil_wait_ns? + idle_ns?)
+    }
 }
 
 /// A greenlet.
@@ -94,6 +121,9 @@ pub struct Greenlet {
     pub running_ns: Option<u64>,
     /// Suspended.
     pub waiting_ns: Option<u64>,
+    /// Where its running time went.
+    #[serde(flatten)]
+    pub clock: Clock,
 }
 
 /// A stack in one state, and the time spent in it.

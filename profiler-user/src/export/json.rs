@@ -52,6 +52,10 @@ struct Totals<'a> {
     greenlets_unlisted: u64,
     unlisted_switches_in: u64,
     unlisted_running_ns: u64,
+    unlisted_on_cpu_ns: Option<u64>,
+    unlisted_blocked_ns: Option<u64>,
+    unlisted_preempted_ns: Option<u64>,
+    unlisted_gil_wait_ns: Option<u64>,
     unlisted_waiting_ns: u64,
     cpu_samples: Option<u64>,
     records_lost: u64,
@@ -65,6 +69,7 @@ struct Thread<'a> {
     pid: u32,
     tid: Option<u32>,
     name: Option<&'a str>,
+    switched: bool,
     on_cpu_ns: Option<u64>,
     blocked_ns: Option<u64>,
     preempted_ns: Option<u64>,
@@ -86,6 +91,8 @@ struct Greenlet<'a> {
     on_cpu_ns: Option<u64>,
     blocked_ns: Option<u64>,
     preempted_ns: Option<u64>,
+    gil_wait_ns: Option<u64>,
+    idle_ns: Option<u64>,
     waiting_ns: Option<u64>,
     queued_ns: Option<u64>,
     trace_id: Option<&'a str>,
@@ -172,6 +179,7 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
         greenlets_unlisted,
         unlisted_switches_in,
         unlisted_running_ns,
+        unlisted_clock,
         unlisted_waiting_ns,
         records_lost,
         stacks_truncated,
@@ -185,6 +193,10 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
         greenlets_unlisted: *greenlets_unlisted,
         unlisted_switches_in: *unlisted_switches_in,
         unlisted_running_ns: *unlisted_running_ns,
+        unlisted_on_cpu_ns: unlisted_clock.map(|clock| clock.on_cpu_ns),
+        unlisted_blocked_ns: unlisted_clock.map(|clock| clock.blocked_ns),
+        unlisted_preempted_ns: unlisted_clock.map(|clock| clock.preempted_ns),
+        unlisted_gil_wait_ns: unlisted_clock.map(|clock| clock.gil_wait_ns),
         unlisted_waiting_ns: *unlisted_waiting_ns,
         cpu_samples: None,
         records_lost: *records_lost,
@@ -195,22 +207,23 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
 }
 
 fn thread(row: &ThreadRow) -> Thread<'_> {
-    let ThreadRow { pid, tid, name } = row;
+    let ThreadRow { pid, tid, name, switched, clock } = row;
     Thread {
         pid: *pid,
         tid: *tid,
         name: name.as_deref(),
-        on_cpu_ns: None,
-        blocked_ns: None,
-        preempted_ns: None,
-        gil_wait_ns: None,
+        switched: *switched,
+        on_cpu_ns: clock.map(|clock| clock.on_cpu_ns),
+        blocked_ns: clock.map(|clock| clock.blocked_ns),
+        preempted_ns: clock.map(|clock| clock.preempted_ns),
+        gil_wait_ns: clock.map(|clock| clock.gil_wait_ns),
         switching_ns: None,
-        idle_ns: None,
+        idle_ns: clock.map(|clock| clock.idle_ns),
     }
 }
 
 fn greenlet(row: &GreenletRow) -> Greenlet<'_> {
-    let GreenletRow { id, pid, tid, name, main, alive, switches_in, running_ns, waiting_ns } = row;
+    let GreenletRow { id, pid, tid, name, main, alive, switches_in, running_ns, clock, waiting_ns } = row;
     Greenlet {
         id: *id,
         pid: *pid,
@@ -220,9 +233,11 @@ fn greenlet(row: &GreenletRow) -> Greenlet<'_> {
         alive: *alive,
         switches_in: *switches_in,
         running_ns: *running_ns,
-        on_cpu_ns: None,
-        blocked_ns: None,
-        preempted_ns: None,
+        on_cpu_ns: clock.map(|clock| clock.on_cpu_ns),
+        blocked_ns: clock.map(|clock| clock.blocked_ns),
+        preempted_ns: clock.map(|clock| clock.preempted_ns),
+        gil_wait_ns: clock.map(|clock| clock.gil_wait_ns),
+        idle_ns: clock.map(|clock| clock.idle_ns),
         waiting_ns: *waiting_ns,
         queued_ns: None,
         trace_id: None,

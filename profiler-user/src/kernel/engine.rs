@@ -2,27 +2,29 @@
 
 use std::{
     num::NonZeroU32,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
 use aya::{
-    Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::RingBuf,
     programs::{
-        ProgramError, RawTracePoint, UProbe,
+        BtfTracePoint, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
     sys::{Stats, enable_stats},
 };
 use profiler_common::{
-    record::{Greenlet, GreenletKey, StackTotals, TargetConfig, Thread, Totals},
+    address::Addr,
+    clock::OFF_KINDS,
+    record::{Greenlet, GreenletKey, SLOT_BYTES, StackTotals, TargetConfig, Thread, Totals, Watch},
     walk::StackKey,
 };
 
 use super::{
     KernelError,
-    map::{Row, Table},
+    map::{Row, Storage, Table},
     trap,
 };
 
@@ -77,7 +79,9 @@ pub struct Engine {
     greenlets: Table<GreenletKey, Greenlet, { size_of::<GreenletKey>() }, { size_of::<Greenlet>() }>,
     stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
     threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
+    slots: Storage<SLOT_BYTES>,
     ring: RingBuf<aya::maps::MapData>,
+    clocks: bool,
     // While it is open the kernel counts the programs' runs and their time.
     stats: Option<OwnedFd>,
 }
@@ -94,7 +98,9 @@ impl Engine {
     ///
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
     pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
+        let btf = Btf::from_sys_fs().ok();
         let mut ebpf = EbpfLoader::new()
+            .btf(btf.as_ref())
             .allow_unsupported_maps()
             .map_max_entries("GREENLETS", greenlets)
             .load(OBJECT)?;
@@ -112,6 +118,10 @@ impl Engine {
             program.load().map_err(|source| KernelError::Program { program: name, source })?;
             program.attach(name).map_err(|source| KernelError::Program { program: name, source })?;
         }
+        let clocks = match &btf {
+            Some(btf) => clocks(&mut ebpf, btf).is_ok(),
+            None => false,
+        };
         let ring = ebpf.take_map("RING").ok_or(KernelError::Missing("RING"))?;
         let ring = RingBuf::try_from(ring).map_err(|source| KernelError::Map { map: "RING", source })?;
         Ok(Self {
@@ -120,10 +130,45 @@ impl Engine {
             greenlets: Table::take(&mut ebpf, "GREENLETS")?,
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
+            slots: Storage::take(&mut ebpf, "SLOTS")?,
             ring,
+            clocks,
             stats: None,
             ebpf,
         })
+    }
+
+    /// Whether the threads' clocks are kept: on CPU, blocked, preempted, idle.
+    ///
+    /// # Kernel
+    ///
+    /// 5.18, with BTF (`CONFIG_DEBUG_INFO_BTF`): only from then on `sched_switch` tells the
+    /// leaver's state.
+    #[must_use]
+    pub const fn has_clocks(&self) -> bool {
+        self.clocks
+    }
+
+    /// Has a thread watched that has not switched yet; false if it is watched already.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written, for instance because the thread ended.
+    pub fn watch(&mut self, thread: BorrowedFd<'_>, watch: &Watch) -> Result<bool, KernelError> {
+        let fresh = self.slots.insert(thread.as_raw_fd(), bytemuck::bytes_of(watch))?;
+        if fresh && watch.thread != 0 {
+            let thread = Thread {
+                target: watch.target,
+                tstate: Addr::NULL,
+                seen_ns: 0,
+                first_greenlet: 0,
+                exit_ns: 0,
+                clock: watch.clock,
+                charged_ns: [0; OFF_KINDS],
+            };
+            self.threads.insert(&watch.thread, &thread)?;
+        }
+        Ok(fresh)
     }
 
     /// Sets a probe for the process `pid`, whose target number is `cookie`.
@@ -266,6 +311,17 @@ impl Engine {
     pub fn threads(&self) -> Result<Vec<(u64, Thread)>, KernelError> {
         self.threads.entries()
     }
+}
+
+fn clocks(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), KernelError> {
+    for name in ["task_newtask", "sched_switch"] {
+        let failed = |source| KernelError::Program { program: name, source };
+        let program: &mut BtfTracePoint =
+            ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
+        program.load(name, btf).map_err(failed)?;
+        program.attach().map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn uprobe(ebpf: &mut Ebpf, probe: Probe) -> Result<&mut UProbe, KernelError> {

@@ -3,9 +3,9 @@
 //! aya asks for its own marker trait on keys and values, which the contract's crate
 //! must not know; so the maps are used as bytes here and cast by bytemuck.
 
-use std::marker::PhantomData;
+use std::{io, marker::PhantomData, os::fd::RawFd};
 
-use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bytemuck::Pod;
 
 use super::KernelError;
@@ -38,6 +38,19 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
         }
     }
 
+    /// Makes an entry, unless it is there.
+    pub(super) fn insert(&mut self, key: &K, value: &V) -> Result<(), KernelError> {
+        let mut key_bytes = [0; KN];
+        key_bytes.copy_from_slice(bytemuck::bytes_of(key));
+        let mut bytes = [0; VN];
+        bytes.copy_from_slice(bytemuck::bytes_of(value));
+        match self.map.insert(key_bytes, bytes, BPF_NOEXIST) {
+            Ok(()) => Ok(()),
+            Err(error) if exists(&error) => Ok(()),
+            Err(source) => Err(KernelError::Map { map: self.name, source }),
+        }
+    }
+
     /// Every entry. An entry that comes or goes meanwhile may be missing.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, KernelError> {
         self.map
@@ -47,6 +60,44 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
                 Ok((bytemuck::pod_read_unaligned(&key), bytemuck::pod_read_unaligned(&value)))
             })
             .collect()
+    }
+}
+
+/// `BPF_NOEXIST`: only make a new entry.
+const BPF_NOEXIST: u64 = 1;
+
+fn exists(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists)
+}
+
+/// Task storage, for which aya has no type. To the system calls it is a map whose keys
+/// are pidfds.
+pub(super) struct Storage<const VN: usize> {
+    name: &'static str,
+    map: HashMap<MapData, RawFd, [u8; VN]>,
+}
+
+impl<const VN: usize> Storage<VN> {
+    pub(super) fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Self, KernelError> {
+        let Some(Map::Unsupported(map)) = ebpf.take_map(name) else {
+            return Err(KernelError::Missing(name));
+        };
+        let map =
+            HashMap::try_from(Map::HashMap(map)).map_err(|source| KernelError::Map { map: name, source })?;
+        Ok(Self { name, map })
+    }
+
+    /// Gives a task a value that begins with `begin`, the rest zero; false if it has one.
+    pub(super) fn insert(&mut self, task: RawFd, begin: &[u8]) -> Result<bool, KernelError> {
+        let mut bytes = [0; VN];
+        for (to, from) in bytes.iter_mut().zip(begin) {
+            *to = *from;
+        }
+        match self.map.insert(task, bytes, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if exists(&error) => Ok(false),
+            Err(source) => Err(KernelError::Map { map: self.name, source }),
+        }
     }
 }
 

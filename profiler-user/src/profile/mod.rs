@@ -6,6 +6,8 @@ mod build;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use profiler_common::clock::OFF_KINDS;
+
 use crate::timeline::lives::Open;
 
 pub use build::Builder;
@@ -64,6 +66,8 @@ pub struct TotalsRow {
     pub unlisted_switches_in: u64,
     /// Their time as current greenlets.
     pub unlisted_running_ns: u64,
+    /// Where their time as current greenlets went.
+    pub unlisted_clock: Option<Clocked>,
     /// Their time suspended.
     pub unlisted_waiting_ns: u64,
     /// Records that the ring had no room for.
@@ -76,7 +80,47 @@ pub struct TotalsRow {
     pub faults: BTreeMap<&'static str, u64>,
 }
 
-/// A thread that ran greenlets.
+/// What became of a time in which something was current on its thread: all of it is in
+/// one of these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Clocked {
+    /// On a CPU.
+    pub on_cpu_ns: u64,
+    /// Its thread slept in a call that did not yield.
+    pub blocked_ns: u64,
+    /// Its thread could run and was not let.
+    pub preempted_ns: u64,
+    /// Its thread waited for the GIL.
+    pub gil_wait_ns: u64,
+    /// A hub's wait for events; a thread's without greenlets for any of many files.
+    pub idle_ns: u64,
+}
+
+impl Clocked {
+    /// The time that has these parts off the CPU, if it has them.
+    #[must_use]
+    pub fn new(running_ns: u64, off_ns: [u64; OFF_KINDS], polls_idly: bool) -> Option<Self> {
+        let [blocked_ns, polled_ns, gil_wait_ns, preempted_ns] = off_ns;
+        let on_cpu_ns = running_ns.checked_sub(off_ns.iter().sum())?;
+        let (blocked_ns, idle_ns) =
+            if polls_idly { (blocked_ns, polled_ns) } else { (blocked_ns + polled_ns, 0) };
+        Some(Self { on_cpu_ns, blocked_ns, preempted_ns, gil_wait_ns, idle_ns })
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            on_cpu_ns: self.on_cpu_ns + other.on_cpu_ns,
+            blocked_ns: self.blocked_ns + other.blocked_ns,
+            preempted_ns: self.preempted_ns + other.preempted_ns,
+            gil_wait_ns: self.gil_wait_ns + other.gil_wait_ns,
+            idle_ns: self.idle_ns + other.idle_ns,
+        }
+    }
+}
+
+/// A thread that was watched.
 #[derive(Clone, Debug)]
 pub struct ThreadRow {
     /// Its process.
@@ -85,6 +129,10 @@ pub struct ThreadRow {
     pub tid: Option<u32>,
     /// Its name.
     pub name: Option<String>,
+    /// It ran greenlets.
+    pub switched: bool,
+    /// Where its time went. None if it was not measured.
+    pub clock: Option<Clocked>,
 }
 
 /// A greenlet.
@@ -106,6 +154,8 @@ pub struct GreenletRow {
     pub switches_in: u64,
     /// Current on its thread. None if it was not measured.
     pub running_ns: Option<u64>,
+    /// Where `running_ns` went. None if it was not measured.
+    pub clock: Option<Clocked>,
     /// Suspended. None if it was not measured.
     pub waiting_ns: Option<u64>,
 }

@@ -136,6 +136,10 @@ pub struct ObjectLayout {
     pub interp_modules: u32,
     /// `PyInterpreterState.ceval.gil`: a pointer (3.12 on), else [`NONE`].
     pub interp_gil: u32,
+    /// `_PyRuntimeState.ceval.gil`: the structure itself (up to 3.11), else [`NONE`].
+    pub runtime_gil: u32,
+    /// `sizeof(struct _gil_runtime_state)`.
+    pub gil_size: u32,
     /// `_gil_runtime_state.last_holder`.
     pub gil_last_holder: u32,
     /// `PyThreadState.next`.

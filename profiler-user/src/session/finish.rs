@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use profiler_common::{
     address::Addr,
+    clock::{Clock, OFF_KINDS},
     fault::Fault,
     greenlet::{Head, Life as Stage},
     memory::Memory as _,
@@ -20,8 +21,8 @@ use crate::{
     kernel::Engine,
     memory::LiveProcess,
     profile::{
-        Builder, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow, ThreadRow,
-        TotalsRow,
+        Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
+        ThreadRow, TotalsRow,
     },
     target::{self, GreenletState},
     timeline::{
@@ -84,6 +85,7 @@ pub(super) fn finish(
             bounds,
             faults: FxHashMap::default(),
             threads: FxHashMap::default(),
+            has_clocks: engine.has_clocks(),
         };
         closing.close(&mut profile, &mut builder);
         closing.count(&mut profile.totals, &mut faults);
@@ -102,8 +104,23 @@ struct Closing<'a> {
     totals: Totals,
     bounds: Bounds,
     faults: FxHashMap<Fault, u64>,
-    /// By the kernel's key: tid, and how long it was there before its first switch.
-    threads: FxHashMap<u64, (Option<u32>, u64)>,
+    /// By the kernel's key.
+    threads: FxHashMap<u64, Watched>,
+    /// Whether the threads' clocks were kept.
+    has_clocks: bool,
+}
+
+/// What is known of a thread.
+struct Watched {
+    tid: Option<u32>,
+    /// How long it was there before its first switch.
+    head_start_ns: u64,
+    /// At the end; none if it does not go back to the thread's begin.
+    clock: Option<Clock>,
+    /// What of the clock no greenlet has got yet.
+    uncharged_ns: [u64; OFF_KINDS],
+    /// Its row in the profile.
+    row: usize,
 }
 
 impl Closing<'_> {
@@ -124,15 +141,17 @@ impl Closing<'_> {
         for (life, id) in lives.iter().zip(base + 1..) {
             let name = self.name(life);
             let hub = self.target.kind(life.type_object).is_some_and(|kind| kind.is_hub);
+            let clock = self.clock(life, hub, profile);
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
-                tid: self.threads.get(&life.thread).and_then(|(tid, _)| *tid),
+                tid: self.threads.get(&life.thread).and_then(|thread| thread.tid),
                 name,
                 main: life.main,
                 alive: life.alive,
                 switches_in: life.switches_in,
                 running_ns: Some(life.running_ns),
+                clock,
                 waiting_ns: Some(life.waiting_ns),
             });
             for wait in &life.open_waits {
@@ -160,13 +179,54 @@ impl Closing<'_> {
             let found = self.thread(*key, thread);
             let tid = found.as_ref().map(|found| found.tid);
             let existed = found.as_ref().is_some_and(|found| found.at_start);
-            let head_start = lives::head_start_ns(thread, existed, self.bounds);
-            self.threads.insert(*key, (tid, head_start));
+            let switched = thread.seen_ns != 0;
+            let Bounds { started_ns, ended_ns } = self.bounds;
+            let clock =
+                if thread.exit_ns == 0 { thread.clock.at(ended_ns, started_ns) } else { thread.clock };
+            // One that was there and could not be watched is known from its first switch on.
+            let whole = self.has_clocks && !(existed && clock.watched_ns > started_ns);
+            let watched = Watched {
+                tid,
+                head_start_ns: lives::head_start_ns(thread, existed, self.bounds),
+                clock: whole.then_some(clock),
+                uncharged_ns: lives::uncharged_ns(thread, &clock),
+                row: profile.threads.len(),
+            };
+            let all_ns = clock.on_cpu_ns + clock.off_ns.iter().sum::<u64>();
             profile.threads.push(ThreadRow {
                 pid: self.target.target.pid,
                 tid,
                 name: found.and_then(|found| found.name),
+                switched,
+                // A thread's waits for many files are blocked unless a hub's, if it has one.
+                clock: watched.clock.and_then(|clock| Clocked::new(all_ns, clock.off_ns, !switched)),
             });
+            self.threads.insert(*key, watched);
+        }
+    }
+
+    /// Where a greenlet's running time went.
+    fn clock(&self, life: &Life, hub: bool, profile: &mut Profile) -> Option<Clocked> {
+        let thread = self.threads.get(&life.thread)?;
+        if !self.has_clocks || life.first && thread.clock.is_none() {
+            return None;
+        }
+        let mut off_ns = life.off_ns;
+        if life.running {
+            for (ns, uncharged) in off_ns.iter_mut().zip(thread.uncharged_ns) {
+                *ns += uncharged;
+            }
+        }
+        let clock = Clocked::new(life.running_ns, off_ns, hub)?;
+        self.idles(thread, clock.idle_ns, profile);
+        Some(clock)
+    }
+
+    /// A hub's idle time is its thread's too.
+    fn idles(&self, thread: &Watched, ns: u64, profile: &mut Profile) {
+        if let Some(clock) = profile.threads.get_mut(thread.row).and_then(|row| row.clock.as_mut()) {
+            clock.idle_ns += ns;
+            clock.blocked_ns = clock.blocked_ns.saturating_sub(ns);
         }
     }
 
@@ -200,7 +260,7 @@ impl Closing<'_> {
 
     fn lives(&mut self) -> Vec<Life> {
         let cookie = u64::from(self.target.cookie);
-        let head_start = |thread: u64| self.threads.get(&thread).map_or(0, |(_, head_start)| *head_start);
+        let head_start = |thread: u64| self.threads.get(&thread).map_or(0, |thread| thread.head_start_ns);
         let threads = self.kept.threads.iter().filter(|(_, thread)| thread.target == cookie);
         let ended: FxHashSet<u64> =
             threads.filter(|(_, thread)| thread.exit_ns != 0).map(|(key, _)| *key).collect();
@@ -287,6 +347,8 @@ impl Closing<'_> {
             profile.totals.greenlets_seen += 1;
             let id = profile.greenlets.len() as u64 + 1;
             let tid = found.thread.and_then(|thread| thread.tid);
+            let clock =
+                same.then(|| self.clock_of_one(tid, running, found.kind.is_hub, duration_ns, profile));
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
@@ -296,6 +358,7 @@ impl Closing<'_> {
                 alive: alive && same,
                 switches_in: 0,
                 running_ns: if running { same.then_some(duration_ns) } else { Some(0) },
+                clock: clock.flatten(),
                 waiting_ns: if running { Some(0) } else { same.then_some(duration_ns) },
             });
             if !running && same {
@@ -305,6 +368,24 @@ impl Closing<'_> {
         }
     }
 
+    /// Where the time of a greenlet went that never switched.
+    fn clock_of_one(
+        &self,
+        tid: Option<u32>,
+        running: bool,
+        hub: bool,
+        duration_ns: u64,
+        profile: &mut Profile,
+    ) -> Option<Clocked> {
+        if !running {
+            return self.has_clocks.then(Clocked::default);
+        }
+        let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
+        let clock = Clocked::new(duration_ns, thread.clock?.off_ns, hub)?;
+        self.idles(thread, clock.idle_ns, profile);
+        Some(clock)
+    }
+
     /// How often the kernel part met a fault.
     fn fault(&self, fault: Fault) -> u64 {
         self.totals.faults.get(fault as usize).copied().unwrap_or_default()
@@ -312,9 +393,9 @@ impl Closing<'_> {
 
     /// Dead greenlets that the list has no room for.
     fn unlisted(&mut self, profile: &mut Profile, builder: &mut Builder) {
-        let Unlisted { greenlets, switches_in, running_ns, waiting_ns, begun, first_of } =
+        let Unlisted { greenlets, switches_in, running_ns, waiting_ns, off_ns, begun, first_of } =
             std::mem::take(&mut self.target.unlisted);
-        let head_start = |thread| self.threads.get(thread).map_or(0, |(_, head_start)| *head_start);
+        let head_start = |thread| self.threads.get(thread).map_or(0, |thread| thread.head_start_ns);
         let head_starts: u64 = first_of.iter().map(head_start).sum();
         let lost = &self.totals;
         let totals = &mut profile.totals;
@@ -322,6 +403,17 @@ impl Closing<'_> {
         totals.unlisted_switches_in += switches_in + lost.unlisted_switches_in;
         totals.unlisted_running_ns += running_ns + head_starts + lost.unlisted_running_ns;
         totals.unlisted_waiting_ns += waiting_ns + lost.unlisted_waiting_ns;
+        let mut off_ns = off_ns;
+        for (sum, ns) in off_ns.iter_mut().zip(lost.unlisted_off_ns) {
+            *sum += ns;
+        }
+        let running_ns = running_ns + head_starts + lost.unlisted_running_ns;
+        let before = totals.unlisted_clock.unwrap_or_default();
+        totals.unlisted_clock = self
+            .has_clocks
+            .then(|| Clocked::new(running_ns, off_ns, false))
+            .flatten()
+            .map(|clock| before.plus(clock));
         let pid = self.target.target.pid;
         for (stack, (ns, count, type_object)) in begun {
             let hub = self.target.kind(type_object).is_some_and(|kind| kind.is_hub);
@@ -377,7 +469,7 @@ impl Closing<'_> {
         };
         let rows = profile.intervals.get_or_insert_default();
         for life in lives {
-            let head_start = self.threads.get(&life.thread).map_or(0, |(_, head_start)| *head_start);
+            let head_start = self.threads.get(&life.thread).map_or(0, |thread| thread.head_start_ns);
             if life.born {
                 intervals.born(life.id);
             } else if life.first && head_start == 0 {

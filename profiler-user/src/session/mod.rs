@@ -7,6 +7,7 @@ mod error;
 mod finish;
 mod recorded;
 mod stacks;
+mod watch;
 
 use std::{
     os::fd::{BorrowedFd, OwnedFd},
@@ -123,18 +124,23 @@ pub fn record(
         engine.start_stats();
     }
     let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
-    for (cookie, target) in (0..).zip(&targets) {
-        for site in sites(target, options.sites)? {
-            engine.attach(target.pid, cookie, &site)?;
+    let mut recorded = targets
+        .into_iter()
+        .zip(0..)
+        .map(|(target, cookie)| Recorded::arm(target, cookie, options, &mut engine))
+        .collect::<Result<Vec<_>, _>>()?;
+    for target in &recorded {
+        // Before the probes: a hit would begin the thread's clock without its past.
+        watch::watch(&target.target, target.cookie, monotonic_ns(), &mut engine);
+        for site in sites(&target.target, options.sites)? {
+            engine.attach(target.target.pid, target.cookie, &site)?;
         }
     }
     let started_unix_ns = unix_ns();
     let started_ns = monotonic_ns();
-    let mut recorded = targets
-        .into_iter()
-        .zip(0..)
-        .map(|(target, cookie)| Recorded::start(target, cookie, started_ns, options, &mut engine))
-        .collect::<Result<Vec<_>, _>>()?;
+    for target in &mut recorded {
+        target.start(started_ns, options, &mut engine)?;
+    }
     progress(Progress::Recording);
     for target in &mut recorded {
         target.enumerate(false);

@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use profiler_common::{
     address::Addr,
+    clock::OFF_KINDS,
     fault::Fault,
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
-        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN, GREENLET_FIRST, Greenlet,
-        Kind, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
+        ARMED, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN, GREENLET_FIRST,
+        Greenlet, Kind, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -34,6 +35,8 @@ pub(super) struct Unlisted {
     pub(super) switches_in: u64,
     pub(super) running_ns: u64,
     pub(super) waiting_ns: u64,
+    /// By [`profiler_common::clock::Off`].
+    pub(super) off_ns: [u64; OFF_KINDS],
     /// The waits that began before the recording: how long, and how many.
     pub(super) begun: FxHashMap<StackKey, (u64, u64, Addr)>,
     /// The threads whose first greenlets are among them.
@@ -46,6 +49,9 @@ impl Unlisted {
         self.switches_in += greenlet.switches_in;
         self.running_ns += greenlet.running_ns;
         self.waiting_ns += greenlet.waiting_ns;
+        for (sum, ns) in self.off_ns.iter_mut().zip(greenlet.off_ns) {
+            *sum += ns;
+        }
         if greenlet.begun_ns > 0 {
             let begun = self.begun.entry(greenlet.begun_stack).or_insert((0, 0, greenlet.type_object));
             begun.0 += greenlet.begun_ns;
@@ -87,11 +93,10 @@ pub(super) struct Recorded {
 }
 
 impl Recorded {
-    /// Begins the accounting.
-    pub(super) fn start(
+    /// Makes the target known to the kernel part; nothing counts yet.
+    pub(super) fn arm(
         target: Target,
         cookie: u32,
-        started_ns: u64,
         options: &Options,
         engine: &mut Engine,
     ) -> Result<Self, SessionError> {
@@ -101,7 +106,8 @@ impl Recorded {
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
         let config = TargetConfig {
-            started_ns,
+            started_ns: ARMED,
+            gil: target.python.gil,
             holder: target.python.holder,
             interpreter: target.python.interp,
             module_start: Addr(greenlet.module.start),
@@ -129,12 +135,25 @@ impl Recorded {
             enumerations: 0,
             kinds: Kinds::default(),
             thread_names: FxHashMap::default(),
-            intervals: options.intervals.then(|| Intervals::new(started_ns)),
+            intervals: None,
             faults: Faults::default(),
             gone_ns: None,
             config,
             config_changed: false,
         })
+    }
+
+    /// Begins the accounting.
+    pub(super) fn start(
+        &mut self,
+        started_ns: u64,
+        options: &Options,
+        engine: &mut Engine,
+    ) -> Result<(), SessionError> {
+        self.intervals = options.intervals.then(|| Intervals::new(started_ns));
+        self.config.started_ns = started_ns;
+        engine.configure(self.cookie, &self.config)?;
+        Ok(())
     }
 
     /// Finds the greenlets that exist now, for some may never switch. If the walk over

@@ -258,6 +258,12 @@ impl Lookup<'_> {
             interp_collecting: self.wide("_is", "gc.collecting")?,
             interp_modules: self.first(&[("_is", "imports.modules"), ("_is", "modules")])?,
             interp_gil: self.or_none("_is", "ceval.gil"),
+            runtime_gil: if self.0.offset("_is", "ceval.gil").is_some() {
+                NONE
+            } else {
+                self.wide("_PyRuntimeState", "ceval.gil")?
+            },
+            gil_size: self.size("_gil_runtime_state")?,
             gil_last_holder: self.first(&[
                 ("_gil_runtime_state", "last_holder._value"),
                 ("_gil_runtime_state", "last_holder"),

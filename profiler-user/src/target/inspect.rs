@@ -2,7 +2,7 @@
 
 use std::{fs, ops::Range, path::Path};
 
-use profiler_common::{address::Addr, memory::Memory as _};
+use profiler_common::{address::Addr, clock::Gil, memory::Memory as _};
 
 use super::{
     Greenlet, MappedFile, Python, Target, TargetError, Version, Warning,
@@ -163,16 +163,21 @@ impl Look<'_> {
         if interp.is_null() {
             return Err(TargetError::NotReady { pid: self.pid });
         }
-        let holder = if objects.runtime_tstate_current != NONE {
-            at(runtime, objects.runtime_tstate_current)
+        let start = if objects.runtime_gil == NONE {
+            Addr(self.word(what, at(interp, objects.interp_gil))?)
         } else {
-            let gil = Addr(self.word(what, at(interp, objects.interp_gil))?);
-            if gil.is_null() {
-                return Err(TargetError::NotReady { pid: self.pid });
-            }
-            at(gil, objects.gil_last_holder)
+            at(runtime, objects.runtime_gil)
         };
-        Ok(Python { version, file, runtime, interp, holder, layout, objects, source })
+        if start.is_null() {
+            return Err(TargetError::NotReady { pid: self.pid });
+        }
+        let holder = if objects.runtime_tstate_current == NONE {
+            at(start, objects.gil_last_holder)
+        } else {
+            at(runtime, objects.runtime_tstate_current)
+        };
+        let gil = Gil { start, end: at(start, objects.gil_size) };
+        Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, source })
     }
 
     fn greenlet(&mut self, python: &Python) -> Result<Option<Greenlet>, TargetError> {

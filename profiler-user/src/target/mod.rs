@@ -23,6 +23,7 @@ use std::{fmt, ops::Range, path::PathBuf};
 
 use profiler_common::{
     address::Addr,
+    clock::Gil,
     layout::{GreenletLayout, Layout, PythonLayout},
 };
 
@@ -73,6 +74,8 @@ pub struct Python {
     pub runtime: Addr,
     /// The main interpreter.
     pub interp: Addr,
+    /// Its GIL.
+    pub gil: Gil,
     /// Where the current thread state's address lies while the GIL is held.
     pub holder: Addr,
     /// What the kernel part needs.
@@ -177,6 +180,19 @@ pub fn alive(target: &Target) -> bool {
 #[must_use]
 pub fn same_image(target: &Target) -> bool {
     Incarnation::read(target.pid).is_ok_and(|now| now == target.incarnation)
+}
+
+/// What a thread is in now, as its [`Clock::state`](profiler_common::clock::Clock::state)
+/// says it; `None` when it ended.
+#[must_use]
+pub fn thread_state(target: &Target, tid: u32) -> Option<u32> {
+    process::state(target.pid, tid, target.python.gil)
+}
+
+/// Whether our pids are the kernel's own: we are in its first pid namespace.
+#[must_use]
+pub fn in_first_namespace() -> bool {
+    process::in_first_namespace()
 }
 
 /// Whether it has child processes now.

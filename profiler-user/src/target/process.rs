@@ -9,6 +9,7 @@ use procfs::{
     ProcError,
     process::{Process, Stat},
 };
+use profiler_common::clock::{Gil, ON_CPU, Off};
 
 use super::{TargetError, maps, maps::Mapping};
 
@@ -104,6 +105,46 @@ pub(super) fn threads(pid: u32, nested: bool) -> Vec<Thread> {
         .collect();
     threads.sort_by_key(|thread| thread.tid);
     threads
+}
+
+/// What a thread is in now, as its [`Clock::state`](profiler_common::clock::Clock::state)
+/// says it; `None` when it ended.
+pub(super) fn state(pid: u32, tid: u32, gil: Gil) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    // The name before it may have any character.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    match rest.as_bytes().first()? {
+        b'R' => Some(ON_CPU),
+        b'Z' | b'X' | b'x' => None,
+        b'T' | b't' => Some(Off::Preempted as u32),
+        _ => {
+            let call = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+            let mut fields = call.split_ascii_whitespace();
+            let number = fields.next().and_then(|number| number.parse().ok()).unwrap_or(-1);
+            let first = fields
+                .next()
+                .and_then(|first| u64::from_str_radix(first.strip_prefix("0x")?, 16).ok())
+                .unwrap_or_default();
+            Some(of_call(number, first, gil) as u32)
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn of_call(number: i64, first: u64, gil: Gil) -> Off {
+    Off::of_x86_64_call(number, first, gil)
+}
+
+#[cfg(target_arch = "aarch64")]
+const fn of_call(number: i64, first: u64, gil: Gil) -> Off {
+    Off::of_aarch64_call(number, first, gil)
+}
+
+/// Whether our pids are the kernel's own: we are in its first pid namespace.
+///
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/proc_ns.h> (`PROC_PID_INIT_INO`)
+pub(super) fn in_first_namespace() -> bool {
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == "pid:[4026531836]")
 }
 
 /// The last number in the line `NSpid` of a thread's status.

@@ -2,6 +2,7 @@
 
 use profiler_common::{
     address::Addr,
+    clock::{Clock, OFF_KINDS},
     record::{EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread},
     walk::StackKey,
 };
@@ -58,10 +59,14 @@ pub struct Life {
     pub first: bool,
     /// Its end was not seen.
     pub alive: bool,
+    /// It was current at the end.
+    pub running: bool,
     /// Switches into it.
     pub switches_in: u64,
     /// Current on its thread.
     pub running_ns: u64,
+    /// Of this, its thread was off the CPU: by [`profiler_common::clock::Off`].
+    pub off_ns: [u64; OFF_KINDS],
     /// Suspended.
     pub waiting_ns: u64,
     /// When it was first seen, for an order that means something.
@@ -76,7 +81,23 @@ pub struct Life {
 /// so the greenlet that was current at the first one was so all the time.
 #[must_use]
 pub fn head_start_ns(thread: &Thread, existed: bool, bounds: Bounds) -> u64 {
-    if existed { thread.seen_ns.saturating_sub(bounds.started_ns) } else { 0 }
+    let watched_ns = thread.clock.watched_ns.max(bounds.started_ns);
+    if existed {
+        thread.seen_ns.saturating_sub(bounds.started_ns)
+    } else {
+        thread.seen_ns.saturating_sub(watched_ns)
+    }
+}
+
+/// What a thread's greenlets did not get yet of its time off the CPU: the one that is
+/// current at the end did it.
+#[must_use]
+pub fn uncharged_ns(thread: &Thread, clock: &Clock) -> [u64; OFF_KINDS] {
+    let mut off_ns = clock.off_ns;
+    for (ns, charged) in off_ns.iter_mut().zip(thread.charged_ns) {
+        *ns = ns.wrapping_sub(charged);
+    }
+    off_ns
 }
 
 /// The life of a greenlet whose end was not seen.
@@ -86,6 +107,7 @@ pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bound
     life.alive = true;
     let ns = bounds.ended_ns.saturating_sub(greenlet.since_ns);
     if greenlet.flags & GREENLET_RUNNING != 0 {
+        life.running = true;
         life.running_ns += ns;
     } else {
         life.waiting_ns += ns;
@@ -122,8 +144,10 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         born: greenlet.flags & GREENLET_BORN != 0,
         first,
         alive: false,
+        running: false,
         switches_in: greenlet.switches_in,
         running_ns: greenlet.running_ns + if first { head_start_ns } else { 0 },
+        off_ns: greenlet.off_ns,
         waiting_ns: greenlet.waiting_ns,
         seen_ns: greenlet.seen_ns,
         open_waits,
@@ -155,7 +179,7 @@ mod tests {
             begun_ns: 0,
             flags,
             sent: 1,
-            padding: 0,
+            off_ns: [0; OFF_KINDS],
         }
     }
 

@@ -1,0 +1,223 @@
+//! A thread's clock: where its time goes, kept at every context switch.
+
+use crate::address::Addr;
+
+/// Why a thread is off the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Off {
+    /// It sleeps in a system call (or a page fault) that is none of the others.
+    Blocked = 0,
+    /// It sleeps in a system call that waits for any of many files: what an idle hub does.
+    Polled = 1,
+    /// It waits for its interpreter's GIL.
+    Gil = 2,
+    /// It could run and may not: it was preempted, has just been made, or is stopped.
+    Preempted = 3,
+}
+
+/// How many reasons there are, a power of two.
+pub const OFF_KINDS: usize = 4;
+
+/// [`Clock::state`]: on a CPU; below it are the numbers of [`Off`].
+pub const ON_CPU: u32 = OFF_KINDS as u32;
+
+/// A thread's clock. Written by the scheduler's tracepoint only, never while the thread
+/// itself runs; times are ns since the thread is watched.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Clock {
+    /// Another one after each change; 0 while the thread is not watched.
+    pub version: u64,
+    /// Since when it is watched.
+    pub watched_ns: u64,
+    /// The last change.
+    pub since_ns: u64,
+    /// On a CPU up to `since_ns`.
+    pub on_cpu_ns: u64,
+    /// Off the CPU up to `since_ns`, by [`Off`].
+    pub off_ns: [u64; OFF_KINDS],
+    /// What it is in since then: [`ON_CPU`] or an [`Off`].
+    pub state: u32,
+    /// None.
+    pub padding: u32,
+}
+
+impl Clock {
+    /// The clock of a thread that is watched from `now_ns` on, and then in `state`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begin(now_ns: u64, state: u32) -> Self {
+        Self {
+            version: 1,
+            watched_ns: now_ns,
+            since_ns: now_ns,
+            on_cpu_ns: 0,
+            off_ns: [0; OFF_KINDS],
+            state,
+            padding: 0,
+        }
+    }
+
+    /// The thread leaves the CPU. Nothing before `started_ns` counts.
+    #[inline(always)]
+    pub fn leave(&mut self, now_ns: u64, started_ns: u64, why: Off) {
+        self.on_cpu_ns += self.elapsed(now_ns, started_ns);
+        self.turn(now_ns, why as u32);
+    }
+
+    /// The thread comes onto a CPU. Nothing before `started_ns` counts.
+    #[inline(always)]
+    pub fn enter(&mut self, now_ns: u64, started_ns: u64) {
+        let ns = self.elapsed(now_ns, started_ns);
+        // A thread that seemed to run when it was first watched, and comes now, could.
+        let why = if self.state == ON_CPU { Off::Preempted as u32 } else { self.state };
+        if let Some(off) = self.off_ns.get_mut(why as usize & (OFF_KINDS - 1)) {
+            *off += ns;
+        }
+        self.turn(now_ns, ON_CPU);
+    }
+
+    /// The clock as it stands at `now_ns`, in the state that it is in.
+    #[inline(always)]
+    #[must_use]
+    pub fn at(mut self, now_ns: u64, started_ns: u64) -> Self {
+        let state = self.state;
+        if state == ON_CPU {
+            self.on_cpu_ns += self.elapsed(now_ns, started_ns);
+        } else {
+            self.enter(now_ns, started_ns);
+        }
+        self.turn(now_ns, state);
+        self
+    }
+
+    #[inline(always)]
+    fn elapsed(&self, now_ns: u64, started_ns: u64) -> u64 {
+        let since = if self.since_ns > started_ns { self.since_ns } else { started_ns };
+        now_ns.saturating_sub(since)
+    }
+
+    #[inline(always)]
+    const fn turn(&mut self, now_ns: u64, state: u32) {
+        self.version += 1;
+        self.since_ns = now_ns;
+        self.state = state;
+    }
+}
+
+/// Where an interpreter's GIL lies: `struct _gil_runtime_state`.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Gil {
+    /// Its begin.
+    pub start: Addr,
+    /// Its end.
+    pub end: Addr,
+}
+
+impl Off {
+    /// Why a thread sleeps that is in the system call `number` of x86-64, whose first
+    /// argument is `first`; -1 for none (a page fault).
+    ///
+    /// <https://github.com/torvalds/linux/blob/v6.12/arch/x86/entry/syscalls/syscall_64.tbl>
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_x86_64_call(number: i64, first: u64, gil: Gil) -> Self {
+        match number {
+            // futex
+            202 => Self::of_futex(first, gil),
+            // poll, select, io_getevents, epoll_wait, pselect6, ppoll, epoll_pwait,
+            // io_pgetevents, epoll_pwait2
+            7 | 23 | 208 | 232 | 270 | 271 | 281 | 333 | 441 => Self::Polled,
+            _ => Self::Blocked,
+        }
+    }
+
+    /// The same of aarch64.
+    ///
+    /// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/asm-generic/unistd.h>
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_aarch64_call(number: i64, first: u64, gil: Gil) -> Self {
+        match number {
+            98 => Self::of_futex(first, gil),
+            // io_getevents, epoll_pwait, pselect6, ppoll, io_pgetevents, epoll_pwait2
+            4 | 22 | 72 | 73 | 292 | 441 => Self::Polled,
+            _ => Self::Blocked,
+        }
+    }
+
+    /// `pthread_cond_timedwait` and `pthread_mutex_lock` wait at a word of theirs.
+    #[inline(always)]
+    const fn of_futex(word: u64, gil: Gil) -> Self {
+        if word >= gil.start.0 && word < gil.end.0 { Self::Gil } else { Self::Blocked }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WHY: [Off; OFF_KINDS] = [Off::Blocked, Off::Polled, Off::Gil, Off::Preempted];
+
+    fn sum(clock: &Clock) -> u64 {
+        clock.on_cpu_ns + clock.off_ns.iter().sum::<u64>()
+    }
+
+    proptest! {
+        #[test]
+        fn every_ns_since_the_start_is_in_one_place(
+            started_ns in 0_u64..50,
+            turns in prop::collection::vec((0_u64..20, 0_usize..OFF_KINDS), 0..40),
+            on_cpu in any::<bool>(),
+        ) {
+            let mut now = 10;
+            let mut clock = Clock::begin(now, if on_cpu { ON_CPU } else { Off::Polled as u32 });
+            let mut expected = Vec::from([0_u64; OFF_KINDS + 1]);
+            let mut at = if on_cpu { OFF_KINDS } else { Off::Polled as usize };
+            for (ns, why) in turns {
+                let before = now.max(started_ns);
+                now += ns;
+                expected[at] += now.saturating_sub(before);
+                if at == OFF_KINDS {
+                    clock.leave(now, started_ns, WHY[why]);
+                    at = why;
+                } else {
+                    clock.enter(now, started_ns);
+                    at = OFF_KINDS;
+                }
+            }
+            prop_assert_eq!(&clock.off_ns[..], &expected[..OFF_KINDS]);
+            prop_assert_eq!(clock.on_cpu_ns, expected[OFF_KINDS]);
+            let later = now + 7;
+            let last = clock.at(later, started_ns);
+            prop_assert_eq!(sum(&last), later.saturating_sub(started_ns.max(10)));
+            prop_assert_eq!(last.state, clock.state);
+        }
+    }
+
+    #[test]
+    fn what_seemed_to_run_and_comes_was_runnable() {
+        let mut clock = Clock::begin(0, ON_CPU);
+        clock.enter(5, 0);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns[Off::Preempted as usize]), (0, 5));
+    }
+
+    #[test]
+    fn a_futex_inside_the_gil_is_a_wait_for_it() {
+        let gil = Gil { start: Addr(100), end: Addr(200) };
+        assert_eq!(Off::of_x86_64_call(202, 132, gil), Off::Gil);
+        assert_eq!(Off::of_x86_64_call(202, 200, gil), Off::Blocked);
+        assert_eq!(Off::of_x86_64_call(-1, 132, gil), Off::Blocked);
+        assert_eq!(Off::of_aarch64_call(98, 132, gil), Off::Gil);
+    }
+}

@@ -1,0 +1,217 @@
+//! The threads' clocks: moved by the scheduler's tracepoint, read at a switch.
+//!
+//! `sched_switch` touches a thread's own clock and nothing of its greenlets: it may come
+//! in the middle of a uprobe's program. A switch charges the leaver with what the clock
+//! gained since it entered, so that the sum over a thread's greenlets is the thread's
+//! time, whatever came when.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{pt_regs, task_struct},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_ktime_get_ns, bpf_task_pt_regs},
+    },
+    programs::BtfTracePointContext,
+};
+use profiler_common::{
+    clock::{Clock, Gil, OFF_KINDS, Off},
+    fault::Fault,
+    record::{Greenlet, TargetConfig, Thread, Totals},
+};
+
+use crate::{
+    maps::{self, count},
+    slot::{Reading, Slot},
+};
+
+/// Looks at a clock that moves until one finds it still.
+const LOOKS: u32 = 4;
+/// `clone`'s flag for a thread of the same process.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/sched.h>
+const CLONE_THREAD: u64 = 0x0001_0000;
+/// `__TASK_STOPPED | __TASK_TRACED`: a stopped thread did not choose to sleep.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/sched.h>
+const STOPPED: u64 = 4 | 8;
+
+/// What time it is, with the thread's clock as it stands then in `slot.reading`.
+///
+/// The program may be preempted between the two; then it looks again.
+#[inline(always)]
+pub fn now(slot: &mut Slot, totals: &mut Totals) -> u64 {
+    let mut now = 0;
+    for _ in 0..LOOKS {
+        // SAFETY: the slot's own. Volatile, for the scheduler's program writes it.
+        let version = unsafe { ptr::read_volatile(&raw const slot.clock.version) };
+        // SAFETY: takes no argument.
+        now = unsafe { bpf_ktime_get_ns() };
+        if version == slot.reading.version {
+            return now;
+        }
+        // SAFETY: as above.
+        slot.reading.off_ns = unsafe { ptr::read_volatile(&raw const slot.clock.off_ns) };
+        // SAFETY: as above.
+        if unsafe { ptr::read_volatile(&raw const slot.clock.version) } == version {
+            slot.reading.version = version;
+            return now;
+        }
+    }
+    slot.reading = slot.charged;
+    count(totals, Fault::ClockMoved);
+    now
+}
+
+/// Adds to `greenlet`, which ran until now, what its thread was off the CPU meanwhile.
+#[inline(always)]
+pub fn charge(slot: &mut Slot, greenlet: Option<&mut Greenlet>) {
+    slot.undo.off_ns = [0; OFF_KINDS];
+    if slot.reading.version != slot.charged.version {
+        charge_off(slot, greenlet);
+    }
+}
+
+/// Out of line: the CPU is left far less often than a greenlet.
+#[inline(never)]
+fn charge_off(slot: &mut Slot, greenlet: Option<&mut Greenlet>) -> u32 {
+    for ((gained, read), charged) in
+        slot.undo.off_ns.iter_mut().zip(slot.reading.off_ns).zip(slot.charged.off_ns)
+    {
+        *gained = read.wrapping_sub(charged);
+    }
+    if let Some(greenlet) = greenlet {
+        for (sum, gained) in greenlet.off_ns.iter_mut().zip(slot.undo.off_ns) {
+            *sum = sum.wrapping_add(gained);
+        }
+    }
+    slot.charged = slot.reading;
+    if let Some(thread) = maps::thread(slot.thread) {
+        thread.charged_ns = slot.charged.off_ns;
+    }
+    0
+}
+
+/// A switch did not happen: what was charged for it will be charged again.
+#[inline(always)]
+pub fn give_back(off_ns: &[u64; OFF_KINDS], charged: &mut Reading) {
+    for (sum, ns) in charged.off_ns.iter_mut().zip(off_ns) {
+        *sum = sum.wrapping_sub(*ns);
+    }
+    charged.version = 0;
+}
+
+/// The record of the slot's thread, made if it has none.
+#[inline(always)]
+pub fn thread(slot: &Slot) -> Option<&'static mut Thread> {
+    if let Some(thread) = maps::thread(slot.thread) {
+        return Some(thread);
+    }
+    insert_thread(slot);
+    maps::thread(slot.thread)
+}
+
+#[inline(never)]
+fn insert_thread(slot: &Slot) -> u32 {
+    let thread = Thread {
+        target: slot.target,
+        tstate: profiler_common::address::Addr::NULL,
+        seen_ns: 0,
+        first_greenlet: 0,
+        exit_ns: 0,
+        clock: slot.clock,
+        charged_ns: [0; OFF_KINDS],
+    };
+    u32::from(maps::insert_thread(slot.thread, &thread))
+}
+
+/// A CPU goes from one thread to another.
+#[inline(always)]
+pub fn on_sched_switch(ctx: &BtfTracePointContext) {
+    let leaver: *mut task_struct = ctx.arg(1);
+    let comer: *mut task_struct = ctx.arg(2);
+    if let Some(slot) = maps::slot_of(leaver)
+        && slot.clock.version != 0
+        && let Some(config) = maps::config(slot.target)
+    {
+        let why = why(ctx, leaver, config);
+        slot.clock.leave(time(), config.started_ns, why);
+        if slot.thread == 0 {
+            slot.thread = bpf_get_current_pid_tgid();
+        }
+        publish(slot);
+    }
+    if let Some(slot) = maps::slot_of(comer)
+        && slot.clock.version != 0
+        && let Some(config) = maps::config(slot.target)
+    {
+        slot.clock.enter(time(), config.started_ns);
+        if slot.thread != 0 {
+            publish(slot);
+        }
+    }
+}
+
+#[inline(always)]
+fn publish(slot: &Slot) {
+    // Without room (counted when it switches) only the list of threads lacks it.
+    if let Some(thread) = thread(slot) {
+        thread.clock = slot.clock;
+    }
+}
+
+/// Why the thread leaves the CPU.
+#[inline(always)]
+fn why(ctx: &BtfTracePointContext, leaver: *mut task_struct, config: &TargetConfig) -> Off {
+    let preempted: u64 = ctx.arg(0);
+    let state: u64 = ctx.arg(3);
+    if preempted & 1 != 0 || state == 0 || state & STOPPED != 0 {
+        return Off::Preempted;
+    }
+    // SAFETY: the task is the current one, whose registers at its entry into the kernel
+    // lie at the top of its stack.
+    let registers = unsafe { bpf_task_pt_regs(leaver) } as *const pt_regs;
+    off(registers, config.gil)
+}
+
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn off(registers: *const pt_regs, gil: Gil) -> Off {
+    // SAFETY: the kernel gave the pointer and checks what is loaded through it.
+    let registers = unsafe { &*registers };
+    Off::of_x86_64_call(registers.orig_rax as i64, registers.rdi, gil)
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn off(registers: *const pt_regs, gil: Gil) -> Off {
+    // `struct pt_regs`: user_pt_regs (34 words), orig_x0, syscallno.
+    // https://github.com/torvalds/linux/blob/v6.12/arch/arm64/include/asm/ptrace.h
+    let words = registers.cast::<[u64; 36]>();
+    // SAFETY: the kernel gave the pointer and checks what is loaded through it.
+    let [.., first, number] = unsafe { &*words };
+    Off::of_aarch64_call(i64::from(*number as i32), *first, gil)
+}
+
+/// A thread of a watched process is made: it is watched as well.
+#[inline(always)]
+pub fn on_new_task(ctx: &BtfTracePointContext) {
+    let Some(parent) = maps::slot() else {
+        return;
+    };
+    let flags: u64 = ctx.arg(1);
+    if parent.clock.version == 0 || flags & CLONE_THREAD == 0 || maps::config(parent.target).is_none() {
+        return;
+    }
+    // Without room it is watched from its first switch of greenlets on.
+    if let Some(slot) = maps::slot_for(ctx.arg(0)) {
+        slot.target = parent.target;
+        slot.thread = 0;
+        slot.clock = Clock::begin(time(), Off::Preempted as u32);
+    }
+}
+
+#[inline(always)]
+fn time() -> u64 {
+    // SAFETY: takes no argument.
+    unsafe { bpf_ktime_get_ns() }
+}
