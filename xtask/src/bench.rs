@@ -4,12 +4,8 @@
 //! (`xtask/bench`). Ratios are of one round, in which every mode has its turn, so
 //! that a machine that grows slower does not make a figure worse.
 
-mod deadline;
 mod document;
-mod lines;
 mod recording;
-mod spread;
-mod surroundings;
 mod switches;
 mod target;
 mod whole;
@@ -25,10 +21,11 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     switches::{Bench, Mode, Workload},
-    target::Inside,
+    target::{Inside, Versions},
     whole::Storm,
 };
 use crate::{
+    measure::surroundings,
     process,
     python::{self, Environment},
     run, workspace,
@@ -154,7 +151,7 @@ fn measure(arguments: &Arguments, python: &Path, load: &str) -> Result<Results> 
     };
     Ok(Results {
         command: command(arguments),
-        surroundings: surroundings::describe(&versions, load),
+        surroundings: surroundings::describe(DOCUMENT, &target(&versions), load),
         rounds,
         switch: wants(Part::Switch),
         benches,
@@ -202,6 +199,11 @@ fn python(wanted: (u32, u32)) -> Result<PathBuf> {
     let environment = Environment::new(&format!("py{major}.{minor}"), python, &packages);
     environment.make(python, &requirements)?;
     Ok(environment.python())
+}
+
+fn target(versions: &Versions) -> String {
+    let Versions { python, greenlet } = versions;
+    format!("CPython {python}, greenlet {greenlet}")
 }
 
 fn command(arguments: &Arguments) -> String {

@@ -1,8 +1,8 @@
 //! greenscope's build, checks and measurements: `cargo xtask COMMAND`.
 //!
 //! One file per command; what several commands need is in `workspace` (where
-//! things lie), `process` (running other programs) and `python` (interpreters and
-//! virtual environments).
+//! things lie), `process` (running other programs), `python` (interpreters and virtual
+//! environments) and `measure` (what is measured, and how it is waited for).
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -11,6 +11,7 @@ mod ci;
 mod clippy;
 mod codegen_layouts;
 mod doctor;
+mod measure;
 mod process;
 mod python;
 mod run;
