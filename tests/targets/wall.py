@@ -1,9 +1,9 @@
 """Known shares of the wall clock: `wall.py WORKLOAD SECONDS`.
 
-    shares    four greenlets burn 4, 3, 2 and 1 ms in turn, ten sleep
+    shares    four greenlets burn 12, 9, 6 and 3 ms in turn, ten sleep
     bursts    one greenlet burns 10 ms and sleeps 20 ms, ten sleep
     blocked   one burns 5 ms, blocks its thread 20 ms in time.sleep and sleeps 5 ms;
-              one burns 2 ms and sleeps 5 ms, and is held up by the first
+              one burns 10 ms and sleeps 10 ms, and is held up by the first
     driver    the same, blocked in sqlite3's wait for another connection's lock
     sleepers  a hundred greenlets sleep 100 ms, again and again
     threads   no greenlets: a thread burns in Python, one in a C function that keeps
@@ -44,22 +44,22 @@ def spin(ns):
 
 @book.of("cpu")
 def burn_four():
-    spin(4 * MS)
+    spin(12 * MS)
 
 
 @book.of("cpu")
 def burn_three():
-    spin(3 * MS)
+    spin(9 * MS)
 
 
 @book.of("cpu")
 def burn_two():
-    spin(2 * MS)
+    spin(6 * MS)
 
 
 @book.of("cpu")
 def burn_one():
-    spin(MS)
+    spin(3 * MS)
 
 
 @book.of("cpu")
@@ -154,7 +154,7 @@ def held_up(blocking):
 
     return [
         ("blocker", "blocks", work, 0.005),
-        ("victim", "burns", burn_two, 0.005),
+        ("victim", "burns", burn_ten, 0.01),
         *sleepers(10),
     ]
 

@@ -5,6 +5,7 @@
 //! environments) and `measure` (what is measured, and how it is waited for).
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod bench;
 mod build_ebpf;
 mod ci;
@@ -34,6 +35,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Hold greenscope and other profilers against the truth, and write docs/accuracy.md.
+    Accuracy(accuracy::Arguments),
     /// Measure what greenscope costs, and write docs/performance.md.
     Bench(bench::Arguments),
     /// Build the kernel part and record what it was built from and with.
@@ -74,6 +77,7 @@ enum Generated {
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let outcome = match Arguments::parse_from(&arguments).command {
+        Command::Accuracy(arguments) => accuracy::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
