@@ -36,7 +36,9 @@ const SLEEPING: &str = "\
 ## CPU time on sleeping stacks
 
 Of all the time that a tool reports as CPU time, how much it gives to a greenlet that
-sleeps in `gevent.sleep`. The truth is about 0: the call itself costs some microseconds.
+sleeps in `gevent.sleep`. The truth is the cost of that call, some microseconds, which a
+tool that counts calls makes dearer. The agent of SkyWalking reports elapsed time: there
+sleep is due, and what is missing is the burning.
 ";
 
 const AMOUNT: &str = "\
@@ -49,7 +51,8 @@ const FUNCTIONS: &str = "\
 ## By function
 
 Each function's share of all the time that a tool reports; in brackets the difference
-from the books in points of percent.
+from the books in points of percent. Books have no line for a sleep's own cost: it is at
+most what no function of theirs had.
 ";
 
 const TOOLS: [(Tool, &str); 5] = [
@@ -182,20 +185,14 @@ fn by_tool(
 fn functions(results: &Results, out: &mut String) -> std::fmt::Result {
     writeln!(out, "{FUNCTIONS}")?;
     head(results, out, "| workload | function | books |")?;
-    for workload in &results.workloads {
+    // Where everybody sleeps, no function has CPU time by the books.
+    for workload in results.workloads.iter().filter(|workload| **workload != Workload::Sleepers) {
         let all = || results.tools.iter().flat_map(|tool| rounds(results, *workload, *tool));
         let names: BTreeSet<&String> = all().flat_map(|(truth, _)| truth.functions.keys()).collect();
-        let lines = names.into_iter().map(Some);
-        // What sleeps is no function that has CPU time by the books.
-        let sleeping = (*workload != Workload::Threads && all().next().is_some()).then_some(None);
-        for name in lines.chain(sleeping) {
-            let of = |shares: &Shares| match name {
-                Some(name) => shares.functions.get(name).copied().unwrap_or_default(),
-                None => shares.sleeping,
-            };
-            let shown = name.map_or_else(|| "sleeping".to_owned(), |name| format!("`{name}`"));
+        for name in names {
+            let of = |shares: &Shares| shares.functions.get(name).copied().unwrap_or_default();
             let truth: Vec<f64> = all().map(|(truth, _)| of(truth)).collect();
-            write!(out, "| {} | {shown} | {} |", workload.name(), percent(median(&truth)))?;
+            write!(out, "| {} | `{name}` | {} |", workload.name(), percent(median(&truth)))?;
             for tool in &results.tools {
                 let (seen, error): (Vec<f64>, Vec<f64>) = rounds(results, *workload, *tool)
                     .map(|(truth, seen)| (of(seen), (of(seen) - of(truth)) * 100.0))
@@ -208,6 +205,17 @@ fn functions(results: &Results, out: &mut String) -> std::fmt::Result {
             }
             writeln!(out)?;
         }
+        let unbooked: Vec<f64> =
+            all().map(|(truth, _)| 1.0 - truth.functions.values().sum::<f64>()).collect();
+        if *workload == Workload::Threads || unbooked.is_empty() {
+            continue;
+        }
+        write!(out, "| {} | sleeping | at most {} |", workload.name(), percent(median(&unbooked)))?;
+        for tool in &results.tools {
+            let seen: Vec<f64> = rounds(results, *workload, *tool).map(|(_, seen)| seen.sleeping).collect();
+            write!(out, " {} |", if seen.is_empty() { dash() } else { percent(median(&seen)) })?;
+        }
+        writeln!(out)?;
     }
     writeln!(out)
 }
