@@ -4,12 +4,8 @@
 //! (`xtask/bench`). Ratios are of one round, in which every mode has its turn, so
 //! that a machine that grows slower does not make a figure worse.
 
-mod deadline;
 mod document;
-mod lines;
 mod recording;
-mod spread;
-mod surroundings;
 mod switches;
 mod target;
 mod whole;
@@ -25,10 +21,11 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     switches::{Bench, Mode, Workload},
-    target::Inside,
+    target::{Inside, Versions},
     whole::Storm,
 };
 use crate::{
+    measure::surroundings,
     process,
     python::{self, Environment},
     run, workspace,
@@ -53,7 +50,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum)]
     only: Vec<Part>,
     /// The targets' Python
-    #[arg(long, default_value = "3.13", value_parser = version)]
+    #[arg(long, default_value = "3.13", value_parser = python::covered)]
     python: (u32, u32),
 }
 
@@ -154,7 +151,7 @@ fn measure(arguments: &Arguments, python: &Path, load: &str) -> Result<Results> 
     };
     Ok(Results {
         command: command(arguments),
-        surroundings: surroundings::describe(&versions, load),
+        surroundings: surroundings::describe(DOCUMENT, &target(&versions), load),
         rounds,
         switch: wants(Part::Switch),
         benches,
@@ -204,6 +201,11 @@ fn python(wanted: (u32, u32)) -> Result<PathBuf> {
     Ok(environment.python())
 }
 
+fn target(versions: &Versions) -> String {
+    let Versions { python, greenlet } = versions;
+    format!("CPython {python}, greenlet {greenlet}")
+}
+
 fn command(arguments: &Arguments) -> String {
     let Arguments { rounds, only: _, python: (major, minor) } = arguments;
     let mut command = "cargo xtask bench".to_owned();
@@ -214,15 +216,6 @@ fn command(arguments: &Arguments) -> String {
         command.push_str(&format!(" --python {major}.{minor}"));
     }
     command
-}
-
-fn version(text: &str) -> Result<(u32, u32), String> {
-    let numbers =
-        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
-    match numbers {
-        Some(version) if python::COVERED.contains(&version) => Ok(version),
-        _ => Err(format!("'{text}' is none of 3.11, 3.12 and 3.13")),
-    }
 }
 
 #[cfg(test)]
@@ -239,13 +232,5 @@ mod tests {
         assert_eq!(inside.len(), 2);
         assert!(inside.iter().all(|(_, modes, _)| *modes == [Mode::Empty, Mode::Aggregated]));
         assert!(plan(|part| part == Part::Storm).is_empty());
-    }
-
-    #[test]
-    fn versions_that_are_covered() {
-        assert_eq!(version("3.12"), Ok((3, 12)));
-        for wrong in ["3", "3.10", "4.0", "3.x"] {
-            assert!(version(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -1,16 +1,18 @@
 //! greenscope's build, checks and measurements: `cargo xtask COMMAND`.
 //!
 //! One file per command; what several commands need is in `workspace` (where
-//! things lie), `process` (running other programs) and `python` (interpreters and
-//! virtual environments).
+//! things lie), `process` (running other programs), `python` (interpreters and virtual
+//! environments) and `measure` (what is measured, and how it is waited for).
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod bench;
 mod build_ebpf;
 mod ci;
 mod clippy;
 mod codegen_layouts;
 mod doctor;
+mod measure;
 mod process;
 mod python;
 mod run;
@@ -33,6 +35,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Hold greenscope and other profilers against the truth, and write docs/accuracy.md.
+    Accuracy(accuracy::Arguments),
     /// Measure what greenscope costs, and write docs/performance.md.
     Bench(bench::Arguments),
     /// Build the kernel part and record what it was built from and with.
@@ -73,6 +77,7 @@ enum Generated {
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let outcome = match Arguments::parse_from(&arguments).command {
+        Command::Accuracy(arguments) => accuracy::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),

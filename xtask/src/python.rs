@@ -55,6 +55,16 @@ pub(crate) fn of_version(pythons: &[Python], wanted: (u32, u32)) -> Option<&Pyth
     pythons.iter().find(|python| (python.version.0, python.version.1) == wanted)
 }
 
+/// `3.13`, if it is one that greenscope covers; for command lines.
+pub(crate) fn covered(text: &str) -> Result<(u32, u32), String> {
+    let numbers =
+        text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    match numbers {
+        Some(version) if COVERED.contains(&version) => Ok(version),
+        _ => Err(format!("'{text}' is none of 3.11, 3.12 and 3.13")),
+    }
+}
+
 /// Where interpreters may be, the best first.
 fn candidates() -> Vec<PathBuf> {
     let mut versions: Vec<PathBuf> = pyenv_roots()
@@ -166,6 +176,14 @@ mod tests {
         let pythons = [python(11, "/a"), python(12, "/b"), python(12, "/c")];
         assert_eq!(of_version(&pythons, (3, 12)), pythons.get(1));
         assert_eq!(of_version(&pythons, (3, 13)), None);
+    }
+
+    #[test]
+    fn versions_that_are_covered() {
+        assert_eq!(covered("3.12"), Ok((3, 12)));
+        for wrong in ["3", "3.10", "4.0", "3.x"] {
+            assert!(covered(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

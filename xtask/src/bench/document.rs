@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use super::{
     Results,
-    spread::{Goal, Spread},
     switches::{Bench, Mode, Workload},
     target::Inside,
     whole::Storm,
 };
+use crate::measure::spread::{Goal, Spread};
 
 /// The unit of a figure, and how it is written.
 #[derive(Clone, Copy)]

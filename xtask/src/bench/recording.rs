@@ -11,8 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
-use super::{deadline::until, lines::Lines};
-use crate::{process, workspace};
+use crate::{
+    measure::{deadline::until, lines::Lines},
+    process, workspace,
+};
 
 /// Start and end, with a hundred thousand greenlets on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -10,9 +10,9 @@ use anyhow::Result;
 
 use super::{
     recording::Recording,
-    spread::Spread,
     target::{Inside, Target, Versions},
 };
+use crate::measure::spread::Spread;
 
 /// One sample; a batch is a few milliseconds.
 const SAMPLE: Duration = Duration::from_millis(300);

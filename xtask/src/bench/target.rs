@@ -10,8 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{lines::Lines, spread};
-use crate::workspace;
+use crate::{
+    measure::{lines::Lines, spread},
+    workspace,
+};
 
 /// A hundred thousand greenlets take a while on a busy machine.
 const START: Duration = Duration::from_secs(120);

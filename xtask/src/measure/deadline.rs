@@ -15,7 +15,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(5);
 /// # Errors
 ///
 /// Names `what` when `patience` is over; the question's own errors end it.
-pub(super) fn until<T>(
+pub(crate) fn until<T>(
     what: &str,
     patience: Duration,
     mut ask: impl FnMut() -> Result<Option<T>>,

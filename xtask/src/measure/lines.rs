@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 const QUEUE: usize = 1024;
 
 /// The lines of one stream.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     /// Whose they are, for messages.
     whose: String,
     lines: Receiver<String>,
@@ -21,7 +21,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Reads the stream until its end, in a thread of its own that ends with it.
-    pub(super) fn of(whose: &str, stream: impl Read + Send + 'static) -> Self {
+    pub(crate) fn of(whose: &str, stream: impl Read + Send + 'static) -> Self {
         let (sender, lines) = sync_channel(QUEUE);
         thread::spawn(move || {
             for line in BufReader::new(stream).lines().map_while(Result::ok) {
@@ -39,7 +39,7 @@ impl Lines {
     /// # Errors
     ///
     /// When the stream ends or `patience` does.
-    pub(super) fn next(&self, patience: Duration) -> Result<String> {
+    pub(crate) fn next(&self, patience: Duration) -> Result<String> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Disconnected) => bail!("{} ended too early", self.whose),
@@ -54,7 +54,7 @@ impl Lines {
     /// # Errors
     ///
     /// When a line is not there within `patience` of the one before.
-    pub(super) fn rest(&self, patience: Duration) -> Result<Vec<String>> {
+    pub(crate) fn rest(&self, patience: Duration) -> Result<Vec<String>> {
         let mut rest = Vec::new();
         loop {
             match self.lines.recv_timeout(patience) {

@@ -2,25 +2,23 @@
 
 use std::{fs, process::Command};
 
-use super::target::Versions;
 use crate::process;
 
-/// What stands at the top of the document, as name and value.
-pub(super) fn describe(versions: &Versions, load: &str) -> Vec<(&'static str, String)> {
-    let Versions { python, greenlet } = versions;
+/// What stands at the top of the document at that path, as name and value.
+pub(crate) fn describe(document: &str, target: &str, load: &str) -> Vec<(&'static str, String)> {
     vec![
         ("date", said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
-        ("greenscope", commit()),
+        ("greenscope", commit(document)),
         ("machine", machine(&read("/proc/cpuinfo"))),
         ("load before", load.to_owned()),
         ("kernel", format!("{}, {}", read("/proc/sys/kernel/osrelease"), preemption())),
-        ("target", format!("CPython {python}, greenlet {greenlet}")),
+        ("target", target.to_owned()),
         ("built by", said("rustc", &["--version"])),
     ]
 }
 
 /// Processes that ran or wanted to, on average of the last minute.
-pub(super) fn load() -> String {
+pub(crate) fn load() -> String {
     read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned()
 }
 
@@ -33,14 +31,14 @@ fn said(program: &str, arguments: &[&str]) -> String {
     said.map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
-fn commit() -> String {
+fn commit(document: &str) -> String {
     let root = crate::workspace::root();
     let git = |arguments: &[&str]| process::output(Command::new("git").current_dir(&root).args(arguments));
     let Ok(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
         return "not of a git tree".to_owned();
     };
     // The document itself is what the command writes.
-    let changed = git(&["status", "--porcelain", "--", ".", ":!docs/performance.md"]);
+    let changed = git(&["status", "--porcelain", "--", ".", &format!(":!{document}")]);
     let clean = changed.is_ok_and(|changed| changed.trim().is_empty());
     format!("{}{}", commit.trim(), if clean { "" } else { ", with changes" })
 }

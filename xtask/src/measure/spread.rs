@@ -4,19 +4,19 @@ use std::fmt;
 
 /// The rounds of one figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) least: f64,
-    pub(super) most: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
 }
 
 /// The upper bound that a figure should keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Goal(pub(super) f64);
+pub(crate) struct Goal(pub(crate) f64);
 
 /// How a figure stands to its goal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// The median keeps it.
     Met,
     /// The median does not, a round does.
@@ -27,7 +27,7 @@ pub(super) enum Verdict {
 
 impl Spread {
     /// Of at least one round; without any, no number.
-    pub(super) fn of(rounds: &[f64]) -> Self {
+    pub(crate) fn of(rounds: &[f64]) -> Self {
         Self {
             median: median(rounds),
             least: rounds.iter().copied().fold(f64::NAN, f64::min),
@@ -35,7 +35,7 @@ impl Spread {
         }
     }
 
-    pub(super) fn against(&self, goal: Goal) -> Verdict {
+    pub(crate) fn against(&self, goal: Goal) -> Verdict {
         if self.median <= goal.0 {
             Verdict::Met
         } else if self.least <= goal.0 {
@@ -57,7 +57,7 @@ impl fmt::Display for Verdict {
 }
 
 /// The middle one, or between the two that are; no number of none.
-pub(super) fn median(numbers: &[f64]) -> f64 {
+pub(crate) fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN);
