@@ -63,11 +63,15 @@ pub enum Fault {
     /// The thread's clock moved at every look: what it was off the CPU counts for the
     /// greenlet that runs next.
     ClockMoved = 26,
+    /// The ring buffer was full: a tick of the CPU clock is missing, its time unsampled.
+    RingFullTick = 27,
+    /// A tick met a chain of frames that does not lead to the root of its thread.
+    TickTorn = 28,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 27;
+    pub const COUNT: usize = 29;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -98,7 +102,15 @@ impl Fault {
         Self::CodeReused,
         Self::IntervalsFull,
         Self::ClockMoved,
+        Self::RingFullTick,
+        Self::TickTorn,
     ];
+
+    /// The fault of that number.
+    #[must_use]
+    pub fn of_number(number: u32) -> Option<Self> {
+        Self::ALL.get(number as usize).copied()
+    }
 
     /// The name in the json format.
     #[must_use]
@@ -131,6 +143,8 @@ impl Fault {
             Self::CodeReused => "CODE_REUSED",
             Self::IntervalsFull => "INTERVALS_FULL",
             Self::ClockMoved => "CLOCK_MOVED",
+            Self::RingFullTick => "RING_FULL_TICK",
+            Self::TickTorn => "TICK_TORN",
         }
     }
 }

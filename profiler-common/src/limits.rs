@@ -20,6 +20,9 @@ pub const WINDOW_SLACK_WORDS: usize = 16;
 /// Words read of a `PyThreadState` at once: all that a switch needs on every version.
 pub const THREAD_STATE_WORDS: usize = 11;
 
+/// Thread states looked at for the one of the thread that a tick met.
+pub const MAX_TICK_THREADS: u32 = 64;
+
 /// Links of a `parent` chain followed.
 pub const MAX_PARENTS: usize = 8;
 
@@ -28,6 +31,13 @@ pub const TOP_RUNS: usize = 10;
 
 /// Types of hubs known per target: gevent's own and what is derived from it.
 pub const HUB_TYPES: usize = 4;
+
+/// Ticks of the CPU clock a second, by default: a prime, so that it keeps no step with
+/// what happens every so many milliseconds.
+pub const DEFAULT_RATE: u32 = 97;
+
+/// The most ticks a second.
+pub const MAX_RATE: u32 = 9_999;
 
 /// Processes recorded at once by one greenscope.
 pub const MAX_TARGETS: u32 = 64;

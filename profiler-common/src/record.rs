@@ -68,6 +68,12 @@ pod! {
         pub interpreter: Addr,
         /// Its GIL.
         pub gil: Gil,
+        /// The head of its list of thread states.
+        pub threads: Addr,
+        /// The target's pid namespace: the device of its file in nsfs, as the kernel has it.
+        pub namespace_device: u64,
+        /// And its inode.
+        pub namespace_inode: u64,
         /// Where greenlet's extension is mapped: its vtables lie there.
         pub module_start: Addr,
         /// The end of it.
@@ -82,8 +88,8 @@ pod! {
         pub layout: Layout,
         /// A stack is sent once for each value; never 0.
         pub sending: u32,
-        /// None.
-        pub padding: u32,
+        /// `PyThreadState.next`.
+        pub tstate_next: u32,
     }
 
     /// A run without a switch.
@@ -211,6 +217,8 @@ pod! {
         pub clock: Clock,
         /// How much of the clock's `off_ns` its greenlets had got at its last switch.
         pub charged_ns: [u64; OFF_KINDS],
+        /// Ticks that the ring had no room for.
+        pub ticks_lost: u64,
     }
 
     /// How a thread's slot in the kernel part begins: what user space puts there to have
@@ -275,7 +283,32 @@ pod! {
         /// The leaver's stack.
         pub stack: StackKey,
     }
+
+    /// A tick of the CPU clock.
+    pub struct TickRecord {
+        /// Kind `Tick`.
+        pub head: RecordHead,
+        /// [`Thread`]'s key.
+        pub thread: u64,
+        /// The current greenlet, 0 if it is not known.
+        pub greenlet: u64,
+        /// The stack; none if it could not be taken.
+        pub stack: StackKey,
+        /// `TICK_*`.
+        pub flags: u32,
+        /// 1 + the fault that kept it from being whole, or 0.
+        pub fault: u32,
+    }
 }
+
+/// [`TickRecord::flags`]: it came inside a switch; it has no stack.
+pub const TICK_SWITCHING: u32 = 1;
+/// [`TickRecord::flags`]: its thread has not switched yet, and which greenlet is current
+/// in it is not known.
+pub const TICK_UNSWITCHED: u32 = 2;
+
+/// The owner of a stack that was seen on a CPU, in the place of the greenlet's type.
+pub const ON_CPU_OWNER: Addr = Addr(1);
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,10 +322,12 @@ pub enum Kind {
     Switch = 3,
     /// [`SwitchRecord`] that takes the last one of its thread back.
     Undone = 4,
+    /// [`TickRecord`].
+    Tick = 5,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_376;
+pub const SLOT_BYTES: usize = 5_456;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

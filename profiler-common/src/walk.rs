@@ -234,6 +234,9 @@ pub struct Walk {
     /// Why the walk ended before the root.
     pub fault: Option<Fault>,
     top_frame_only: bool,
+    /// The last frame was a shim: at the end, that the chain led to the root of its
+    /// thread (CPython 3.12 on).
+    pub rooted: bool,
     /// The next frame, if it is outside the window, is taken for one in the data stack.
     data_stack: bool,
 }
@@ -258,6 +261,7 @@ impl Walk {
         self.key = key;
         self.fault = None;
         self.top_frame_only = start.top_frame_only;
+        self.rooted = false;
         self.data_stack = true;
     }
 
@@ -280,7 +284,8 @@ impl Walk {
             Err(fault) => return self.end(fault),
         };
         self.frame = if self.top_frame_only { 0 } else { raw.previous.0 };
-        if u16::from(raw.owner) >= python.owner_shim {
+        self.rooted = u16::from(raw.owner) >= python.owner_shim;
+        if self.rooted {
             return Step::Shim;
         }
         let first = raw.code.0.wrapping_add(u64::from(python.code_instrs));

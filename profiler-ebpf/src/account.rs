@@ -9,7 +9,7 @@ use profiler_common::{
     memory::Memory as _,
     record::{
         ARMED, End, EndRecord, GREENLET_BORN, GREENLET_RUNNING, Greenlet, GreenletKey, Kind, RecordHead, Run,
-        Totals, VERSION,
+        TargetConfig, Totals, VERSION,
     },
     walk::StackKey,
 };
@@ -176,18 +176,25 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
         maps::keep_normal_stack(ctx);
         return;
     };
+    slot.enter();
+    free(config, slot, totals, &key);
+    slot.leave();
+}
+
+#[inline(always)]
+fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &GreenletKey) {
     let now = clock::now(slot, totals);
-    let is_current = slot.epoch == config.epoch && slot.current == this;
+    let is_current = slot.epoch == config.epoch && slot.current == key.pimpl;
     if is_current {
         let _taken_back = switch::reconsider(config, slot, totals, now);
     }
-    let Some(greenlet) = maps::greenlet(&key) else {
+    let Some(greenlet) = maps::greenlet(key) else {
         return;
     };
     if is_current && greenlet.flags & GREENLET_RUNNING != 0 {
         clock::charge(slot, Some(greenlet));
     }
-    slot.from_key = key;
+    slot.from_key = *key;
     ended(greenlet, now, End::Freed, slot, totals);
 }
 

@@ -120,6 +120,7 @@ fn insert_thread(slot: &Slot) -> u32 {
         exit_ns: 0,
         clock: slot.clock,
         charged_ns: [0; OFF_KINDS],
+        ticks_lost: 0,
     };
     u32::from(maps::insert_thread(slot.thread, &thread))
 }

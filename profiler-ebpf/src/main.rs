@@ -17,10 +17,11 @@ mod slot;
 mod stack;
 mod switch;
 mod thread;
+mod tick;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint, uprobe},
-    programs::{BtfTracePointContext, ProbeContext, RawTracePointContext},
+    macros::{btf_tracepoint, perf_event, raw_tracepoint, uprobe},
+    programs::{BtfTracePointContext, PerfEventContext, ProbeContext, RawTracePointContext},
 };
 use profiler_common::address::Addr;
 
@@ -62,6 +63,13 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
 /// An empty program, the yardstick of `cargo xtask bench`.
 #[uprobe]
 fn empty(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// The CPU clock ticks.
+#[perf_event]
+fn cpu_clock(_ctx: PerfEventContext) -> u32 {
+    tick::on_tick();
     0
 }
 

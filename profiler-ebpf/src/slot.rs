@@ -1,11 +1,15 @@
 //! What is kept of a thread between its hits, and the scratch of a hit.
 
-use core::mem::offset_of;
+use core::{
+    mem::offset_of,
+    ptr,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
-    record::{EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, Watch},
+    record::{EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, TickRecord, Watch},
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
@@ -50,6 +54,12 @@ pub struct Slot {
     pub target: u64,
     /// `bpf_get_current_pid_tgid`.
     pub thread: u64,
+    /// Not 0 while a program of this task is at work here, which a tick may interrupt.
+    pub busy: u64,
+    /// Its thread id in the target's own pid namespace, once a tick asked for it.
+    pub own_tid: u64,
+    /// Scratch of a tick.
+    pub tick: TickRecord,
     /// Up to here the clock's time is in the greenlets' books.
     pub charged: Reading,
     /// The clock at this hit.
@@ -82,6 +92,24 @@ pub struct Slot {
     pub sight: Greenlet,
     /// Scratch: a walk.
     pub scratch: Scratch,
+}
+
+impl Slot {
+    /// A program of this task begins to work here.
+    #[inline(always)]
+    pub fn enter(&mut self) {
+        // SAFETY: the slot's own. Volatile, for a tick on this CPU looks at it.
+        unsafe { ptr::write_volatile(&raw mut self.busy, 1) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// And is done.
+    #[inline(always)]
+    pub fn leave(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut self.busy, 0) };
+    }
 }
 
 /// A walk in progress, and what becomes of it.

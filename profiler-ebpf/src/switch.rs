@@ -54,6 +54,13 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
         // SAFETY: the context is this program's.
         slot.target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     }
+    slot.enter();
+    account_switch(slot, this, via);
+    slot.leave();
+}
+
+#[inline(always)]
+fn account_switch(slot: &mut Slot, this: Addr, via: Via) {
     let Some(config) = maps::config(slot.target) else {
         return;
     };
@@ -296,7 +303,7 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
 
 /// Says what goes into the record of the stack just walked, if it is new.
 #[inline(always)]
-fn about(config: &TargetConfig, slot: &mut Slot, now: u64, type_object: Addr, empty: StackKey) {
+pub fn about(config: &TargetConfig, slot: &mut Slot, now: u64, type_object: Addr, empty: StackKey) {
     let about = &mut slot.scratch.about;
     about.target = slot.target;
     about.time_ns = now;

@@ -204,6 +204,8 @@ pub fn on_exit() {
     let Some(totals) = maps::totals(slot.target) else {
         return;
     };
+    // It is not left: no tick tells anything of an ended thread.
+    slot.enter();
     let now = clock::now(slot, totals);
     totals.exit_ns = now;
     if let Some(thread) = clock::thread(slot) {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use profiler_common::limits::{DEFAULT_LISTED, MAX_LISTED, MAX_TARGETS};
+use profiler_common::limits::{DEFAULT_LISTED, DEFAULT_RATE, MAX_LISTED, MAX_RATE, MAX_TARGETS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Failure, output::Output, signals};
@@ -49,6 +49,9 @@ pub(super) struct Arguments {
     /// Add every greenlet's intervals to the json
     #[arg(long)]
     intervals: bool,
+    /// Ticks of the CPU clock a second, each a stack on the CPU; 0 for none
+    #[arg(long, value_name = "HZ", default_value_t = DEFAULT_RATE, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RATE)))]
+    rate: u32,
     /// Take no stacks, only times
     #[arg(long, hide = true)]
     accounting_only: bool,
@@ -106,6 +109,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         intervals: arguments.intervals,
         accounting_only: arguments.accounting_only,
         hit_cost: !arguments.no_hit_cost,
+        rate: (arguments.rate > 0 && !arguments.empty_probe && !arguments.accounting_only)
+            .then_some(arguments.rate),
     };
     let described = describe(&targets);
     let warning = |target: &Target| {
@@ -125,6 +130,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
                 eprintln!("{warning}");
             }
             eprintln!("{described}");
+        } else if let Progress::NoTicks(error) = progress {
+            eprintln!("greenscope: no stacks on the CPU, the rest goes on: {error}");
         }
         line.show(progress);
     })?;

@@ -153,6 +153,7 @@ fn frames(frames: &[Frame]) -> Vec<FrameDocument<'_>> {
 
 const fn state(state: State) -> &'static str {
     match state {
+        State::Cpu => "cpu",
         State::Wait => "wait",
         State::Idle => "idle",
     }
@@ -181,6 +182,7 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
         unlisted_running_ns,
         unlisted_clock,
         unlisted_waiting_ns,
+        cpu_samples,
         records_lost,
         stacks_truncated,
         probe_hits,
@@ -198,7 +200,7 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
         unlisted_preempted_ns: unlisted_clock.map(|clock| clock.preempted_ns),
         unlisted_gil_wait_ns: unlisted_clock.map(|clock| clock.gil_wait_ns),
         unlisted_waiting_ns: *unlisted_waiting_ns,
-        cpu_samples: None,
+        cpu_samples: *cpu_samples,
         records_lost: *records_lost,
         stacks_truncated: *stacks_truncated,
         probe_hits: *probe_hits,
@@ -207,7 +209,7 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
 }
 
 fn thread(row: &ThreadRow) -> Thread<'_> {
-    let ThreadRow { pid, tid, name, switched, clock } = row;
+    let ThreadRow { pid, tid, name, switched, clock, switching_ns } = row;
     Thread {
         pid: *pid,
         tid: *tid,
@@ -217,7 +219,7 @@ fn thread(row: &ThreadRow) -> Thread<'_> {
         blocked_ns: clock.map(|clock| clock.blocked_ns),
         preempted_ns: clock.map(|clock| clock.preempted_ns),
         gil_wait_ns: clock.map(|clock| clock.gil_wait_ns),
-        switching_ns: None,
+        switching_ns: *switching_ns,
         idle_ns: clock.map(|clock| clock.idle_ns),
     }
 }

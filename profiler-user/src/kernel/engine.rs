@@ -10,10 +10,12 @@ use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::RingBuf,
     programs::{
-        BtfTracePoint, ProgramError, RawTracePoint, UProbe,
+        BtfTracePoint, PerfEvent, ProgramError, RawTracePoint, UProbe,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
     sys::{Stats, enable_stats},
+    util::online_cpus,
 };
 use profiler_common::{
     address::Addr,
@@ -149,6 +151,31 @@ impl Engine {
         self.clocks
     }
 
+    /// Has the CPU clock tick `rate` times a second on every CPU.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it (`kernel.perf_event_paranoid`, `CAP_PERFMON`).
+    pub fn start_ticks(&mut self, rate: u32) -> Result<(), KernelError> {
+        const NAME: &str = "cpu_clock";
+        let failed = |source| KernelError::Program { program: NAME, source };
+        let cpus = online_cpus().map_err(|(_, source)| KernelError::Cpus(source))?;
+        let program: &mut PerfEvent =
+            self.ebpf.program_mut(NAME).ok_or(KernelError::Missing(NAME))?.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+        for cpu in cpus {
+            let _link = program
+                .attach(
+                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Period(tick_ns(rate)),
+                    false,
+                )
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Has a thread watched that has not switched yet; false if it is watched already.
     ///
     /// # Errors
@@ -165,6 +192,7 @@ impl Engine {
                 exit_ns: 0,
                 clock: watch.clock,
                 charged_ns: [0; OFF_KINDS],
+                ticks_lost: 0,
             };
             self.threads.insert(&watch.thread, &thread)?;
         }
@@ -234,6 +262,12 @@ impl Engine {
     ///
     /// When the kernel refuses it.
     pub fn detach(&mut self) -> Result<(), KernelError> {
+        if let Some(program) = self.ebpf.program_mut("cpu_clock")
+            && let Ok(program) = TryInto::<&mut PerfEvent>::try_into(program)
+        {
+            // It may never have been loaded.
+            let _unloaded = program.unload();
+        }
         for probe in Probe::ALL {
             let program = uprobe(&mut self.ebpf, probe)?;
             // Unloading drops the program's links with it.
@@ -311,6 +345,12 @@ impl Engine {
     pub fn threads(&self) -> Result<Vec<(u64, Thread)>, KernelError> {
         self.threads.entries()
     }
+}
+
+/// ns from one tick to the next.
+#[must_use]
+pub fn tick_ns(rate: u32) -> u64 {
+    1_000_000_000 / u64::from(rate.max(1))
 }
 
 fn clocks(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), KernelError> {

@@ -43,6 +43,9 @@ pub enum KernelError {
     /// Waiting for records failed.
     #[error("waiting for the kernel's records: {0}")]
     Wait(#[source] io::Error),
+    /// The list of CPUs could not be read.
+    #[error("which CPUs are online can't be read: {0}")]
+    Cpus(#[source] io::Error),
     /// A pid that no process can have.
     #[error("pid 0 is no process")]
     PidZero,

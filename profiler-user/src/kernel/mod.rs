@@ -7,5 +7,5 @@ mod error;
 mod map;
 mod trap;
 
-pub use engine::{Engine, Probe, Site};
+pub use engine::{Engine, Probe, Site, tick_ns};
 pub use error::KernelError;

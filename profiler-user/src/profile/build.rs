@@ -14,6 +14,9 @@ struct Key {
     open: Option<Open>,
 }
 
+/// The line for time that no tick was seen for.
+const UNSAMPLED: &str = "(unsampled)";
+
 /// Collects time by stack.
 #[derive(Debug, Default)]
 pub struct Builder {
@@ -24,6 +27,36 @@ impl Builder {
     /// Adds completed time.
     pub fn add(&mut self, frames: &Arc<[Frame]>, state: State, pid: u32, ns: u64, count: u64) {
         self.row(Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: None }, ns, count);
+    }
+
+    /// Adds what a clock measured of `name`, of which `samples` were seen by ticks of
+    /// `tick_ns` each: together exactly `ns`, if that is known.
+    ///
+    /// What no tick was seen for is a row of its own under the name. Ticks that say more
+    /// than the clock are scaled down to it.
+    pub fn add_sampled(
+        &mut self,
+        name: &str,
+        pid: u32,
+        samples: Vec<(Arc<[Frame]>, u64)>,
+        tick_ns: u64,
+        ns: Option<u64>,
+    ) {
+        let ticks: u64 = samples.iter().map(|(_, count)| count).sum();
+        let sampled = ticks * tick_ns;
+        let ns = ns.unwrap_or(sampled);
+        let mut left = ns;
+        let scaled = sampled.min(ns);
+        for (frames, count) in samples {
+            let part = u128::from(count) * u128::from(scaled) / u128::from(ticks.max(1));
+            let part = u64::try_from(part).unwrap_or(u64::MAX).min(left);
+            left -= part;
+            self.add(&frames, State::Cpu, pid, part, count);
+        }
+        if left > 0 {
+            let frames: Arc<[Frame]> = Arc::new([Frame::label(name), Frame::label(UNSAMPLED)]);
+            self.add(&frames, State::Cpu, pid, left, 0);
+        }
     }
 
     /// Adds the part inside of a wait that began before or is not over.
@@ -98,6 +131,21 @@ mod tests {
             rows.iter().map(|row| (row.pid, row.ns, row.count)).collect::<Vec<_>>(),
             [(1, 30, 3), (2, 5, 1)]
         );
+    }
+
+    #[test]
+    fn samples_and_the_rest_are_what_the_clock_says() {
+        for ns in [0, 5, 30, 31, 100] {
+            let mut builder = Builder::default();
+            let samples = vec![(frames(&["a"]), 2), (frames(&["b"]), 1)];
+            builder.add_sampled("one", 1, samples, 10, Some(ns));
+            let rows = builder.finish();
+            assert_eq!(rows.iter().map(|row| row.ns).sum::<u64>(), ns);
+            assert!(rows.iter().all(|row| row.state == State::Cpu));
+        }
+        let mut builder = Builder::default();
+        builder.add_sampled("one", 1, vec![(frames(&["a"]), 2)], 10, None);
+        assert_eq!(builder.finish()[0].ns, 20);
     }
 
     #[test]

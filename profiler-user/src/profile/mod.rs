@@ -24,6 +24,12 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// A line that is no frame of Python.
+    #[must_use]
+    pub fn label(text: &str) -> Self {
+        Self { function: Some(text.into()), file: None, line: None }
+    }
+
     /// A frame of which nothing is known.
     pub const UNKNOWN: Self = Self { function: None, file: None, line: None };
 }
@@ -32,6 +38,8 @@ impl Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum State {
+    /// On a CPU.
+    Cpu,
     /// Suspended.
     Wait,
     /// A hub that is suspended or has nothing to do.
@@ -70,6 +78,8 @@ pub struct TotalsRow {
     pub unlisted_clock: Option<Clocked>,
     /// Their time suspended.
     pub unlisted_waiting_ns: u64,
+    /// Ticks of the CPU clock that met a thread that was watched. None if it did not tick.
+    pub cpu_samples: Option<u64>,
     /// Records that the ring had no room for.
     pub records_lost: u64,
     /// Stacks deeper than the bound.
@@ -133,6 +143,8 @@ pub struct ThreadRow {
     pub switched: bool,
     /// Where its time went. None if it was not measured.
     pub clock: Option<Clocked>,
+    /// Of its time on a CPU, inside of a switch of greenlets: by the ticks that met it so.
+    pub switching_ns: Option<u64>,
 }
 
 /// A greenlet.

@@ -16,6 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     SessionError,
     recorded::{Recorded, Unlisted},
+    ticks::Whose,
 };
 use crate::{
     kernel::Engine,
@@ -37,6 +38,8 @@ pub(super) struct About {
     pub(super) started_unix_ns: u64,
     pub(super) first_stack_ns: Option<u64>,
     pub(super) cost: Option<Cost>,
+    /// From one tick of the CPU clock to the next, if it ticked.
+    pub(super) tick_ns: Option<u64>,
 }
 
 /// What the kernel part kept.
@@ -86,6 +89,7 @@ pub(super) fn finish(
             faults: FxHashMap::default(),
             threads: FxHashMap::default(),
             has_clocks: engine.has_clocks(),
+            tick_ns: about.tick_ns,
         };
         closing.close(&mut profile, &mut builder);
         closing.count(&mut profile.totals, &mut faults);
@@ -108,6 +112,7 @@ struct Closing<'a> {
     threads: FxHashMap<u64, Watched>,
     /// Whether the threads' clocks were kept.
     has_clocks: bool,
+    tick_ns: Option<u64>,
 }
 
 /// What is known of a thread.
@@ -162,6 +167,7 @@ impl Closing<'_> {
         }
         self.never_switched(&lives, profile, builder);
         self.unlisted(profile, builder);
+        self.on_cpu(&ids, profile, builder);
         self.stacks(builder);
         self.runs(&ids, profile);
         self.intervals(&ids, &lives, profile);
@@ -199,6 +205,7 @@ impl Closing<'_> {
                 name: found.and_then(|found| found.name),
                 switched,
                 // A thread's waits for many files are blocked unless a hub's, if it has one.
+                switching_ns: self.tick_ns.map(|ns| self.target.ticks.switching(*key) * ns),
                 clock: watched.clock.and_then(|clock| Clocked::new(all_ns, clock.off_ns, !switched)),
             });
             self.threads.insert(*key, watched);
@@ -391,6 +398,44 @@ impl Closing<'_> {
         self.totals.faults.get(fault as usize).copied().unwrap_or_default()
     }
 
+    /// Who was on the CPU, in what stacks: all of the clocks' time.
+    fn on_cpu(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile, builder: &mut Builder) {
+        let pid = self.target.target.pid;
+        let Some(tick_ns) = self.tick_ns else {
+            return;
+        };
+        *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
+        let mut before_first: FxHashMap<u64, Vec<(Arc<[Frame]>, u64)>> = FxHashMap::default();
+        for (key, thread) in &self.kept.threads {
+            let Some(row) = self.threads.get(key).and_then(|watched| profile.threads.get(watched.row)) else {
+                continue;
+            };
+            let samples = self.target.ticks.take(Whose::Thread(*key));
+            *self.faults.entry(Fault::RingFullTick).or_default() += thread.ticks_lost;
+            if row.switched {
+                // Nothing switched before: it was the first greenlet all the time.
+                before_first.entry(thread.first_greenlet).or_default().extend(samples);
+                continue;
+            }
+            let name = row.name.as_deref().unwrap_or("thread");
+            builder.add_sampled(name, pid, samples, tick_ns, row.clock.map(|clock| clock.on_cpu_ns));
+        }
+        for (kernel_id, id) in ids {
+            let mut samples = self.target.ticks.take(Whose::Greenlet(*kernel_id));
+            samples.extend(before_first.remove(kernel_id).into_iter().flatten());
+            let row = usize::try_from(id - 1).ok().and_then(|at| profile.greenlets.get(at));
+            let Some(row) = row else {
+                continue;
+            };
+            let name = row.name.as_deref().unwrap_or("greenlet");
+            builder.add_sampled(name, pid, samples, tick_ns, row.clock.map(|clock| clock.on_cpu_ns));
+        }
+        let mut samples = self.target.ticks.rest();
+        samples.extend(before_first.into_values().flatten());
+        let unlisted = profile.totals.unlisted_clock.map(|clock| clock.on_cpu_ns);
+        builder.add_sampled("greenlets not listed", pid, samples, tick_ns, unlisted);
+    }
+
     /// Dead greenlets that the list has no room for.
     fn unlisted(&mut self, profile: &mut Profile, builder: &mut Builder) {
         let Unlisted { greenlets, switches_in, running_ns, waiting_ns, off_ns, begun, first_of } =
@@ -516,7 +561,10 @@ impl Closing<'_> {
         let of = |fault: Fault| all.get(&fault).copied().unwrap_or_default();
         totals.switches += kept.switches;
         totals.probe_hits += kept.hits;
-        totals.records_lost += of(Fault::RingFullStack) + of(Fault::RingFullEnd) + of(Fault::RingFullSwitch);
+        totals.records_lost += of(Fault::RingFullStack)
+            + of(Fault::RingFullEnd)
+            + of(Fault::RingFullSwitch)
+            + of(Fault::RingFullTick);
         totals.stacks_truncated += of(Fault::StackTruncated);
         totals.greenlets_seen += kept.greenlets;
         for (fault, count) in all {

@@ -7,6 +7,7 @@ mod error;
 mod finish;
 mod recorded;
 mod stacks;
+mod ticks;
 mod watch;
 
 use std::{
@@ -30,7 +31,7 @@ use profiler_common::limits::{DEFAULT_GREENLETS, MAX_TARGETS};
 pub use error::SessionError;
 
 use crate::{
-    kernel::{Engine, Probe, Site},
+    kernel::{Engine, KernelError, Probe, Site, tick_ns},
     profile::{Cost, Profile},
     session::recorded::Recorded,
     target::{self, Target},
@@ -83,14 +84,18 @@ pub struct Options {
     pub accounting_only: bool,
     /// Measure what a hit costs, in the first second.
     pub hit_cost: bool,
+    /// Ticks of the CPU clock a second; none without.
+    pub rate: Option<u32>,
 }
 
 /// What the recorder tells while it works.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub enum Progress {
+pub enum Progress<'a> {
     /// Every probe is in place.
     Recording,
+    /// The CPU clock can't be had: no stacks on the CPU.
+    NoTicks(&'a KernelError),
     /// Another turn.
     Turn {
         /// Since the start.
@@ -113,7 +118,7 @@ pub fn record(
     options: &Options,
     program_start: Instant,
     stop: BorrowedFd<'_>,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Profile, SessionError> {
     if targets.len() > MAX_TARGETS as usize {
         return Err(SessionError::TooMany { given: targets.len() });
@@ -136,6 +141,13 @@ pub fn record(
             engine.attach(target.target.pid, target.cookie, &site)?;
         }
     }
+    let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {
+        Ok(()) => true,
+        Err(error) => {
+            progress(Progress::NoTicks(&error));
+            false
+        }
+    });
     let started_unix_ns = unix_ns();
     let started_ns = monotonic_ns();
     for target in &mut recorded {
@@ -158,6 +170,7 @@ pub fn record(
             started_unix_ns,
             first_stack_ns: session.first_stack.map(|first| ns(first - program_start)),
             cost,
+            tick_ns: rate.map(tick_ns),
         },
     )
 }
@@ -188,7 +201,7 @@ impl Session {
         recorded: &mut [Recorded],
         options: &Options,
         started_ns: u64,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SessionError> {
         let deadline = options.duration.map(|duration| started_ns + ns(duration));
         let mut next_validation = monotonic_ns() + ns(VALIDATION);

@@ -10,7 +10,8 @@ use profiler_common::{
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
         ARMED, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN, GREENLET_FIRST,
-        Greenlet, Kind, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig, Totals, VERSION,
+        Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig,
+        TickRecord, Totals, VERSION,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -19,11 +20,13 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     Options, SessionError,
     stacks::{Stacks, Taken},
+    ticks::Ticks,
 };
 use crate::{
     kernel::Engine,
     memory::{Cached, LiveProcess},
     profile::Frame,
+    python::field,
     target::{self, Faults, FoundGreenlet, Kinds, Target, TypeInfo},
     timeline::intervals::{Intervals, Switch},
 };
@@ -86,6 +89,7 @@ pub(super) struct Recorded {
     pub(super) thread_names: FxHashMap<u32, String>,
     pub(super) intervals: Option<Intervals>,
     pub(super) faults: Faults,
+    pub(super) ticks: Ticks,
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
     config: TargetConfig,
@@ -103,6 +107,7 @@ impl Recorded {
         let pid = target.pid;
         let memory = LiveProcess::open(pid).map_err(|source| SessionError::Memory { pid, source })?;
         let greenlet = target.greenlet()?;
+        let (device, inode) = target::namespace(&target).unwrap_or_default();
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
         let config = TargetConfig {
@@ -115,7 +120,10 @@ impl Recorded {
             flags: stacks | switches,
             epoch: 1,
             layout: target.layout(),
-            padding: 0,
+            threads: field(target.python.interp, target.python.objects.interp_threads),
+            tstate_next: target.python.objects.tstate_next,
+            namespace_device: device,
+            namespace_inode: inode,
             hub_types: [Addr::NULL; HUB_TYPES],
             sending: 1,
         };
@@ -137,6 +145,7 @@ impl Recorded {
             thread_names: FxHashMap::default(),
             intervals: None,
             faults: Faults::default(),
+            ticks: Ticks::default(),
             gone_ns: None,
             config,
             config_changed: false,
@@ -320,9 +329,20 @@ impl Recorded {
         self.kinds.get(&mut self.memory, &self.target, type_object).ok()
     }
 
+    fn tick(&mut self, tick: &TickRecord) {
+        if let Some(fault) = tick.fault.checked_sub(1).and_then(Fault::of_number) {
+            self.fault(fault);
+        }
+        // Its frames came before it, and hold now.
+        let frames = (!tick.stack.is_none()).then(|| self.stacks.frames(&tick.stack)).flatten();
+        self.ticks.add(tick, frames.map(|(frames, _)| frames));
+    }
+
     fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
         // While it lives: its name is wanted when it may be gone.
-        self.meet(head.type_object);
+        if head.type_object != ON_CPU_OWNER {
+            self.meet(head.type_object);
+        }
         let key = head.key;
         let taken = Taken { key, type_object: head.type_object, frames };
         self.stacks.take(taken, &mut self.memory, || {
@@ -382,6 +402,10 @@ pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) ->
         if let Some(intervals) = &mut target.intervals {
             intervals.undone(switch.from, switch.to);
         }
+    } else if known == Kind::Tick as u32
+        && let Some(tick) = part::<TickRecord>(record)
+    {
+        target.tick(&tick);
     } else {
         target.fault(Fault::BadRecord);
     }

@@ -189,6 +189,12 @@ pub fn thread_state(target: &Target, tid: u32) -> Option<u32> {
     process::state(target.pid, tid, target.python.gil)
 }
 
+/// The file of its pid namespace: the device as the kernel numbers it, and the inode.
+#[must_use]
+pub fn namespace(target: &Target) -> Option<(u64, u64)> {
+    process::namespace(target.pid)
+}
+
 /// Whether our pids are the kernel's own: we are in its first pid namespace.
 #[must_use]
 pub fn in_first_namespace() -> bool {

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -10,6 +11,8 @@ use procfs::{
     process::{Process, Stat},
 };
 use profiler_common::clock::{Gil, ON_CPU, Off};
+
+use rustix::fs::{major, minor};
 
 use super::{TargetError, maps, maps::Mapping};
 
@@ -138,6 +141,17 @@ const fn of_call(number: i64, first: u64, gil: Gil) -> Off {
 #[cfg(target_arch = "aarch64")]
 const fn of_call(number: i64, first: u64, gil: Gil) -> Off {
     Off::of_aarch64_call(number, first, gil)
+}
+
+/// The file of a process's pid namespace: its device as the kernel numbers it, and its
+/// inode.
+pub(super) fn namespace(pid: u32) -> Option<(u64, u64)> {
+    let file = fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?;
+    let device = file.dev();
+    // `dev_t` inside of the kernel: MKDEV.
+    // https://github.com/torvalds/linux/blob/v6.12/include/linux/kdev_t.h
+    let device = u64::from(major(device)) << 20 | u64::from(minor(device));
+    Some((device, file.ino()))
 }
 
 /// Whether our pids are the kernel's own: we are in its first pid namespace.

@@ -23,12 +23,12 @@ impl Line {
     }
 
     /// Shows how far it is.
-    pub fn show(&self, progress: Progress) {
+    pub fn show(&self, progress: Progress<'_>) {
         let Some(bar) = &self.0 else {
             return;
         };
         match progress {
-            Progress::Recording => {}
+            Progress::Recording | Progress::NoTicks(_) => {}
             Progress::Turn { elapsed, switches, stacks } => {
                 let seconds = elapsed.as_secs_f64();
                 let rate = if seconds > 0.0 { switches as f64 / seconds } else { 0.0 };

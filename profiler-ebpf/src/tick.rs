@@ -1,0 +1,161 @@
+//! A tick of the CPU clock: who is on the CPU, and with what stack.
+//!
+//! It may come at any instruction of the thread: inside a switch, inside one of our own
+//! programs (but for the scheduler's tracepoint, which runs with interrupts off), with
+//! the GIL or without. So it writes nothing but its own record and scratch, takes
+//! greenlet's own word for who is current, and has no stack where either is in doubt.
+
+use aya_ebpf::{
+    bindings::bpf_pidns_info,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
+    },
+};
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    greenlet,
+    layout::ABSENT,
+    limits::{MAX_TICK_THREADS, THREAD_STATE_WORDS},
+    memory::Memory as _,
+    record::{
+        ARMED, GreenletKey, Kind, ON_CPU_OWNER, RecordHead, TICK_SWITCHING, TICK_UNSWITCHED, TargetConfig,
+        TickRecord, Totals, VERSION,
+    },
+    walk::{SCRATCH_WORDS, StackKey, Start, Walk, running_frame},
+};
+
+use crate::{clock, emit, maps, memory::UserMemory, slot::Slot, stack, switch};
+
+/// The clock ticked while the current thread was on a CPU.
+#[inline(always)]
+pub fn on_tick() {
+    let Some(slot) = maps::slot() else {
+        return;
+    };
+    if slot.clock.version == 0 {
+        return;
+    }
+    let Some(config) = maps::config(slot.target) else {
+        return;
+    };
+    let Some(totals) = maps::totals(slot.target) else {
+        return;
+    };
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if config.started_ns == ARMED || now < config.started_ns {
+        return;
+    }
+    slot.tick = TickRecord {
+        head: RecordHead { kind: Kind::Tick as u32, version: VERSION, target: slot.target, time_ns: now },
+        thread: bpf_get_current_pid_tgid(),
+        greenlet: 0,
+        stack: StackKey { id: 0, check: 0 },
+        flags: 0,
+        fault: 0,
+    };
+    if slot.busy != 0 {
+        slot.tick.flags = TICK_SWITCHING;
+    } else if let Err(fault) = look(config, slot, totals, now) {
+        slot.tick.fault = fault as u32 + 1;
+    }
+    if !emit::send(&raw const slot.tick, size_of::<TickRecord>() as u64, false) {
+        // In the thread's own record: the totals are the GIL holder's.
+        slot.thread = slot.tick.thread;
+        if let Some(thread) = clock::thread(slot) {
+            thread.ticks_lost += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -> Result<(), Fault> {
+    if slot.epoch == config.epoch {
+        if greenlet::current(&config.layout, &mut UserMemory, slot.thread_state)? != slot.current_object {
+            slot.tick.flags = TICK_SWITCHING;
+            return Ok(());
+        }
+        let key = GreenletKey { target: slot.target, pimpl: slot.current };
+        slot.tick.greenlet = maps::greenlet(&key).map_or(0, |greenlet| greenlet.id);
+    } else {
+        slot.tick.flags = TICK_UNSWITCHED;
+    }
+    let frame = match leaf_frame(config, slot) {
+        NO_THREAD => return Ok(()), // no Python ever ran in it
+        UNKNOWN => return Err(Fault::ThreadState),
+        frame => Addr(frame),
+    };
+    let python = &config.layout.python;
+    let empty = StackKey::empty(slot.target, ON_CPU_OWNER);
+    stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    let Walk { key, fault, rooted, .. } = slot.scratch.walk;
+    match fault {
+        None if frame.is_null() || rooted || python.tstate_status == ABSENT => {}
+        // A frame that is just being linked leads anywhere.
+        None => return Err(Fault::TickTorn),
+        Some(Fault::StackTruncated) => slot.tick.fault = Fault::StackTruncated as u32 + 1,
+        Some(fault) => return Err(fault),
+    }
+    switch::about(config, slot, now, ON_CPU_OWNER, empty);
+    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+    slot.tick.stack = key;
+    Ok(())
+}
+
+/// [`leaf_frame`]: the interpreter has no thread state for this thread.
+const NO_THREAD: u64 = 1;
+/// [`leaf_frame`]: it may have one, which could not be found or read.
+const UNKNOWN: u64 = 2;
+
+/// The leaf frame of the current thread, 0 if it runs no Python.
+///
+/// Its thread state is the one in the interpreter's list with this thread's id: one that
+/// is remembered may have been freed. Out of line, for its words lie on the stack.
+#[inline(never)]
+fn leaf_frame(config: &TargetConfig, slot: &mut Slot) -> u64 {
+    if slot.own_tid == 0 {
+        let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
+        // SAFETY: `ids` is of the size that is passed with it.
+        let status = unsafe {
+            bpf_get_ns_current_pid_tgid(
+                config.namespace_device,
+                config.namespace_inode,
+                &raw mut ids,
+                size_of::<bpf_pidns_info>() as u32,
+            )
+        };
+        if status != 0 {
+            return UNKNOWN;
+        }
+        slot.own_tid = u64::from(ids.pid);
+    }
+    let python = &config.layout.python;
+    let Ok(mut tstate) = UserMemory.pointer(config.threads) else {
+        return UNKNOWN;
+    };
+    for _ in 0..MAX_TICK_THREADS {
+        if tstate.is_null() {
+            return NO_THREAD;
+        }
+        let Ok(id) = UserMemory.word(tstate.at(python.tstate_native_id)) else {
+            return UNKNOWN;
+        };
+        if id == slot.own_tid {
+            let mut words = [0; SCRATCH_WORDS];
+            let Some(head) = words.first_chunk_mut::<THREAD_STATE_WORDS>() else {
+                return UNKNOWN;
+            };
+            if UserMemory.read(tstate, head).is_err() {
+                return UNKNOWN;
+            }
+            return running_frame(python, &words, &mut UserMemory).map_or(UNKNOWN, |frame| frame.0);
+        }
+        let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next)))) else {
+            return UNKNOWN;
+        };
+        tstate = next;
+    }
+    UNKNOWN
+}
