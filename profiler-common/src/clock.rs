@@ -22,6 +22,10 @@ pub const OFF_KINDS: usize = 4;
 /// [`Clock::state`]: on a CPU; below it are the numbers of [`Off`].
 pub const ON_CPU: u32 = OFF_KINDS as u32;
 
+/// The scheduler starts its clock of a thread before it tells that the thread comes, by
+/// less than this; the sum of a run is not longer by more.
+const MAX_EARLY_NS: u64 = 100_000;
+
 /// A thread's clock. Written by the scheduler's tracepoint only, never while the thread
 /// itself runs; times are ns since the thread is watched.
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -42,6 +46,8 @@ pub struct Clock {
     pub state: u32,
     /// None.
     pub padding: u32,
+    /// The scheduler's own sum of its time on CPUs, when it last came onto one.
+    pub runtime_ns: u64,
 }
 
 impl Clock {
@@ -57,19 +63,35 @@ impl Clock {
             off_ns: [0; OFF_KINDS],
             state,
             padding: 0,
+            runtime_ns: 0,
         }
     }
 
-    /// The thread leaves the CPU. Nothing before `started_ns` counts.
+    /// The thread leaves the CPU, and has had `runtime_ns` of it by the scheduler's sum.
+    /// Nothing before `started_ns` counts.
+    ///
+    /// The scheduler stops its own clock before it looks for another thread, which can
+    /// take longer than the run did: that, and what the hypervisor took, is no time on
+    /// the CPU but the first of the time off it.
     #[inline(always)]
-    pub fn leave(&mut self, now_ns: u64, started_ns: u64, why: Off) {
-        self.on_cpu_ns += self.elapsed(now_ns, started_ns);
-        self.turn(now_ns, why as u32);
+    pub fn leave(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64, why: Off) {
+        let elapsed = self.elapsed(now_ns, started_ns);
+        let ran = runtime_ns.wrapping_sub(self.runtime_ns);
+        // 0: the kernel does not tell. The recording may have begun in the middle of it.
+        let ran = if runtime_ns == 0 || ran > elapsed + MAX_EARLY_NS { elapsed } else { ran };
+        self.on_cpu_ns += ran;
+        if let Some(off) = self.off_ns.get_mut(why as usize & (OFF_KINDS - 1)) {
+            *off += elapsed.saturating_sub(ran);
+        }
+        // What it ran before it was seen to come is taken from the time off that follows.
+        self.turn(now_ns + ran.saturating_sub(elapsed), why as u32);
     }
 
-    /// The thread comes onto a CPU. Nothing before `started_ns` counts.
+    /// The thread comes onto a CPU, and has had `runtime_ns` by the scheduler's sum.
+    /// Nothing before `started_ns` counts.
     #[inline(always)]
-    pub fn enter(&mut self, now_ns: u64, started_ns: u64) {
+    pub fn enter(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64) {
+        self.runtime_ns = runtime_ns;
         let ns = self.elapsed(now_ns, started_ns);
         // A thread that seemed to run when it was first watched, and comes now, could.
         let why = if self.state == ON_CPU { Off::Preempted as u32 } else { self.state };
@@ -87,7 +109,7 @@ impl Clock {
         if state == ON_CPU {
             self.on_cpu_ns += self.elapsed(now_ns, started_ns);
         } else {
-            self.enter(now_ns, started_ns);
+            self.enter(now_ns, started_ns, self.runtime_ns);
         }
         self.turn(now_ns, state);
         self
@@ -189,10 +211,10 @@ mod tests {
                 now += ns;
                 expected[at] += now.saturating_sub(before);
                 if at == OFF_KINDS {
-                    clock.leave(now, started_ns, WHY[why]);
+                    clock.leave(now, started_ns, 0, WHY[why]);
                     at = why;
                 } else {
-                    clock.enter(now, started_ns);
+                    clock.enter(now, started_ns, 0);
                     at = OFF_KINDS;
                 }
             }
@@ -208,8 +230,25 @@ mod tests {
     #[test]
     fn what_seemed_to_run_and_comes_was_runnable() {
         let mut clock = Clock::begin(0, ON_CPU);
-        clock.enter(5, 0);
+        clock.enter(5, 0, 0);
         assert_eq!((clock.on_cpu_ns, clock.off_ns[Off::Preempted as usize]), (0, 5));
+    }
+
+    #[test]
+    fn what_the_scheduler_did_not_count_is_off_the_cpu() {
+        let mut clock = Clock::begin(0, Off::Polled as u32);
+        clock.enter(10, 0, 100);
+        clock.leave(30, 0, 115, Off::Blocked);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [5, 10, 0, 0]));
+        // It came a little before it was seen to.
+        clock.enter(50, 0, 115);
+        clock.leave(60, 0, 127, Off::Gil);
+        clock.enter(70, 0, 127);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (27, [25, 10, 8, 0]));
+        // It was on the CPU before the recording began.
+        let mut clock = Clock::begin(0, ON_CPU);
+        clock.leave(30, 20, 1_000_000, Off::Blocked);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (10, [0; OFF_KINDS]));
     }
 
     #[test]

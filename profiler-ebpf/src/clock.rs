@@ -10,7 +10,7 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{pt_regs, task_struct},
     helpers::{
-        bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
         generated::{bpf_ktime_get_ns, bpf_task_pt_regs},
     },
     programs::BtfTracePointContext,
@@ -135,7 +135,7 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         && let Some(config) = maps::config(slot.target)
     {
         let why = why(ctx, leaver, config);
-        slot.clock.leave(time(), config.started_ns, why);
+        slot.clock.leave(time(), config.started_ns, runtime(leaver), why);
         if slot.thread == 0 {
             slot.thread = bpf_get_current_pid_tgid();
         }
@@ -145,11 +145,28 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         && slot.clock.version != 0
         && let Some(config) = maps::config(slot.target)
     {
-        slot.clock.enter(time(), config.started_ns);
+        slot.clock.enter(time(), config.started_ns, runtime(comer));
         if slot.thread != 0 {
             publish(slot);
         }
     }
+}
+
+/// Where `task_struct.se.sum_exec_runtime` lies in this kernel; 0 where it does not tell.
+#[unsafe(no_mangle)]
+static TASK_RUNTIME: u32 = 0;
+
+/// What the scheduler says that a thread has had of the CPUs, 0 if that is not known.
+#[inline(always)]
+fn runtime(task: *mut task_struct) -> u64 {
+    // SAFETY: a static; volatile, for the loader gives it its value.
+    let offset = unsafe { ptr::read_volatile(&raw const TASK_RUNTIME) };
+    if offset == 0 {
+        return 0;
+    }
+    let field = task.cast::<u8>().wrapping_add(offset as usize).cast::<u64>();
+    // SAFETY: a bad address is an error of the helper.
+    unsafe { bpf_probe_read_kernel(field) }.unwrap_or_default()
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! The kernel part while it is loaded.
 
 use std::{
+    fs,
     num::NonZeroU32,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
@@ -25,10 +26,13 @@ use profiler_common::{
 };
 
 use super::{
-    KernelError,
+    KernelError, btf,
     map::{Row, Storage, Table},
     trap,
 };
+
+/// The kernel's own type information.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
 
@@ -101,8 +105,13 @@ impl Engine {
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
     pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
         let btf = Btf::from_sys_fs().ok();
+        let runtime = fs::read(VMLINUX)
+            .ok()
+            .and_then(|data| btf::Types::parse(&data)?.nested("task_struct", "se", "sum_exec_runtime"));
+        let runtime = runtime.unwrap_or_default();
         let mut ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
+            .override_global("TASK_RUNTIME", &runtime, true)
             .allow_unsupported_maps()
             .map_max_entries("GREENLETS", greenlets)
             .load(OBJECT)?;

@@ -2,6 +2,7 @@
 //!
 //! The only room that knows aya.
 
+mod btf;
 mod engine;
 mod error;
 mod map;
