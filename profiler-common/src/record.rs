@@ -90,6 +90,14 @@ pod! {
         pub sending: u32,
         /// `PyThreadState.next`.
         pub tstate_next: u32,
+        /// `PyThreadState.datastack_top`.
+        pub tstate_top: u32,
+        /// `PyCodeObject.co_framesize` (i32, words; 3.12 on), else `u32::MAX`.
+        pub code_framesize: u32,
+        /// `PyCodeObject.co_nlocalsplus` (i32).
+        pub code_nlocalsplus: u32,
+        /// `PyCodeObject.co_stacksize` (i32).
+        pub code_stacksize: u32,
     }
 
     /// A run without a switch.
@@ -292,6 +300,8 @@ pod! {
         pub thread: u64,
         /// The current greenlet, 0 if it is not known.
         pub greenlet: u64,
+        /// Its `PyGreenlet`.
+        pub object: Addr,
         /// The stack; none if it could not be taken.
         pub stack: StackKey,
         /// `TICK_*`.
@@ -327,7 +337,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_464;
+pub const SLOT_BYTES: usize = 5_472;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

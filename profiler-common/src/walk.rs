@@ -403,6 +403,81 @@ fn check_before<M: Memory>(
     Ok(if folded == 0 { 1 } else { folded })
 }
 
+/// Where the data stack of a thread ends, and where a frame's size is found.
+#[derive(Clone, Copy, Debug)]
+pub struct DataStack {
+    /// `PyThreadState.datastack_top`: the end of the frame that was pushed last.
+    pub top: u64,
+    /// Where `PyCodeObject.co_framesize` lies (i32, words); `u32::MAX` before 3.12.
+    pub code_framesize: u32,
+    /// Where `PyCodeObject.co_nlocalsplus` lies (i32).
+    pub code_nlocalsplus: u32,
+    /// Where `PyCodeObject.co_stacksize` lies (i32).
+    pub code_stacksize: u32,
+}
+
+/// Frames looked at from the leaf for the first one in the data stack.
+const MAX_GENERATORS: u32 = 8;
+
+/// Whether the leaf of a running thread's chain is what it runs: the first of its frames
+/// that lies in the data stack is the last one there, or its callee is, which is just
+/// being made.
+///
+/// While the interpreter's loop is entered, the thread state leads for some instructions
+/// to what an earlier call left on the C stack (CPython 3.11 and 3.12).
+/// <https://github.com/python/cpython/blob/v3.12.1/Python/ceval.c#L676>
+///
+/// # Errors
+///
+/// [`Fault::ReadFrame`] when a frame cannot be read.
+#[inline(always)]
+pub fn is_on_top<M: Memory>(
+    python: &PythonLayout,
+    leaf: Addr,
+    stack: DataStack,
+    memory: &mut M,
+) -> Result<bool, Fault> {
+    let mut at = leaf.0;
+    let mut hops = 0;
+    while at != 0 && hops < MAX_GENERATORS {
+        hops += 1;
+        let frame = Addr(at);
+        let owner = memory.word(frame.at(python.frame_owner & !7)).map_err(|_| Fault::ReadFrame)?;
+        if (owner >> ((python.frame_owner & 7) * 8)) as u8 == OWNED_BY_THREAD {
+            let end = frame_end(python, at, stack, memory)?;
+            return Ok(end == stack.top || frame_end(python, end, stack, memory) == Ok(stack.top));
+        }
+        at = memory.pointer(frame.at(python.frame_previous)).map_err(|_| Fault::ReadFrame)?.0;
+    }
+    // No frame in the data stack: that is empty then, or its last one is too far up.
+    Ok(at == 0)
+}
+
+#[inline(always)]
+fn frame_end<M: Memory>(
+    python: &PythonLayout,
+    frame: u64,
+    stack: DataStack,
+    memory: &mut M,
+) -> Result<u64, Fault> {
+    let code = memory.pointer(Addr(frame).at(python.frame_code)).map_err(|_| Fault::ReadFrame)?;
+    if stack.code_framesize != u32::MAX {
+        return Ok(frame.wrapping_add(number(code, stack.code_framesize, memory)? * 8));
+    }
+    // <https://github.com/python/cpython/blob/v3.11.7/Python/pystate.c> (`_PyThreadState_PushFrame`'s callers)
+    let locals = number(code, stack.code_nlocalsplus, memory)?;
+    let values = number(code, stack.code_stacksize, memory)?;
+    Ok(frame.wrapping_add((locals + values) * 8 + u64::from(python.frame_size)))
+}
+
+/// A field of 32 bits.
+#[inline(always)]
+fn number<M: Memory>(object: Addr, field: u32, memory: &mut M) -> Result<u64, Fault> {
+    let field = u64::from(field);
+    let word = memory.word(Addr(object.0.wrapping_add(field & !7))).map_err(|_| Fault::ReadFrame)?;
+    Ok(word >> ((field & 4) * 8) & 0xffff_ffff)
+}
+
 /// The leaf frame of a running thread, from the first words of its `PyThreadState`.
 ///
 /// # Errors

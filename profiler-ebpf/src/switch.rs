@@ -316,17 +316,19 @@ pub fn about(config: &TargetConfig, slot: &mut Slot, now: u64, type_object: Addr
 /// Takes the leaver's stack and moves both greenlets' books on.
 #[inline(always)]
 fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
-    let now = hit.now;
     let slot = &mut *hit.slot;
     slot.from_key = GreenletKey { target: slot.target, pimpl: slot.current };
     slot.undo.from = slot.current;
     slot.undo.from_object = slot.current_object;
-    slot.undo.from_since_ns = now;
+    slot.undo.from_since_ns = hit.now;
     slot.run.stack = StackKey { id: 0, check: 0 };
     slot.run.greenlet = 0;
     let mut dead = false;
     if let Some(from) = maps::greenlet(&slot.from_key) {
         dead = take_stack(hit, from);
+        // What the walk cost is the leaver's: the enterer did not ask for it.
+        hit.now = clock::now(hit.slot, hit.totals);
+        let now = hit.now;
         let slot = &mut *hit.slot;
         let ns = now.saturating_sub(from.since_ns);
         slot.undo.from_since_ns = from.since_ns;
@@ -341,7 +343,8 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             account::keep_run(&slot.run, hit.totals);
         }
     }
-    let Hit { config, slot, totals, now: _ } = hit;
+    let Hit { config, slot, totals, now } = hit;
+    let now = *now;
     let undo = &mut slot.undo;
     undo.valid = u64::from(fresh && !dead);
     undo.run_ns = now.saturating_sub(undo.from_since_ns);
@@ -351,11 +354,13 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
     if let Some(to) = known.or_else(|| maps::greenlet(&slot.to_key)) {
         to_id = to.id;
         slot.current_object = to.object;
-        let ns = now.saturating_sub(to.since_ns);
+        // One that is born did not wait while the leaver's stack was walked.
+        let born = fresh && to.flags & GREENLET_BORN != 0;
+        let ns = if born { 0 } else { now.saturating_sub(to.since_ns) };
         to.waiting_ns += ns;
         if !fresh {
             account::waited(&to.stack, ns, totals);
-        } else if to.flags & GREENLET_BORN == 0 {
+        } else if !born {
             to.begun_ns = ns;
         }
         to.switches_in += 1;

@@ -23,7 +23,7 @@ use profiler_common::{
         ARMED, GreenletKey, Kind, ON_CPU_OWNER, RecordHead, TICK_SWITCHING, TICK_UNSWITCHED, TargetConfig,
         TickRecord, Totals, VERSION,
     },
-    walk::{SCRATCH_WORDS, StackKey, Start, Walk, running_frame},
+    walk::{DataStack, SCRATCH_WORDS, StackKey, Start, Walk, is_on_top, running_frame},
 };
 
 use crate::{clock, emit, maps, memory::UserMemory, slot::Slot, stack, switch};
@@ -52,6 +52,7 @@ pub fn on_tick() {
         head: RecordHead { kind: Kind::Tick as u32, version: VERSION, target: slot.target, time_ns: now },
         thread: bpf_get_current_pid_tgid(),
         greenlet: 0,
+        object: Addr::NULL,
         stack: StackKey { id: 0, check: 0 },
         flags: 0,
         fault: 0,
@@ -78,25 +79,31 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
             return Ok(());
         }
         let key = GreenletKey { target: slot.target, pimpl: slot.current };
-        slot.tick.greenlet = maps::greenlet(&key).map_or(0, |greenlet| greenlet.id);
+        if let Some(greenlet) = maps::greenlet(&key) {
+            slot.tick.greenlet = greenlet.id;
+            slot.tick.object = greenlet.object;
+        }
     } else {
         slot.tick.flags = TICK_UNSWITCHED;
     }
-    let frame = match leaf_frame(config, slot) {
+    let mut frame = Addr::NULL;
+    match leaf_frame(config, slot, &mut frame) {
+        FOUND => {}
         NO_THREAD => return Ok(()), // no Python ever ran in it
-        UNKNOWN => return Err(Fault::ThreadState),
-        frame => Addr(frame),
-    };
+        TORN => return Err(Fault::TickTorn),
+        _ => return Err(Fault::ThreadState),
+    }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, ON_CPU_OWNER);
     stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
     let Walk { key, fault, rooted, .. } = slot.scratch.walk;
+    // From CPython 3.12 on a chain ends in a shim.
+    let whole = rooted || python.tstate_status == ABSENT;
     match fault {
-        None if frame.is_null() || rooted || python.tstate_status == ABSENT => {}
-        // A frame that is just being linked leads anywhere.
-        None => return Err(Fault::TickTorn),
+        None if frame.is_null() || whole => {}
         Some(Fault::StackTruncated) => slot.tick.fault = Fault::StackTruncated as u32 + 1,
-        Some(fault) => return Err(fault),
+        // A frame that is just being linked leads anywhere.
+        None | Some(_) => return Err(Fault::TickTorn),
     }
     switch::about(config, slot, now, ON_CPU_OWNER, empty);
     let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
@@ -104,17 +111,21 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
     Ok(())
 }
 
+/// [`leaf_frame`]: it is found; null if it runs no Python.
+const FOUND: u32 = 0;
 /// [`leaf_frame`]: the interpreter has no thread state for this thread.
-const NO_THREAD: u64 = 1;
+const NO_THREAD: u32 = 1;
 /// [`leaf_frame`]: it may have one, which could not be found or read.
-const UNKNOWN: u64 = 2;
+const UNKNOWN: u32 = 2;
+/// [`leaf_frame`]: it is not what the thread runs.
+const TORN: u32 = 3;
 
-/// The leaf frame of the current thread, 0 if it runs no Python.
+/// Finds the frames of the current thread.
 ///
 /// Its thread state is the one in the interpreter's list with this thread's id: one that
 /// is remembered may have been freed. Out of line, for its words lie on the stack.
 #[inline(never)]
-fn leaf_frame(config: &TargetConfig, slot: &mut Slot) -> u64 {
+fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u32 {
     if slot.own_tid == 0 {
         let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
         // SAFETY: `ids` is of the size that is passed with it.
@@ -150,7 +161,24 @@ fn leaf_frame(config: &TargetConfig, slot: &mut Slot) -> u64 {
             if UserMemory.read(tstate, head).is_err() {
                 return UNKNOWN;
             }
-            return running_frame(python, &words, &mut UserMemory).map_or(UNKNOWN, |frame| frame.0);
+            let Ok(frame) = running_frame(python, &words, &mut UserMemory) else {
+                return UNKNOWN;
+            };
+            *leaf = frame;
+            let Ok(top) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_top))))
+            else {
+                return UNKNOWN;
+            };
+            let stack = DataStack {
+                top: top.0,
+                code_framesize: config.code_framesize,
+                code_nlocalsplus: config.code_nlocalsplus,
+                code_stacksize: config.code_stacksize,
+            };
+            if is_on_top(python, frame, stack, &mut UserMemory) != Ok(true) {
+                return TORN;
+            }
+            return FOUND;
         }
         let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next)))) else {
             return UNKNOWN;

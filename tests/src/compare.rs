@@ -53,6 +53,10 @@ pub fn complete(profile: &Profile) -> Result<()> {
     differences.expect("records lost", &profile.totals.records_lost, &0);
     differences.expect("stacks truncated", &profile.totals.stacks_truncated, &0);
     for (fault, &count) in &profile.totals.faults {
+        // A tick comes at any instruction: now and then where frames are being linked.
+        if fault == "TICK_TORN" && count * 50 <= profile.totals.cpu_samples.unwrap_or(0).max(50) {
+            continue;
+        }
         differences.expect(&format!("fault {fault}"), &count, &0);
     }
     consistent(profile, &mut differences);

@@ -53,6 +53,8 @@ pub struct Totals {
     /// Switches into these.
     #[serde(default)]
     pub unlisted_switches_in: u64,
+    /// Ticks of the CPU clock that met a thread of the target.
+    pub cpu_samples: Option<u64>,
     /// Records that found no room.
     pub records_lost: u64,
     /// Stacks that were cut at the limit of depth.

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Failure, output::Output, signals};
 use crate::{
-    export::{Exporter, folded::Folded, json::Json, svg::Svg},
+    export::{self, Exporter, folded::Folded, json::Json, svg::Svg},
     profile::Profile,
     session::{self, Options, Progress, Sites},
     target::{self, Target, TargetError},
@@ -34,6 +34,9 @@ pub(super) struct Arguments {
     /// What to write
     #[arg(long, value_enum, default_value_t = Format::Svg)]
     format: Format,
+    /// Which stacks [default: wall, with the idle ones in json]
+    #[arg(long, value_enum)]
+    view: Option<View>,
     /// Where to write it, - for standard output [default: greenscope-PID-TIME.svg, standard output for folded and json]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -65,12 +68,32 @@ pub(super) struct Arguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A flame graph of waiting time
+    /// A flame graph
     Svg,
-    /// Folded stacks and ns waited, for other tools
+    /// Folded stacks and ns, for other tools
     Folded,
     /// Everything (docs/json-format.md)
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum View {
+    /// Everything but idle hubs, by state
+    Wall,
+    /// What was on the CPU
+    Cpu,
+    /// Where greenlets waited
+    Wait,
+}
+
+impl From<View> for export::View {
+    fn from(view: View) -> Self {
+        match view {
+            View::Wall => Self::Wall,
+            View::Cpu => Self::Cpu,
+            View::Wait => Self::Wait,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -136,7 +159,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         line.show(progress);
     })?;
     line.clear();
-    write(&profile, arguments.format, output)?;
+    write(&profile, arguments.format, arguments.view.map(Into::into), output)?;
     eprint!("{}", summary::text(&profile));
     if path.as_os_str() != "-" {
         eprintln!("written to {}", path.display());
@@ -166,7 +189,7 @@ fn look(pid: u32, wait_greenlet: bool, stop: &impl std::os::fd::AsFd) -> Result<
     let mut said = false;
     loop {
         let missing = match target::inspect(pid) {
-            Ok(target) if target.greenlet.is_some() => return Ok(Some(target)),
+            Ok(target) if target.greenlet.is_some() || !wait_greenlet => return Ok(Some(target)),
             Ok(target) => TargetError::NoGreenlet { pid, python: target.python.version },
             // An interpreter that is just starting has no greenlet yet either.
             Err(error @ TargetError::NotReady { .. }) => error,
@@ -193,7 +216,11 @@ fn describe(targets: &[Target]) -> String {
         .iter()
         .map(|target| {
             let greenlet = target.greenlet.as_ref().and_then(|greenlet| greenlet.version);
-            let greenlet = greenlet.map(|version| format!(", greenlet {version}")).unwrap_or_default();
+            let greenlet = match (&target.greenlet, greenlet) {
+                (None, _) => ", no greenlets: by threads".to_owned(),
+                (Some(_), Some(version)) => format!(", greenlet {version}"),
+                (Some(_), None) => String::new(),
+            };
             format!("pid {} (CPython {}{greenlet})", target.pid, target.python.version)
         })
         .collect();
@@ -201,11 +228,17 @@ fn describe(targets: &[Target]) -> String {
     format!("recording {}{children}", each.join(", "))
 }
 
-fn write(profile: &Profile, format: Format, output: Output) -> Result<(), Failure> {
+fn write(
+    profile: &Profile,
+    format: Format,
+    view: Option<export::View>,
+    output: Output,
+) -> Result<(), Failure> {
+    let shown = view.unwrap_or(export::View::Wall);
     let exporter: &dyn Exporter = match format {
-        Format::Svg => &Svg,
-        Format::Folded => &Folded,
-        Format::Json => &Json,
+        Format::Svg => &Svg { view: shown },
+        Format::Folded => &Folded { view: shown },
+        Format::Json => &Json { view },
     };
     output.write(|out| exporter.export(profile, out))
 }

@@ -1,34 +1,51 @@
-//! Folded stacks: a line a stack, root first, separated by `;`, and its time in ns.
+//! Folded stacks: a line a stack, root first, separated by `;`, and its time in ns. In
+//! the view of several states the state comes first.
 
 use std::{
     collections::BTreeMap,
     io::{self, Write},
 };
 
-use super::{Exporter, labelled, waiting};
-use crate::profile::Profile;
+use super::{Exporter, View, labelled, named};
+use crate::profile::{Profile, State};
 
-/// Folded stacks of waiting time.
+/// Folded stacks.
 #[derive(Clone, Copy, Debug)]
-pub struct Folded;
+pub struct Folded {
+    /// Which.
+    pub view: View,
+}
 
-/// The lines, one for each different stack, with files as `show` shows them.
-pub(super) fn lines(profile: &Profile, show: impl Fn(&str) -> &str) -> BTreeMap<String, u64> {
+/// The lines, one for each different stack, with files as `show` shows them. Each label
+/// of a state ends in what `mark` gives for it.
+pub(super) fn lines(
+    profile: &Profile,
+    view: View,
+    show: impl Fn(&str) -> &str,
+    mark: impl Fn(State) -> &'static str,
+) -> BTreeMap<String, u64> {
     let mut lines = BTreeMap::new();
-    for row in waiting(profile) {
+    for row in view.rows(profile) {
         // `;` separates frames and a line break stacks; neither is in a name that
         // a compiler made, but `exec` and `compile` take any file name.
-        let frames: Vec<String> =
+        let mut frames: Vec<String> =
             row.frames.iter().map(|frame| labelled(frame, &show).replace([';', '\n', '\r'], "_")).collect();
-        let line = if frames.is_empty() { "[no Python frame]".to_owned() } else { frames.join(";") };
-        *lines.entry(line).or_default() += row.ns;
+        if frames.is_empty() {
+            frames.push("[no Python frame]".to_owned());
+        }
+        if view == View::Wall {
+            frames.insert(0, named(row.state).to_owned());
+        }
+        let mark = mark(row.state);
+        let marked: Vec<String> = frames.into_iter().map(|frame| frame + mark).collect();
+        *lines.entry(marked.join(";")).or_default() += row.ns;
     }
     lines
 }
 
 impl Exporter for Folded {
     fn export(&self, profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
-        for (line, ns) in lines(profile, |file| file) {
+        for (line, ns) in lines(profile, self.view, |file| file, |_| "") {
             writeln!(out, "{line} {ns}")?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::Exporter;
+use super::{Exporter, View};
 use crate::{
     profile::{
         Frame, GreenletRow, IntervalRow, Profile, RunRow, StackRow, State, TargetRow, ThreadRow, TotalsRow,
@@ -17,7 +17,10 @@ use crate::{
 
 /// The json format.
 #[derive(Clone, Copy, Debug)]
-pub struct Json;
+pub struct Json {
+    /// Which stacks; all, idle ones too, if none is given.
+    pub view: Option<View>,
+}
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -305,7 +308,11 @@ impl Exporter for Json {
             totals: totals(profile_totals),
             threads: threads.iter().map(thread).collect(),
             greenlets: greenlets.iter().map(greenlet).collect(),
-            stacks: stacks.iter().map(stack).collect(),
+            stacks: stacks
+                .iter()
+                .filter(|row| self.view.is_none_or(|view| view.shows(row.state)))
+                .map(stack)
+                .collect(),
             runs: runs.iter().map(run).collect(),
             intervals: intervals.as_ref().map(|rows| rows.iter().map(interval).collect()),
             cost_ns_per_hit: cost.map(|cost| cost.ns_per_hit),

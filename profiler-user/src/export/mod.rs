@@ -43,9 +43,41 @@ pub(crate) fn short(file: &str) -> &str {
     second.and_then(|at| file.get(at..)).unwrap_or(file)
 }
 
-/// The stacks of the default view: what waited, without idle hubs.
-pub(crate) fn waiting(profile: &Profile) -> impl Iterator<Item = &StackRow> {
-    profile.stacks.iter().filter(|row| row.state == State::Wait)
+/// Which of the stacks are shown. Idle hubs are in none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Everything that is in one of the others.
+    Wall,
+    /// On a CPU.
+    Cpu,
+    /// Suspended.
+    Wait,
+}
+
+impl View {
+    /// Whether it shows a state.
+    #[must_use]
+    pub const fn shows(self, state: State) -> bool {
+        match self {
+            Self::Wall => matches!(state, State::Cpu | State::Wait),
+            Self::Cpu => matches!(state, State::Cpu),
+            Self::Wait => matches!(state, State::Wait),
+        }
+    }
+
+    /// The stacks that it shows.
+    fn rows(self, profile: &Profile) -> impl Iterator<Item = &StackRow> {
+        profile.stacks.iter().filter(move |row| self.shows(row.state))
+    }
+}
+
+/// What a state is called in a graph of several.
+const fn named(state: State) -> &'static str {
+    match state {
+        State::Cpu => "[on CPU]",
+        State::Wait => "[waiting]",
+        State::Idle => "[idle]",
+    }
 }
 
 #[cfg(test)]

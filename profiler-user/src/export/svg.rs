@@ -1,32 +1,35 @@
-//! A flame graph of waiting time.
+//! A flame graph: a state a colour.
 
 use std::io::{self, Write};
 
-use inferno::flamegraph::{self, Options, Palette, color::BasicPalette};
+use inferno::flamegraph::{self, Options, Palette, color::MultiPalette};
 
-use super::{Exporter, folded, short};
-use crate::profile::Profile;
+use super::{Exporter, View, folded, short};
+use crate::profile::{Profile, State};
 
 /// A flame graph, drawn by inferno.
 #[derive(Clone, Copy, Debug)]
-pub struct Svg;
+pub struct Svg {
+    /// Of what.
+    pub view: View,
+}
 
 impl Exporter for Svg {
     fn export(&self, profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
-        let lines: Vec<String> = folded::lines(profile, short)
+        let lines: Vec<String> = folded::lines(profile, self.view, short, colour)
             .into_iter()
             .map(|(line, ns)| format!("{line} {}", ns / 1_000))
             .filter(|line| !line.ends_with(" 0"))
             .collect();
         if lines.is_empty() {
-            return empty(profile, out);
+            return empty(profile, self.view, out);
         }
         let mut options = Options::default();
-        options.title = title(profile);
-        options.subtitle = Some(subtitle(profile));
-        "us waited".clone_into(&mut options.count_name);
+        options.title = title(profile, self.view);
+        options.subtitle = Some(subtitle(profile, self.view));
+        "us".clone_into(&mut options.count_name);
         "Frame:".clone_into(&mut options.name_type);
-        options.colors = Palette::Basic(BasicPalette::Aqua);
+        options.colors = Palette::Multi(MultiPalette::Java);
         options.hash = true;
         options.font_type = "monospace".to_owned();
         options.min_width = 0.05;
@@ -34,29 +37,48 @@ impl Exporter for Svg {
     }
 }
 
-fn title(profile: &Profile) -> String {
-    let pids: Vec<String> = profile.targets.iter().map(|target| target.pid.to_string()).collect();
-    format!("Where greenlets wait: pid {}", pids.join(", "))
+/// The mark of a colour in inferno's palette: red without, aqua for waiting.
+const fn colour(state: State) -> &'static str {
+    match state {
+        State::Cpu => "",
+        State::Wait | State::Idle => "_[i]",
+    }
 }
 
-fn subtitle(profile: &Profile) -> String {
+fn title(profile: &Profile, view: View) -> String {
+    let pids: Vec<String> = profile.targets.iter().map(|target| target.pid.to_string()).collect();
+    let what = match view {
+        View::Wall => "Where the time goes",
+        View::Cpu => "What is on the CPU",
+        View::Wait => "Where greenlets wait",
+    };
+    format!("{what}: pid {}", pids.join(", "))
+}
+
+fn subtitle(profile: &Profile, view: View) -> String {
+    let width = match view {
+        View::Wall => "time on the CPU (red) and waiting time (blue)",
+        View::Cpu => "time on the CPU",
+        View::Wait => "waiting time",
+    };
     format!(
-        "width: waiting time, summed over {} greenlets in {:.1} s (hubs' idle time left out)",
+        "width: {width}, summed over {} greenlets on {} threads in {:.1} s (hubs' idle time left out)",
         profile.totals.greenlets_seen,
+        profile.threads.len(),
         profile.duration_ns as f64 / 1e9
     )
 }
 
 /// inferno refuses an empty graph; a page that says so is an answer too.
-fn empty(profile: &Profile, out: &mut dyn Write) -> io::Result<()> {
+fn empty(profile: &Profile, view: View, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
         r#"<?xml version="1.0" encoding="UTF-8"?>
 <svg xmlns="http://www.w3.org/2000/svg" width="1200" height="80" viewBox="0 0 1200 80">
 <rect width="1200" height="80" fill="white"/>
 <text x="600" y="32" text-anchor="middle" font-family="monospace" font-size="17">{}</text>
-<text x="600" y="58" text-anchor="middle" font-family="monospace" font-size="12">no greenlet waited</text>
+<text x="600" y="58" text-anchor="middle" font-family="monospace" font-size="12">nothing was there to show</text>
 </svg>"#,
-        title(profile)
+        title(profile, view)
     )
 }

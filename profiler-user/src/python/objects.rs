@@ -144,6 +144,14 @@ pub struct ObjectLayout {
     pub gil_last_holder: u32,
     /// `PyThreadState.next`.
     pub tstate_next: u32,
+    /// `PyThreadState.datastack_top`.
+    pub tstate_top: u32,
+    /// `PyCodeObject.co_framesize` (i32, words; 3.12 on), else [`NONE`].
+    pub code_framesize: u32,
+    /// `PyCodeObject.co_nlocalsplus` (i32).
+    pub code_nlocalsplus: u32,
+    /// `PyCodeObject.co_stacksize` (i32).
+    pub code_stacksize: u32,
     /// Words that lie before an object with a managed dictionary: the dictionary's
     /// (3.11: and, [`Self::managed_values`], the values') offset counted backwards.
     pub managed_dict: u32,

@@ -16,7 +16,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     SessionError,
     recorded::{Recorded, Unlisted},
-    ticks::Whose,
+    ticks::{Samples, Whose},
 };
 use crate::{
     kernel::Engine,
@@ -296,6 +296,7 @@ impl Closing<'_> {
             .iter()
             .find(|found| found.pimpl == life.pimpl && found.object == life.object)
             .and_then(|found| found.name.clone());
+        let own = own.or_else(|| self.target.names.get(&life.id).cloned().flatten());
         own.or_else(|| {
             (life.alive && self.target.gone_ns.is_none())
                 .then(|| target::greenlet_name(&mut self.target.memory, &self.target.target, life.object))
@@ -405,7 +406,7 @@ impl Closing<'_> {
             return;
         };
         *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
-        let mut before_first: FxHashMap<u64, Vec<(Arc<[Frame]>, u64)>> = FxHashMap::default();
+        let mut before_first: FxHashMap<u64, Samples> = FxHashMap::default();
         for (key, thread) in &self.kept.threads {
             let Some(row) = self.threads.get(key).and_then(|watched| profile.threads.get(watched.row)) else {
                 continue;

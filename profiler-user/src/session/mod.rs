@@ -137,7 +137,7 @@ pub fn record(
     for target in &recorded {
         // Before the probes: a hit would begin the thread's clock without its past.
         watch::watch(&target.target, target.cookie, monotonic_ns(), &mut engine);
-        for site in sites(&target.target, options.sites)? {
+        for site in sites(&target.target, options.sites, engine.has_clocks())? {
             engine.attach(target.target.pid, target.cookie, &site)?;
         }
     }
@@ -309,7 +309,11 @@ impl Session {
     }
 }
 
-fn sites(target: &Target, choice: Sites) -> Result<Vec<Site>, SessionError> {
+fn sites(target: &Target, choice: Sites, has_clocks: bool) -> Result<Vec<Site>, SessionError> {
+    if target.greenlet.is_none() && has_clocks {
+        // Its threads are recorded.
+        return Ok(Vec::new());
+    }
     let found = target.greenlet()?;
     let site =
         |probe, site: &target::Site| Site { probe, path: found.file.open.clone(), offset: site.file_offset };

@@ -90,6 +90,8 @@ pub(super) struct Recorded {
     pub(super) intervals: Option<Intervals>,
     pub(super) faults: Faults,
     pub(super) ticks: Ticks,
+    /// What the greenlets are called that a tick met, by the kernel's identity.
+    pub(super) names: FxHashMap<u64, Option<String>>,
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
     config: TargetConfig,
@@ -106,7 +108,7 @@ impl Recorded {
     ) -> Result<Self, SessionError> {
         let pid = target.pid;
         let memory = LiveProcess::open(pid).map_err(|source| SessionError::Memory { pid, source })?;
-        let greenlet = target.greenlet()?;
+        let module = target.greenlet.as_ref().map(|greenlet| greenlet.module.clone()).unwrap_or_default();
         let (device, inode) = target::namespace(&target).unwrap_or_default();
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
@@ -115,13 +117,17 @@ impl Recorded {
             gil: target.python.gil,
             holder: target.python.holder,
             interpreter: target.python.interp,
-            module_start: Addr(greenlet.module.start),
-            module_end: Addr(greenlet.module.end),
+            module_start: Addr(module.start),
+            module_end: Addr(module.end),
             flags: stacks | switches,
             epoch: 1,
             layout: target.layout(),
             threads: field(target.python.interp, target.python.objects.interp_threads),
             tstate_next: target.python.objects.tstate_next,
+            tstate_top: target.python.objects.tstate_top,
+            code_framesize: target.python.objects.code_framesize,
+            code_nlocalsplus: target.python.objects.code_nlocalsplus,
+            code_stacksize: target.python.objects.code_stacksize,
             namespace_device: device,
             namespace_inode: inode,
             hub_types: [Addr::NULL; HUB_TYPES],
@@ -146,6 +152,7 @@ impl Recorded {
             intervals: None,
             faults: Faults::default(),
             ticks: Ticks::default(),
+            names: FxHashMap::default(),
             gone_ns: None,
             config,
             config_changed: false,
@@ -335,6 +342,11 @@ impl Recorded {
         }
         // Its frames came before it, and hold now.
         let frames = (!tick.stack.is_none()).then(|| self.stacks.frames(&tick.stack)).flatten();
+        if tick.greenlet != 0 && !self.names.contains_key(&tick.greenlet) {
+            // Now, for it may be dead at the end. One that has none is not asked again.
+            let name = target::greenlet_name(&mut self.memory, &self.target, tick.object);
+            self.names.insert(tick.greenlet, name.ok().flatten());
+        }
         self.ticks.add(tick, frames.map(|(frames, _)| frames));
     }
 

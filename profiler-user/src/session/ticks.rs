@@ -7,6 +7,9 @@ use rustc_hash::FxHashMap;
 
 use crate::profile::Frame;
 
+/// Stacks, root first, and how many ticks met each.
+pub(super) type Samples = Vec<(Arc<[Frame]>, u64)>;
+
 /// Whose time a tick is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Whose {
@@ -56,12 +59,12 @@ impl Ticks {
     }
 
     /// Takes what was seen of one.
-    pub(super) fn take(&mut self, whose: Whose) -> Vec<(Arc<[Frame]>, u64)> {
+    pub(super) fn take(&mut self, whose: Whose) -> Samples {
         self.seen.remove(&whose).map(|seen| seen.into_iter().collect()).unwrap_or_default()
     }
 
     /// Takes all that is left.
-    pub(super) fn rest(&mut self) -> Vec<(Arc<[Frame]>, u64)> {
+    pub(super) fn rest(&mut self) -> Samples {
         std::mem::take(&mut self.seen).into_values().flatten().collect()
     }
 }

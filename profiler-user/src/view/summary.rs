@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::profile::{Frame, Profile, StackRow, State};
+use crate::profile::{Clocked, Frame, Profile, StackRow, State};
 
 /// Stacks and runs shown.
 const SHOWN: usize = 10;
@@ -22,23 +22,19 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
     let seconds = profile.duration_ns as f64 / 1e9;
     let totals = &profile.totals;
     let rate = if seconds > 0.0 { totals.switches as f64 / seconds } else { 0.0 };
-    writeln!(
-        out,
-        "{seconds:.2} s: {} switches ({rate:.0}/s), {} greenlets seen on {} threads",
-        totals.switches,
-        totals.greenlets_seen,
-        profile.threads.len()
-    )?;
-    let waits: Vec<&StackRow> = profile.stacks.iter().filter(|row| row.state == State::Wait).collect();
-    if !waits.is_empty() {
-        let total: u64 = waits.iter().map(|row| row.ns).sum();
-        writeln!(out, "\nmost waiting time, of {} in all:", time(total))?;
-        for row in merged(&waits).into_iter().take(SHOWN) {
-            let Merged { ns, count, open, frames } = row;
-            let open = if open > 0 { format!(", {open} open") } else { String::new() };
-            writeln!(out, "  {:>9}  {count:>7} waits{open}  {}", time(ns), leaf(frames))?;
-        }
+    let threads = profile.threads.len();
+    if profile.targets.iter().all(|target| target.greenlet.is_none()) {
+        writeln!(out, "{seconds:.2} s: no greenlets, {threads} threads")?;
+    } else {
+        writeln!(
+            out,
+            "{seconds:.2} s: {} switches ({rate:.0}/s), {} greenlets seen on {threads} threads",
+            totals.switches, totals.greenlets_seen,
+        )?;
     }
+    clocks(profile, out)?;
+    top(profile, State::Cpu, "most time on the CPU", "ticks", out)?;
+    top(profile, State::Wait, "most waiting time", "waits", out)?;
     if !profile.runs.is_empty() {
         writeln!(out, "\nlongest runs without a switch:")?;
         for run in profile.runs.iter().take(SHOWN) {
@@ -65,6 +61,39 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
             cost.ns_per_hit,
             time(ns)
         )?;
+    }
+    Ok(())
+}
+
+/// Where the threads' time went.
+fn clocks(profile: &Profile, out: &mut String) -> std::fmt::Result {
+    let all = profile.threads.iter().filter_map(|thread| thread.clock).reduce(Clocked::plus);
+    let Some(Clocked { on_cpu_ns, blocked_ns, preempted_ns, gil_wait_ns, idle_ns }) = all else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "threads: {} on CPU, {} blocked, {} idle, {} waiting for the GIL, {} preempted",
+        time(on_cpu_ns),
+        time(blocked_ns),
+        time(idle_ns),
+        time(gil_wait_ns),
+        time(preempted_ns)
+    )
+}
+
+/// The stacks with the most time in a state.
+fn top(profile: &Profile, state: State, title: &str, unit: &str, out: &mut String) -> std::fmt::Result {
+    let rows: Vec<&StackRow> = profile.stacks.iter().filter(|row| row.state == state).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let total: u64 = rows.iter().map(|row| row.ns).sum();
+    writeln!(out, "\n{title}, of {} in all:", time(total))?;
+    for row in merged(&rows).into_iter().take(SHOWN) {
+        let Merged { ns, count, open, frames } = row;
+        let open = if open > 0 { format!(", {open} open") } else { String::new() };
+        writeln!(out, "  {:>9}  {count:>7} {unit}{open}  {}", time(ns), leaf(frames))?;
     }
     Ok(())
 }

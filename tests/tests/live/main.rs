@@ -4,6 +4,7 @@
 //! `cargo test -p tests --test live -- [WORD..]`.
 #![forbid(unsafe_code)]
 
+mod clocks;
 mod departures;
 mod ends;
 mod lives;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let mut cases = Cases::default();
     switches::cases(&mut cases);
     waits::cases(&mut cases);
+    clocks::cases(&mut cases);
     stacks::cases(&mut cases);
     lives::cases(&mut cases);
     ends::cases(&mut cases);

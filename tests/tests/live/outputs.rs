@@ -65,10 +65,10 @@ fn names_its_target(python: &Python) -> Result<()> {
     Ok(())
 }
 
-/// Records the Flask service under load in one format; returns the text and the books.
-fn recorded_service(python: &Python, format: &str) -> Result<(String, tests::book::Books)> {
+/// Records the Flask service under load; returns the text and the books.
+fn recorded_service(python: &Python, options: &[&str]) -> Result<(String, tests::book::Books)> {
     let mut target = Target::start(python, "service.py", &[])?;
-    let recording = Recording::start(target.pid(), &["--format", format])?;
+    let recording = Recording::start(target.pid(), options)?;
     target.go()?;
     service::load(python, &target)?;
     let books = target.books()?;
@@ -78,7 +78,7 @@ fn recorded_service(python: &Python, format: &str) -> Result<(String, tests::boo
 }
 
 fn svg(python: &Python) -> Result<()> {
-    let (svg, books) = recorded_service(python, "svg")?;
+    let (svg, books) = recorded_service(python, &["--format", "svg", "--view", "wait"])?;
     let titles = reader::titles(python, &svg)?;
     for function in books.times.keys() {
         let named = titles.iter().any(|title| title.starts_with(function.as_str()));
@@ -92,7 +92,7 @@ fn svg(python: &Python) -> Result<()> {
 
 fn folded(python: &Python) -> Result<()> {
     let mut target = Target::start(python, "waits.py", &["gevent"])?;
-    let text = Recording::start(target.pid(), &["--format", "folded"])?;
+    let text = Recording::start(target.pid(), &["--format", "folded", "--view", "wait"])?;
     let json = Recording::start(target.pid(), &[])?;
     target.go()?;
     let books = target.books()?;

@@ -58,11 +58,6 @@ pub(crate) fn cases(cases: &mut Cases) {
         let other = Process::start(&mut Command::new("cat"))?;
         expect(other.pid(), NO_TARGET, "Python")
     });
-    cases.each("a_python_without_greenlet_is_refused", |python| {
-        as_root()?;
-        let target = Target::start(python, "idle.py", &[])?;
-        expect(target.pid(), NO_TARGET, "greenlet")
-    });
     for old in ["py3.8", "py3.10", "py3.14"] {
         cases.once(format!("a_version_not_covered_is_named/{old}"), move || {
             as_root()?;

@@ -1,0 +1,156 @@
+//! Where the time goes: exact clocks and samples against a target's ledger and the
+//! scheduler's own sum.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use tests::compare;
+use tests::place::Python;
+use tests::profile::{Profile, Stack, State};
+use tests::recording::Recording;
+use tests::runner::Cases;
+use tests::target::Target;
+
+/// How long the target works.
+const SECONDS: &str = "2";
+/// What a greenlet costs beside what it books, in two seconds.
+const SLACK_NS: u64 = 15_000_000;
+
+pub(crate) fn cases(cases: &mut Cases) {
+    for workload in ["shares", "bursts", "blocked", "driver"] {
+        let name = format!("the_wall_clock_is_what_the_ledger_says/{workload}");
+        cases.each(name, move |python| greenlets(python, workload));
+    }
+    cases.each("plain_threads_are_what_the_ledger_says", threads);
+    cases.each("a_process_without_greenlet_is_recorded", |python| {
+        let target = Target::start(python, "idle.py", &[])?;
+        let recording = Recording::start(target.pid(), &[])?;
+        let profile = recording.stop()?;
+        ensure!(profile.targets.iter().all(|target| target.greenlet.is_none()), "{:?}", profile.targets);
+        ensure!(profile.greenlets.is_empty() && profile.totals.switches == 0, "{:?}", profile.totals);
+        let [thread] = profile.threads.as_slice() else { anyhow::bail!("{:?}", profile.threads) };
+        near("all of its time", thread.clock.sum_ns(), profile.duration_ns, 0.001, 0)
+    });
+}
+
+/// tests/targets/ledger.py.
+#[derive(Debug, Deserialize)]
+struct Ledger {
+    lives: Vec<Life>,
+    functions: Vec<Function>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Life {
+    name: String,
+    role: String,
+    tid: u32,
+    cpu_ns: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Function {
+    function: String,
+    state: String,
+    cpu_ns: u64,
+    wall_ns: u64,
+}
+
+/// Records a workload; with what the scheduler counted meanwhile, by thread.
+fn recorded(python: &Python, workload: &str) -> Result<(Profile, Ledger, BTreeMap<u32, u64>)> {
+    let mut target = Target::start(python, "wall.py", &[workload, SECONDS])?;
+    let pid = target.pid();
+    let recording = Recording::start(pid, &[])?;
+    let before = scheduled(pid)?;
+    target.go()?;
+    let done = target.hear("done")?;
+    let after = scheduled(pid)?;
+    let profile = recording.stop()?;
+    target.finish()?;
+    let ledger = done.pointer("/cpu").or_else(|| done.pointer("/books/cpu")).cloned().context("no ledger")?;
+    let ledger = serde_json::from_value(ledger).context("the target's ledger")?;
+    let spent = after.into_iter().map(|(tid, ns)| (tid, ns - before.get(&tid).copied().unwrap_or(0)));
+    Ok((profile, ledger, spent.collect()))
+}
+
+/// `se.sum_exec_runtime` of each thread; they sleep.
+fn scheduled(pid: u32) -> Result<BTreeMap<u32, u64>> {
+    let mut threads = BTreeMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = task?.path();
+        let tid = path.file_name().and_then(|name| name.to_str()).context("a tid")?.parse()?;
+        let text = fs::read_to_string(path.join("schedstat"))?;
+        threads.insert(tid, text.split_whitespace().next().context("schedstat")?.parse()?);
+    }
+    Ok(threads)
+}
+
+fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Result<()> {
+    let seen = seen.with_context(|| format!("{what} was not measured"))?;
+    let bound = (truth as f64 * share) as u64 + slack;
+    ensure!(seen.abs_diff(truth) <= bound, "{what}: {seen} ns, in truth {truth}");
+    Ok(())
+}
+
+fn greenlets(python: &Python, workload: &str) -> Result<()> {
+    let (profile, ledger, spent) = recorded(python, workload)?;
+    compare::complete(&profile)?;
+    let tid = ledger.lives.first().context("a life")?.tid;
+    let truth = spent.get(&tid).copied().context("its thread")?;
+    let thread = profile.threads.iter().find(|thread| thread.tid == Some(tid)).context("the thread")?;
+    // It ran a little outside of the books as well: it read a pipe, and wrote.
+    near("the thread on a CPU", thread.clock.on_cpu_ns, truth, 0.01, 2_000_000)?;
+    near("all of the thread's time", thread.clock.sum_ns(), profile.duration_ns, 0.001, 0)?;
+    let of_thread = profile.greenlets.iter().filter(|greenlet| greenlet.tid == Some(tid));
+    let sum = of_thread.map(|greenlet| greenlet.clock.on_cpu_ns).sum::<Option<u64>>();
+    near("its greenlets on a CPU", sum, truth, 0.01, 2_000_000)?;
+    for life in &ledger.lives {
+        let greenlet = profile.greenlets.iter().find(|one| one.name.as_deref() == Some(&life.name));
+        if greenlet.is_none() && life.role == "sleeps" {
+            // It is dead by now, and no tick met it: its name is not known.
+            continue;
+        }
+        let greenlet = greenlet.with_context(|| format!("no greenlet {}", life.name))?;
+        near(&life.name, greenlet.clock.on_cpu_ns, life.cpu_ns, 0.02, SLACK_NS)?;
+        if life.role == "blocks" {
+            let blocked = ledger.functions.iter().filter(|function| function.state == "blocked");
+            let truth = blocked.map(|function| function.wall_ns - function.cpu_ns).sum();
+            near("blocked", greenlet.clock.blocked_ns, truth, 0.01, SLACK_NS)?;
+        }
+    }
+    samples(&profile, &ledger)
+}
+
+/// The stacks on the CPU sum to the clocks, and are of those who burn.
+fn samples(profile: &Profile, ledger: &Ledger) -> Result<()> {
+    let cpu: Vec<&Stack> = profile.stacks.iter().filter(|stack| stack.state == State::Cpu).collect();
+    let sum: u64 = cpu.iter().map(|stack| stack.ns).sum();
+    let clocks = profile.threads.iter().map(|thread| thread.clock.on_cpu_ns).sum::<Option<u64>>();
+    near("the stacks on the CPU", Some(sum), clocks.context("clocks")?, 0.001, 0)?;
+    let sampled: u64 = cpu.iter().filter(|stack| stack.count > 0).map(|stack| stack.ns).sum();
+    let burns = |stack: &&&Stack| {
+        let names = stack.frames.iter().filter_map(|frame| frame.function.as_deref());
+        let mut burning = ledger.functions.iter().filter(|function| function.state == "cpu");
+        let names: Vec<&str> = names.collect();
+        burning.any(|function| names.iter().any(|name| name.starts_with(function.function.as_str())))
+            || names.contains(&"spin")
+    };
+    let burning: u64 = cpu.iter().filter(burns).map(|stack| stack.ns).sum();
+    ensure!(burning * 10 >= sampled * 9, "{burning} of {sampled} ns on what burns: {cpu:?}");
+    Ok(())
+}
+
+fn threads(python: &Python) -> Result<()> {
+    let (profile, ledger, spent) = recorded(python, "threads")?;
+    ensure!(profile.totals.switches == 0, "{:?}", profile.totals);
+    for life in &ledger.lives {
+        let thread =
+            profile.threads.iter().find(|thread| thread.tid == Some(life.tid)).context("a thread")?;
+        ensure!(thread.name.as_deref() == Some(&life.name), "{thread:?}");
+        let truth = spent.get(&life.tid).copied().context("its time")?;
+        near(&life.name, thread.clock.on_cpu_ns, truth, 0.01, 2_000_000)?;
+        near("all of its time", thread.clock.sum_ns(), profile.duration_ns, 0.001, 0)?;
+    }
+    samples(&profile, &ledger)
+}
