@@ -225,6 +225,10 @@ pod! {
         pub clock: Clock,
         /// How much of the clock's `off_ns` its greenlets had got at its last switch.
         pub charged_ns: [u64; OFF_KINDS],
+        /// The stack that it left the CPU with, while it is off; none if none was taken.
+        pub off_stack: StackKey,
+        /// What the clock had of that kind of time before.
+        pub off_before_ns: u64,
         /// Ticks that the ring had no room for.
         pub ticks_lost: u64,
     }
@@ -320,6 +324,29 @@ pub const TICK_UNSWITCHED: u32 = 2;
 /// The owner of a stack that was seen on a CPU, in the place of the greenlet's type.
 pub const ON_CPU_OWNER: Addr = Addr(1);
 
+/// The owner of a stack that a thread left the CPU with, in the place of the greenlet's
+/// type: why (an [`crate::clock::Off`]), whether the thread had not switched by then, and
+/// the number of the system call that it is in (-1 for none).
+#[inline(always)]
+#[must_use]
+pub const fn off_owner(why: u32, plain: bool, call: i64) -> Addr {
+    Addr(OFF_OWNERS | (plain as u64) << 20 | (why as u64) << 16 | (call as u64 & 0xffff))
+}
+
+/// Why the stack with that owner left the CPU, and whether the thread was a plain one;
+/// `None` if it is not of that kind.
+#[must_use]
+pub const fn off_of(owner: Addr) -> Option<(u32, bool)> {
+    if owner.0 & !0x1f_ffff == OFF_OWNERS {
+        Some(((owner.0 >> 16 & 0xf) as u32, owner.0 >> 20 & 1 == 1))
+    } else {
+        None
+    }
+}
+
+/// No address of anything in a process.
+const OFF_OWNERS: u64 = 1 << 63;
+
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -337,7 +364,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_472;
+pub const SLOT_BYTES: usize = 5_496;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -19,10 +19,12 @@ use profiler_common::{
     clock::{Clock, Gil, OFF_KINDS, Off},
     fault::Fault,
     record::{Greenlet, TargetConfig, Thread, Totals},
+    walk::StackKey,
 };
 
 use crate::{
     maps::{self, count},
+    off,
     slot::{Reading, Slot},
 };
 
@@ -120,6 +122,8 @@ fn insert_thread(slot: &Slot) -> u32 {
         exit_ns: 0,
         clock: slot.clock,
         charged_ns: [0; OFF_KINDS],
+        off_stack: StackKey { id: 0, check: 0 },
+        off_before_ns: 0,
         ticks_lost: 0,
     };
     u32::from(maps::insert_thread(slot.thread, &thread))
@@ -134,18 +138,23 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         && slot.clock.version != 0
         && let Some(config) = maps::config(slot.target)
     {
-        let why = why(ctx, leaver, config);
-        slot.clock.leave(time(), config.started_ns, runtime(leaver), why);
         if slot.thread == 0 {
             slot.thread = bpf_get_current_pid_tgid();
         }
+        let (why, call) = why(ctx, leaver, config);
+        let now = time();
+        slot.off_before_ns = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
+        slot.clock.leave(now, config.started_ns, runtime(leaver), why);
+        off::take_stack(config, slot, why, call, now);
         publish(slot);
     }
     if let Some(slot) = maps::slot_of(comer)
         && slot.clock.version != 0
         && let Some(config) = maps::config(slot.target)
     {
+        let why = slot.clock.state;
         slot.clock.enter(time(), config.started_ns, runtime(comer));
+        off::count(slot, why);
         if slot.thread != 0 {
             publish(slot);
         }
@@ -174,40 +183,44 @@ fn publish(slot: &Slot) {
     // Without room (counted when it switches) only the list of threads lacks it.
     if let Some(thread) = thread(slot) {
         thread.clock = slot.clock;
+        thread.off_stack = slot.off_stack;
+        thread.off_before_ns = slot.off_before_ns;
     }
 }
 
 /// Why the thread leaves the CPU.
 #[inline(always)]
-fn why(ctx: &BtfTracePointContext, leaver: *mut task_struct, config: &TargetConfig) -> Off {
+fn why(ctx: &BtfTracePointContext, leaver: *mut task_struct, config: &TargetConfig) -> (Off, i64) {
     let preempted: u64 = ctx.arg(0);
     let state: u64 = ctx.arg(3);
     if preempted & 1 != 0 || state == 0 || state & STOPPED != 0 {
-        return Off::Preempted;
+        return (Off::Preempted, -1);
     }
     // SAFETY: the task is the current one, whose registers at its entry into the kernel
     // lie at the top of its stack.
     let registers = unsafe { bpf_task_pt_regs(leaver) } as *const pt_regs;
-    off(registers, config.gil)
+    call_of(registers, config.gil)
 }
 
 #[cfg(bpf_target_arch = "x86_64")]
 #[inline(always)]
-fn off(registers: *const pt_regs, gil: Gil) -> Off {
+fn call_of(registers: *const pt_regs, gil: Gil) -> (Off, i64) {
     // SAFETY: the kernel gave the pointer and checks what is loaded through it.
     let registers = unsafe { &*registers };
-    Off::of_x86_64_call(registers.orig_rax as i64, registers.rdi, gil)
+    let number = registers.orig_rax as i64;
+    (Off::of_x86_64_call(number, registers.rdi, gil), number)
 }
 
 #[cfg(bpf_target_arch = "aarch64")]
 #[inline(always)]
-fn off(registers: *const pt_regs, gil: Gil) -> Off {
+fn call_of(registers: *const pt_regs, gil: Gil) -> (Off, i64) {
     // `struct pt_regs`: user_pt_regs (34 words), orig_x0, syscallno.
     // https://github.com/torvalds/linux/blob/v6.12/arch/arm64/include/asm/ptrace.h
     let words = registers.cast::<[u64; 36]>();
     // SAFETY: the kernel gave the pointer and checks what is loaded through it.
     let [.., first, number] = unsafe { &*words };
-    Off::of_aarch64_call(i64::from(*number as i32), *first, gil)
+    let number = i64::from(*number as i32);
+    (Off::of_aarch64_call(number, *first, gil), number)
 }
 
 /// A thread of a watched process is made: it is watched as well.

@@ -13,6 +13,7 @@ mod clock;
 mod emit;
 mod maps;
 mod memory;
+mod off;
 mod slot;
 mod stack;
 mod switch;

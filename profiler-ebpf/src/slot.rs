@@ -56,6 +56,10 @@ pub struct Slot {
     pub thread: u64,
     /// Not 0 while a program of this task is at work here, which a tick may interrupt.
     pub busy: u64,
+    /// The stack that it left the CPU with.
+    pub off_stack: StackKey,
+    /// What the clock had of that kind of time before.
+    pub off_before_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick asked for it.
     pub own_tid: u64,
     /// Scratch of a tick.

@@ -112,7 +112,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
 }
 
 /// [`leaf_frame`]: it is found; null if it runs no Python.
-const FOUND: u32 = 0;
+pub const FOUND: u32 = 0;
 /// [`leaf_frame`]: the interpreter has no thread state for this thread.
 const NO_THREAD: u32 = 1;
 /// [`leaf_frame`]: it may have one, which could not be found or read.
@@ -125,7 +125,7 @@ const TORN: u32 = 3;
 /// Its thread state is the one in the interpreter's list with this thread's id: one that
 /// is remembered may have been freed. Out of line, for its words lie on the stack.
 #[inline(never)]
-fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u32 {
+pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u32 {
     if slot.own_tid == 0 {
         let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
         // SAFETY: `ids` is of the size that is passed with it.

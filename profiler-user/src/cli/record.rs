@@ -84,6 +84,8 @@ enum View {
     Cpu,
     /// Where greenlets waited
     Wait,
+    /// Where calls that did not yield blocked a thread
+    Blocked,
 }
 
 impl From<View> for export::View {
@@ -92,6 +94,7 @@ impl From<View> for export::View {
             View::Wall => Self::Wall,
             View::Cpu => Self::Cpu,
             View::Wait => Self::Wait,
+            View::Blocked => Self::Blocked,
         }
     }
 }

@@ -158,6 +158,9 @@ const fn state(state: State) -> &'static str {
     match state {
         State::Cpu => "cpu",
         State::Wait => "wait",
+        State::Blocked => "blocked",
+        State::Gil => "gil",
+        State::Preempted => "preempted",
         State::Idle => "idle",
     }
 }

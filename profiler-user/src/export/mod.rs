@@ -52,6 +52,8 @@ pub enum View {
     Cpu,
     /// Suspended.
     Wait,
+    /// Asleep in a call that did not yield.
+    Blocked,
 }
 
 impl View {
@@ -59,9 +61,10 @@ impl View {
     #[must_use]
     pub const fn shows(self, state: State) -> bool {
         match self {
-            Self::Wall => matches!(state, State::Cpu | State::Wait),
+            Self::Wall => !matches!(state, State::Idle),
             Self::Cpu => matches!(state, State::Cpu),
             Self::Wait => matches!(state, State::Wait),
+            Self::Blocked => matches!(state, State::Blocked),
         }
     }
 
@@ -76,6 +79,9 @@ const fn named(state: State) -> &'static str {
     match state {
         State::Cpu => "[on CPU]",
         State::Wait => "[waiting]",
+        State::Blocked => "[blocked]",
+        State::Gil => "[waiting for the GIL]",
+        State::Preempted => "[preempted]",
         State::Idle => "[idle]",
     }
 }

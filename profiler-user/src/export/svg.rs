@@ -37,10 +37,12 @@ impl Exporter for Svg {
     }
 }
 
-/// The mark of a colour in inferno's palette: red without, aqua for waiting.
+/// The mark of a colour in inferno's palette; the one for the CPU is without.
 const fn colour(state: State) -> &'static str {
     match state {
         State::Cpu => "",
+        State::Blocked => "_[k]",
+        State::Gil | State::Preempted => "_[j]",
         State::Wait | State::Idle => "_[i]",
     }
 }
@@ -51,15 +53,17 @@ fn title(profile: &Profile, view: View) -> String {
         View::Wall => "Where the time goes",
         View::Cpu => "What is on the CPU",
         View::Wait => "Where greenlets wait",
+        View::Blocked => "Where calls block their thread",
     };
     format!("{what}: pid {}", pids.join(", "))
 }
 
 fn subtitle(profile: &Profile, view: View) -> String {
     let width = match view {
-        View::Wall => "time on the CPU (red) and waiting time (blue)",
+        View::Wall => "all time, by state",
         View::Cpu => "time on the CPU",
         View::Wait => "waiting time",
+        View::Blocked => "blocked time",
     };
     format!(
         "width: {width}, summed over {} greenlets on {} threads in {:.1} s (hubs' idle time left out)",

@@ -201,6 +201,8 @@ impl Engine {
                 exit_ns: 0,
                 clock: watch.clock,
                 charged_ns: [0; OFF_KINDS],
+                off_stack: StackKey { id: 0, check: 0 },
+                off_before_ns: 0,
                 ticks_lost: 0,
             };
             self.threads.insert(&watch.thread, &thread)?;

@@ -42,7 +42,14 @@ pub enum State {
     Cpu,
     /// Suspended.
     Wait,
-    /// A hub that is suspended or has nothing to do.
+    /// Its thread asleep in a call that did not yield.
+    Blocked,
+    /// Its thread waiting for the GIL.
+    Gil,
+    /// Its thread ready, and not let.
+    Preempted,
+    /// A hub that is suspended or has nothing to do; a thread that waits for any of many
+    /// files and has no greenlets.
     Idle,
 }
 

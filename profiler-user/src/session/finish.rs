@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use profiler_common::{
     address::Addr,
-    clock::{Clock, OFF_KINDS},
+    clock::{Clock, OFF_KINDS, Off},
     fault::Fault,
     greenlet::{Head, Life as Stage},
     memory::Memory as _,
-    record::{StackTotals, Thread, Totals},
+    record::{StackTotals, Thread, Totals, off_of},
     walk::{SCRATCH_WORDS, StackKey},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -90,6 +90,7 @@ pub(super) fn finish(
             threads: FxHashMap::default(),
             has_clocks: engine.has_clocks(),
             tick_ns: about.tick_ns,
+            seen: FxHashMap::default(),
         };
         closing.close(&mut profile, &mut builder);
         closing.count(&mut profile.totals, &mut faults);
@@ -113,6 +114,8 @@ struct Closing<'a> {
     /// Whether the threads' clocks were kept.
     has_clocks: bool,
     tick_ns: Option<u64>,
+    /// The time of the stacks in the profile so far, by state.
+    seen: FxHashMap<State, u64>,
 }
 
 /// What is known of a thread.
@@ -169,6 +172,7 @@ impl Closing<'_> {
         self.unlisted(profile, builder);
         self.on_cpu(&ids, profile, builder);
         self.stacks(builder);
+        self.off_cpu(profile, builder);
         self.runs(&ids, profile);
         self.intervals(&ids, &lives, profile);
     }
@@ -437,6 +441,51 @@ impl Closing<'_> {
         builder.add_sampled("greenlets not listed", pid, samples, tick_ns, unlisted);
     }
 
+    /// What the threads slept in the end, and all that they were off the CPU without a
+    /// stack: with it the rows of a state are the clocks' sum.
+    fn off_cpu(&mut self, profile: &Profile, builder: &mut Builder) {
+        let pid = self.target.target.pid;
+        let mut truth: FxHashMap<State, u64> = FxHashMap::default();
+        for (key, thread) in &self.kept.threads {
+            let Some(watched) = self.threads.get(key) else {
+                continue;
+            };
+            let Some(row) = profile.threads.get(watched.row) else {
+                continue;
+            };
+            let plain = !row.switched;
+            let Some(row) = row.clock else {
+                continue;
+            };
+            *truth.entry(State::Blocked).or_default() += row.blocked_ns;
+            *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
+            *truth.entry(State::Preempted).or_default() += row.preempted_ns;
+            let why = thread.clock.state;
+            let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
+            if let Some(slept) = slept
+                && thread.exit_ns == 0
+                && let Some((frames, _)) = self.target.stacks.frames(&thread.off_stack)
+            {
+                let ns = slept.saturating_sub(thread.off_before_ns);
+                let state = asleep(why, plain);
+                *self.seen.entry(state).or_default() += ns;
+                builder.add(&frames, state, pid, ns, 0);
+            }
+        }
+        for (state, label) in [
+            (State::Blocked, "(asleep, stack not taken)"),
+            (State::Gil, "(stack not taken)"),
+            (State::Preempted, "(stack not taken)"),
+        ] {
+            let of = |sums: &FxHashMap<State, u64>| sums.get(&state).copied().unwrap_or_default();
+            let left = of(&truth).saturating_sub(of(&self.seen));
+            if left > 0 {
+                let frames: Arc<[Frame]> = Arc::new([Frame::label(label)]);
+                builder.add(&frames, state, pid, left, 0);
+            }
+        }
+    }
+
     /// Dead greenlets that the list has no room for.
     fn unlisted(&mut self, profile: &mut Profile, builder: &mut Builder) {
         let Unlisted { greenlets, switches_in, running_ns, waiting_ns, off_ns, begun, first_of } =
@@ -478,8 +527,14 @@ impl Closing<'_> {
                 if part.count == 0 && part.ns == 0 {
                     continue;
                 }
-                let hub = self.target.kind(part.type_object).is_some_and(|kind| kind.is_hub);
-                let state = state(hub, &part.frames);
+                let state = match off_of(part.type_object) {
+                    Some((why, plain)) => asleep(why, plain),
+                    None => {
+                        let hub = self.target.kind(part.type_object).is_some_and(|kind| kind.is_hub);
+                        state(hub, &part.frames)
+                    }
+                };
+                *self.seen.entry(state).or_default() += part.ns;
                 builder.add(&part.frames, state, pid, part.ns, part.count);
             }
         }
@@ -586,6 +641,18 @@ struct FoundThread {
     tid: u32,
     name: Option<String>,
     at_start: bool,
+}
+
+/// What a thread is in that left the CPU for that reason. A greenlet that polls blocks
+/// its thread; hubs, which idle so, have no such stacks, and plain threads idle.
+fn asleep(why: u32, plain: bool) -> State {
+    if why == Off::Polled as u32 && plain {
+        State::Idle
+    } else if why == Off::Gil as u32 {
+        State::Gil
+    } else {
+        State::Blocked
+    }
 }
 
 /// A hub is told by its type; eventlet's, which has none of its own, by what it runs.

@@ -11,7 +11,7 @@ use profiler_common::{
     record::{
         ARMED, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN, GREENLET_FIRST,
         Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig,
-        TickRecord, Totals, VERSION,
+        TickRecord, Totals, VERSION, off_of,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -352,7 +352,7 @@ impl Recorded {
 
     fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
         // While it lives: its name is wanted when it may be gone.
-        if head.type_object != ON_CPU_OWNER {
+        if head.type_object != ON_CPU_OWNER && off_of(head.type_object).is_none() {
             self.meet(head.type_object);
         }
         let key = head.key;

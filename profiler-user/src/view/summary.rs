@@ -34,6 +34,7 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
     }
     clocks(profile, out)?;
     top(profile, State::Cpu, "most time on the CPU", "ticks", out)?;
+    top(profile, State::Blocked, "most blocked time", "times", out)?;
     top(profile, State::Wait, "most waiting time", "waits", out)?;
     if !profile.runs.is_empty() {
         writeln!(out, "\nlongest runs without a switch:")?;
