@@ -52,7 +52,15 @@ pub fn complete(profile: &Profile) -> Result<()> {
     let mut differences = Differences::default();
     differences.expect("records lost", &profile.totals.records_lost, &0);
     differences.expect("stacks truncated", &profile.totals.stacks_truncated, &0);
+    let suspended = |stack: &&Stack| matches!(stack.state, State::Wait | State::Idle);
+    let blank = profile.stacks.iter().filter(suspended).any(|stack| stack.frames.iter().any(Frame::is_blank));
     for (fault, &count) in &profile.totals.faults {
+        // The code of a module that is just imported is gone before its name is read; it
+        // is seen on the CPU and asleep in a read, never suspended.
+        let gone = ["CODE_CHANGED", "CODE_UNREADABLE", "CODE_REUSED"].contains(&fault.as_str());
+        if gone && !blank {
+            continue;
+        }
         // A tick comes at any instruction: now and then where frames are being linked.
         if fault == "TICK_TORN" && count * 50 <= profile.totals.cpu_samples.unwrap_or(0).max(50) {
             continue;

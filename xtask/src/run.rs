@@ -169,7 +169,7 @@ fn show_demo(environment: &Environment, options: &[OsString]) -> Result<ExitCode
         .with_context(|| format!("cannot start `{}`", process::line(&command)))?;
     demo.end()?;
     if status.success() && to_picture {
-        println!("the flame graph of its waiting: {}", picture.display());
+        println!("the flame graph of its time: {}", picture.display());
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use profiler_common::{
     address::Addr,
-    clock::{Clock, OFF_KINDS, Off},
     fault::Fault,
     greenlet::{Head, Life as Stage},
     memory::Memory as _,
@@ -15,8 +14,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     SessionError,
+    clocked::{Watched, asleep},
     recorded::{Recorded, Unlisted},
-    ticks::{Samples, Whose},
 };
 use crate::{
     kernel::Engine,
@@ -43,10 +42,10 @@ pub(super) struct About {
 }
 
 /// What the kernel part kept.
-struct Kept {
+pub(super) struct Kept {
     greenlets: Vec<(profiler_common::record::GreenletKey, profiler_common::record::Greenlet)>,
     stacks: FxHashMap<StackKey, StackTotals>,
-    threads: Vec<(u64, Thread)>,
+    pub(super) threads: Vec<(u64, Thread)>,
 }
 
 /// Makes the profile.
@@ -103,32 +102,19 @@ pub(super) fn finish(
 }
 
 /// One target's part of the profile in the making.
-struct Closing<'a> {
-    target: &'a mut Recorded,
-    kept: &'a Kept,
-    totals: Totals,
-    bounds: Bounds,
-    faults: FxHashMap<Fault, u64>,
+pub(super) struct Closing<'a> {
+    pub(super) target: &'a mut Recorded,
+    pub(super) kept: &'a Kept,
+    pub(super) totals: Totals,
+    pub(super) bounds: Bounds,
+    pub(super) faults: FxHashMap<Fault, u64>,
     /// By the kernel's key.
-    threads: FxHashMap<u64, Watched>,
+    pub(super) threads: FxHashMap<u64, Watched>,
     /// Whether the threads' clocks were kept.
-    has_clocks: bool,
-    tick_ns: Option<u64>,
+    pub(super) has_clocks: bool,
+    pub(super) tick_ns: Option<u64>,
     /// The time of the stacks in the profile so far, by state.
-    seen: FxHashMap<State, u64>,
-}
-
-/// What is known of a thread.
-struct Watched {
-    tid: Option<u32>,
-    /// How long it was there before its first switch.
-    head_start_ns: u64,
-    /// At the end; none if it does not go back to the thread's begin.
-    clock: Option<Clock>,
-    /// What of the clock no greenlet has got yet.
-    uncharged_ns: [u64; OFF_KINDS],
-    /// Its row in the profile.
-    row: usize,
+    pub(super) seen: FxHashMap<State, u64>,
 }
 
 impl Closing<'_> {
@@ -213,31 +199,6 @@ impl Closing<'_> {
                 clock: watched.clock.and_then(|clock| Clocked::new(all_ns, clock.off_ns, !switched)),
             });
             self.threads.insert(*key, watched);
-        }
-    }
-
-    /// Where a greenlet's running time went.
-    fn clock(&self, life: &Life, hub: bool, profile: &mut Profile) -> Option<Clocked> {
-        let thread = self.threads.get(&life.thread)?;
-        if !self.has_clocks || life.first && thread.clock.is_none() {
-            return None;
-        }
-        let mut off_ns = life.off_ns;
-        if life.running {
-            for (ns, uncharged) in off_ns.iter_mut().zip(thread.uncharged_ns) {
-                *ns += uncharged;
-            }
-        }
-        let clock = Clocked::new(life.running_ns, off_ns, hub)?;
-        self.idles(thread, clock.idle_ns, profile);
-        Some(clock)
-    }
-
-    /// A hub's idle time is its thread's too.
-    fn idles(&self, thread: &Watched, ns: u64, profile: &mut Profile) {
-        if let Some(clock) = profile.threads.get_mut(thread.row).and_then(|row| row.clock.as_mut()) {
-            clock.idle_ns += ns;
-            clock.blocked_ns = clock.blocked_ns.saturating_sub(ns);
         }
     }
 
@@ -380,110 +341,9 @@ impl Closing<'_> {
         }
     }
 
-    /// Where the time of a greenlet went that never switched.
-    fn clock_of_one(
-        &self,
-        tid: Option<u32>,
-        running: bool,
-        hub: bool,
-        duration_ns: u64,
-        profile: &mut Profile,
-    ) -> Option<Clocked> {
-        if !running {
-            return self.has_clocks.then(Clocked::default);
-        }
-        let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
-        let clock = Clocked::new(duration_ns, thread.clock?.off_ns, hub)?;
-        self.idles(thread, clock.idle_ns, profile);
-        Some(clock)
-    }
-
     /// How often the kernel part met a fault.
     fn fault(&self, fault: Fault) -> u64 {
         self.totals.faults.get(fault as usize).copied().unwrap_or_default()
-    }
-
-    /// Who was on the CPU, in what stacks: all of the clocks' time.
-    fn on_cpu(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile, builder: &mut Builder) {
-        let pid = self.target.target.pid;
-        let Some(tick_ns) = self.tick_ns else {
-            return;
-        };
-        *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
-        let mut before_first: FxHashMap<u64, Samples> = FxHashMap::default();
-        for (key, thread) in &self.kept.threads {
-            let Some(row) = self.threads.get(key).and_then(|watched| profile.threads.get(watched.row)) else {
-                continue;
-            };
-            let samples = self.target.ticks.take(Whose::Thread(*key));
-            *self.faults.entry(Fault::RingFullTick).or_default() += thread.ticks_lost;
-            if row.switched {
-                // Nothing switched before: it was the first greenlet all the time.
-                before_first.entry(thread.first_greenlet).or_default().extend(samples);
-                continue;
-            }
-            let name = row.name.as_deref().unwrap_or("thread");
-            builder.add_sampled(name, pid, samples, tick_ns, row.clock.map(|clock| clock.on_cpu_ns));
-        }
-        for (kernel_id, id) in ids {
-            let mut samples = self.target.ticks.take(Whose::Greenlet(*kernel_id));
-            samples.extend(before_first.remove(kernel_id).into_iter().flatten());
-            let row = usize::try_from(id - 1).ok().and_then(|at| profile.greenlets.get(at));
-            let Some(row) = row else {
-                continue;
-            };
-            let name = row.name.as_deref().unwrap_or("greenlet");
-            builder.add_sampled(name, pid, samples, tick_ns, row.clock.map(|clock| clock.on_cpu_ns));
-        }
-        let mut samples = self.target.ticks.rest();
-        samples.extend(before_first.into_values().flatten());
-        let unlisted = profile.totals.unlisted_clock.map(|clock| clock.on_cpu_ns);
-        builder.add_sampled("greenlets not listed", pid, samples, tick_ns, unlisted);
-    }
-
-    /// What the threads slept in the end, and all that they were off the CPU without a
-    /// stack: with it the rows of a state are the clocks' sum.
-    fn off_cpu(&mut self, profile: &Profile, builder: &mut Builder) {
-        let pid = self.target.target.pid;
-        let mut truth: FxHashMap<State, u64> = FxHashMap::default();
-        for (key, thread) in &self.kept.threads {
-            let Some(watched) = self.threads.get(key) else {
-                continue;
-            };
-            let Some(row) = profile.threads.get(watched.row) else {
-                continue;
-            };
-            let plain = !row.switched;
-            let Some(row) = row.clock else {
-                continue;
-            };
-            *truth.entry(State::Blocked).or_default() += row.blocked_ns;
-            *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
-            *truth.entry(State::Preempted).or_default() += row.preempted_ns;
-            let why = thread.clock.state;
-            let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
-            if let Some(slept) = slept
-                && thread.exit_ns == 0
-                && let Some((frames, _)) = self.target.stacks.frames(&thread.off_stack)
-            {
-                let ns = slept.saturating_sub(thread.off_before_ns);
-                let state = asleep(why, plain);
-                *self.seen.entry(state).or_default() += ns;
-                builder.add(&frames, state, pid, ns, 0);
-            }
-        }
-        for (state, label) in [
-            (State::Blocked, "(asleep, stack not taken)"),
-            (State::Gil, "(stack not taken)"),
-            (State::Preempted, "(stack not taken)"),
-        ] {
-            let of = |sums: &FxHashMap<State, u64>| sums.get(&state).copied().unwrap_or_default();
-            let left = of(&truth).saturating_sub(of(&self.seen));
-            if left > 0 {
-                let frames: Arc<[Frame]> = Arc::new([Frame::label(label)]);
-                builder.add(&frames, state, pid, left, 0);
-            }
-        }
     }
 
     /// Dead greenlets that the list has no room for.
@@ -641,18 +501,6 @@ struct FoundThread {
     tid: u32,
     name: Option<String>,
     at_start: bool,
-}
-
-/// What a thread is in that left the CPU for that reason. A greenlet that polls blocks
-/// its thread; hubs, which idle so, have no such stacks, and plain threads idle.
-fn asleep(why: u32, plain: bool) -> State {
-    if why == Off::Polled as u32 && plain {
-        State::Idle
-    } else if why == Off::Gil as u32 {
-        State::Gil
-    } else {
-        State::Blocked
-    }
 }
 
 /// A hub is told by its type; eventlet's, which has none of its own, by what it runs.

@@ -3,6 +3,7 @@
 //! One thread, no async: it waits for records, for the targets' ends and for the
 //! signal to stop, and turns what came into a [`Profile`].
 
+mod clocked;
 mod error;
 mod finish;
 mod recorded;

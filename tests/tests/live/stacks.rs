@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tests::compare;
 use tests::place::Python;
-use tests::profile::{Frame, State};
+use tests::profile::{Frame, Stack, State};
 use tests::recording::record;
 use tests::runner::Cases;
 use tests::target::Target;
@@ -56,11 +56,11 @@ fn too_deep(python: &Python) -> Result<()> {
         ensure!(whole || inner && known.len() >= LEAST, "{} frames: no tail", known.len());
         cut += if whole { 0 } else { stack.count };
     }
+    let suspended = |stack: &&Stack| matches!(stack.state, State::Wait | State::Idle);
+    let waits: Vec<&Stack> = profile.stacks.iter().filter(suspended).collect();
     ensure!(cut == profile.totals.stacks_truncated, "{cut} {:?}", profile.totals);
-    let (seen, truth): (u64, u64) = (
-        profile.stacks.iter().map(|stack| stack.count).sum(),
-        books.book.waits.iter().map(|wait| wait.count).sum(),
-    );
+    let (seen, truth): (u64, u64) =
+        (waits.iter().map(|stack| stack.count).sum(), books.book.waits.iter().map(|wait| wait.count).sum());
     ensure!(seen == truth, "{seen} instead of {truth} waits");
     Ok(())
 }

@@ -1,0 +1,179 @@
+//! Where the threads' and the greenlets' time went: clocks, ticks and sleeps, each state's
+//! stacks summing to the clocks.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use profiler_common::{
+    clock::{Clock, OFF_KINDS, Off},
+    fault::Fault,
+};
+use rustc_hash::FxHashMap;
+
+use super::{
+    finish::Closing,
+    ticks::{Samples, Whose},
+};
+use crate::{
+    profile::{Builder, Clocked, Frame, Profile, State},
+    timeline::lives::Life,
+};
+
+/// What is known of a thread.
+pub(super) struct Watched {
+    pub(super) tid: Option<u32>,
+    /// How long it was there before its first switch.
+    pub(super) head_start_ns: u64,
+    /// At the end; none if it does not go back to the thread's begin.
+    pub(super) clock: Option<Clock>,
+    /// What of the clock no greenlet has got yet.
+    pub(super) uncharged_ns: [u64; OFF_KINDS],
+    /// Its row in the profile.
+    pub(super) row: usize,
+}
+
+impl Closing<'_> {
+    /// Where a greenlet's running time went.
+    pub(super) fn clock(&self, life: &Life, hub: bool, profile: &mut Profile) -> Option<Clocked> {
+        let thread = self.threads.get(&life.thread)?;
+        if !self.has_clocks || life.first && thread.clock.is_none() {
+            return None;
+        }
+        let mut off_ns = life.off_ns;
+        if life.running {
+            for (ns, uncharged) in off_ns.iter_mut().zip(thread.uncharged_ns) {
+                *ns += uncharged;
+            }
+        }
+        let clock = Clocked::new(life.running_ns, off_ns, hub)?;
+        self.idles(thread, clock.idle_ns, profile);
+        Some(clock)
+    }
+
+    /// A hub's idle time is its thread's too.
+    pub(super) fn idles(&self, thread: &Watched, ns: u64, profile: &mut Profile) {
+        if let Some(clock) = profile.threads.get_mut(thread.row).and_then(|row| row.clock.as_mut()) {
+            clock.idle_ns += ns;
+            clock.blocked_ns = clock.blocked_ns.saturating_sub(ns);
+        }
+    }
+
+    /// Where the time of a greenlet went that never switched.
+    pub(super) fn clock_of_one(
+        &self,
+        tid: Option<u32>,
+        running: bool,
+        hub: bool,
+        duration_ns: u64,
+        profile: &mut Profile,
+    ) -> Option<Clocked> {
+        if !running {
+            return self.has_clocks.then(Clocked::default);
+        }
+        let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
+        let clock = Clocked::new(duration_ns, thread.clock?.off_ns, hub)?;
+        self.idles(thread, clock.idle_ns, profile);
+        Some(clock)
+    }
+
+    /// Who was on the CPU, in what stacks: all of the clocks' time.
+    pub(super) fn on_cpu(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile, builder: &mut Builder) {
+        let pid = self.target.target.pid;
+        let Some(tick_ns) = self.tick_ns else {
+            return;
+        };
+        *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
+        let mut before_first: FxHashMap<u64, Samples> = FxHashMap::default();
+        for (key, thread) in &self.kept.threads {
+            let Some(row) = self.threads.get(key).and_then(|watched| profile.threads.get(watched.row)) else {
+                continue;
+            };
+            let samples = self.target.ticks.take(Whose::Thread(*key));
+            *self.faults.entry(Fault::RingFullTick).or_default() += thread.ticks_lost;
+            if row.switched {
+                // Nothing switched before: it was the first greenlet all the time.
+                before_first.entry(thread.first_greenlet).or_default().extend(samples);
+                continue;
+            }
+            let name = row.name.as_deref().unwrap_or("thread");
+            builder.add_sampled(name, pid, samples, tick_ns, row.clock.map(|clock| clock.on_cpu_ns));
+        }
+        // Together by name: one that lived shorter than a tick has none, or too much.
+        let mut groups: BTreeMap<&str, (Samples, Option<u64>)> = BTreeMap::new();
+        for (kernel_id, id) in ids {
+            let mut samples = self.target.ticks.take(Whose::Greenlet(*kernel_id));
+            samples.extend(before_first.remove(kernel_id).into_iter().flatten());
+            let row = usize::try_from(id - 1).ok().and_then(|at| profile.greenlets.get(at));
+            let Some(row) = row else {
+                continue;
+            };
+            let name = row.name.as_deref().unwrap_or("greenlet");
+            let group = groups.entry(name).or_insert_with(|| (Vec::new(), Some(0)));
+            group.0.extend(samples);
+            group.1 = group.1.zip(row.clock).map(|(sum, clock)| sum + clock.on_cpu_ns);
+        }
+        for (name, (samples, on_cpu_ns)) in groups {
+            builder.add_sampled(name, pid, samples, tick_ns, on_cpu_ns);
+        }
+        let mut samples = self.target.ticks.rest();
+        samples.extend(before_first.into_values().flatten());
+        let unlisted = profile.totals.unlisted_clock.map(|clock| clock.on_cpu_ns);
+        builder.add_sampled("greenlets not listed", pid, samples, tick_ns, unlisted);
+    }
+
+    /// What the threads slept in the end, and all that they were off the CPU without a
+    /// stack: with it the rows of a state are the clocks' sum.
+    pub(super) fn off_cpu(&mut self, profile: &Profile, builder: &mut Builder) {
+        let pid = self.target.target.pid;
+        let mut truth: FxHashMap<State, u64> = FxHashMap::default();
+        for (key, thread) in &self.kept.threads {
+            let Some(watched) = self.threads.get(key) else {
+                continue;
+            };
+            let Some(row) = profile.threads.get(watched.row) else {
+                continue;
+            };
+            let plain = !row.switched;
+            let Some(row) = row.clock else {
+                continue;
+            };
+            *truth.entry(State::Blocked).or_default() += row.blocked_ns;
+            *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
+            *truth.entry(State::Preempted).or_default() += row.preempted_ns;
+            let why = thread.clock.state;
+            let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
+            if let Some(slept) = slept
+                && thread.exit_ns == 0
+                && let Some((frames, _)) = self.target.stacks.frames(&thread.off_stack)
+            {
+                let ns = slept.saturating_sub(thread.off_before_ns);
+                let state = asleep(why, plain);
+                *self.seen.entry(state).or_default() += ns;
+                builder.add(&frames, state, pid, ns, 0);
+            }
+        }
+        for (state, label) in [
+            (State::Blocked, "(asleep, stack not taken)"),
+            (State::Gil, "(stack not taken)"),
+            (State::Preempted, "(stack not taken)"),
+        ] {
+            let of = |sums: &FxHashMap<State, u64>| sums.get(&state).copied().unwrap_or_default();
+            let left = of(&truth).saturating_sub(of(&self.seen));
+            if left > 0 {
+                let frames: Arc<[Frame]> = Arc::new([Frame::label(label)]);
+                builder.add(&frames, state, pid, left, 0);
+            }
+        }
+    }
+}
+
+/// What a thread is in that left the CPU for that reason. A greenlet that polls blocks
+/// its thread; hubs, which idle so, have no such stacks, and plain threads idle.
+pub(super) const fn asleep(why: u32, plain: bool) -> State {
+    if why == Off::Polled as u32 && plain {
+        State::Idle
+    } else if why == Off::Gil as u32 {
+        State::Gil
+    } else {
+        State::Blocked
+    }
+}
