@@ -67,11 +67,13 @@ pub enum Fault {
     RingFullTick = 27,
     /// A tick met a chain of frames that does not lead to the root of its thread.
     TickTorn = 28,
+    /// There was no more room for blocks: this one is missing from the list.
+    BlocksFull = 29,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 29;
+    pub const COUNT: usize = 30;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -104,6 +106,7 @@ impl Fault {
         Self::ClockMoved,
         Self::RingFullTick,
         Self::TickTorn,
+        Self::BlocksFull,
     ];
 
     /// The fault of that number.
@@ -145,6 +148,7 @@ impl Fault {
             Self::ClockMoved => "CLOCK_MOVED",
             Self::RingFullTick => "RING_FULL_TICK",
             Self::TickTorn => "TICK_TORN",
+            Self::BlocksFull => "BLOCKS_FULL",
         }
     }
 }

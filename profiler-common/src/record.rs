@@ -86,6 +86,8 @@ pod! {
         pub epoch: u32,
         /// The offsets.
         pub layout: Layout,
+        /// A run without a switch of this many ns is a block.
+        pub block_ns: u64,
         /// A stack is sent once for each value; never 0.
         pub sending: u32,
         /// `PyThreadState.next`.
@@ -313,6 +315,33 @@ pod! {
         /// 1 + the fault that kept it from being whole, or 0.
         pub fault: u32,
     }
+
+    /// A run without a switch that was too long, and what came of it. Sent when it ends, and
+    /// again when the round after it has.
+    pub struct BlockRecord {
+        /// Kind `Block`; `time_ns` is the run's end.
+        pub head: RecordHead,
+        /// [`Thread`]'s key.
+        pub thread: u64,
+        /// Whose run.
+        pub greenlet: u64,
+        /// Its `PyGreenlet`.
+        pub object: Addr,
+        /// How long.
+        pub ns: u64,
+        /// Of this, off the CPU: by [`crate::clock::Off`].
+        pub off_ns: [u64; OFF_KINDS],
+        /// The stack at its end.
+        pub stack: StackKey,
+        /// Greenlets that entered in the round after it, and had waited since before its end.
+        pub victims: u64,
+        /// How long the run held them up at most, summed.
+        pub held_ns: u64,
+        /// The longest of these.
+        pub held_most_ns: u64,
+        /// 1 once the round is over, and the last three are whole.
+        pub round_over: u64,
+    }
 }
 
 /// [`TickRecord::flags`]: it came inside a switch; it has no stack.
@@ -361,10 +390,12 @@ pub enum Kind {
     Undone = 4,
     /// [`TickRecord`].
     Tick = 5,
+    /// [`BlockRecord`].
+    Block = 6,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_496;
+pub const SLOT_BYTES: usize = 5_632;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

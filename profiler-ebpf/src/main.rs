@@ -9,6 +9,7 @@
 #![no_main]
 
 mod account;
+mod block;
 mod clock;
 mod emit;
 mod maps;

@@ -9,7 +9,9 @@ use core::{
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
-    record::{EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, TickRecord, Watch},
+    record::{
+        BlockRecord, EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, TickRecord, Watch,
+    },
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
@@ -62,6 +64,8 @@ pub struct Slot {
     pub off_before_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick asked for it.
     pub own_tid: u64,
+    /// The last block, if the round after it is not over; else its `ns` is 0.
+    pub block: BlockRecord,
     /// Scratch of a tick.
     pub tick: TickRecord,
     /// Up to here the clock's time is in the greenlets' books.

@@ -15,7 +15,7 @@ use profiler_common::{
 };
 
 use crate::{
-    account, clock, emit,
+    account, block, clock, emit,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -339,6 +339,10 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         slot.run.ns = ns;
         slot.run.ended_ns = now;
         slot.run.greenlet = from.id;
+        if ns >= hit.config.block_ns {
+            let _block = block::begin(hit.config, hit.slot, from);
+        }
+        let slot = &mut *hit.slot;
         if ns > hit.totals.shortest_run_ns && keeps_runs_of(hit.config, from) {
             account::keep_run(&slot.run, hit.totals);
         }
@@ -358,6 +362,9 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         let born = fresh && to.flags & GREENLET_BORN != 0;
         let ns = if born { 0 } else { now.saturating_sub(to.since_ns) };
         to.waiting_ns += ns;
+        if slot.block.ns != 0 && !fresh {
+            let _held = block::held_up(config, slot, to, ns);
+        }
         if !fresh {
             account::waited(&to.stack, ns, totals);
         } else if !born {

@@ -114,6 +114,7 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
     }
     slot.thread = bpf_get_current_pid_tgid();
     slot.undo.valid = 0;
+    slot.block.ns = 0;
     if slot.clock.version == 0 {
         slot.clock = Clock::begin(now_ns, ON_CPU);
     }

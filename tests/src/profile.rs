@@ -25,6 +25,25 @@ pub struct Profile {
     pub greenlets: Vec<Greenlet>,
     /// Stacks with the time spent in them.
     pub stacks: Vec<Stack>,
+    /// Runs that were too long.
+    #[serde(default)]
+    pub blocks: Vec<Block>,
+}
+
+/// A run without a switch that was too long.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Block {
+    /// Whose.
+    pub name: Option<String>,
+    /// How long.
+    pub ns: u64,
+    /// What it was.
+    #[serde(flatten)]
+    pub clock: Clock,
+    /// Whom it held up, if that is known.
+    pub victims: Option<u64>,
+    /// The longest of these.
+    pub held_most_ns: Option<u64>,
 }
 
 /// A recorded process.

@@ -55,6 +55,12 @@ pub(super) struct Arguments {
     /// Ticks of the CPU clock a second, each a stack on the CPU; 0 for none
     #[arg(long, value_name = "HZ", default_value_t = DEFAULT_RATE, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RATE)))]
     rate: u32,
+    /// A run without a switch that is reported as a block; 0ms for none
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = threshold)]
+    block_threshold: Duration,
+    /// Say every block on standard error when it ends
+    #[arg(long)]
+    warn_blocks: bool,
     /// Take no stacks, only times
     #[arg(long, hide = true)]
     accounting_only: bool,
@@ -135,6 +141,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         intervals: arguments.intervals,
         accounting_only: arguments.accounting_only,
         hit_cost: !arguments.no_hit_cost,
+        block: (!arguments.block_threshold.is_zero() && !arguments.accounting_only)
+            .then_some(arguments.block_threshold),
         rate: (arguments.rate > 0 && !arguments.empty_probe && !arguments.accounting_only)
             .then_some(arguments.rate),
     };
@@ -158,6 +166,10 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             eprintln!("{described}");
         } else if let Progress::NoTicks(error) = progress {
             eprintln!("greenscope: no stacks on the CPU, the rest goes on: {error}");
+        } else if let Progress::Block { pid, name, length, frames, met } = progress
+            && arguments.warn_blocks
+        {
+            eprintln!("{}", summary::warning(pid, name, length, frames, met));
         }
         line.show(progress);
     })?;
@@ -269,6 +281,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     } else {
         Err(format!("'{text}' is out of range: 1ms to 168h"))
     }
+}
+
+/// As [`duration`], or nothing at all.
+fn threshold(text: &str) -> Result<Duration, String> {
+    if text == "0ms" { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 #[cfg(test)]

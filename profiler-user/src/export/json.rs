@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::{Exporter, View};
 use crate::{
     profile::{
-        Frame, GreenletRow, IntervalRow, Profile, RunRow, StackRow, State, TargetRow, ThreadRow, TotalsRow,
+        BlockRow, Frame, GreenletRow, IntervalRow, Profile, RunRow, StackRow, State, TargetRow, ThreadRow,
+        TotalsRow,
     },
     timeline::lives::Open,
 };
@@ -34,6 +35,7 @@ struct Document<'a> {
     greenlets: Vec<Greenlet<'a>>,
     stacks: Vec<Stack<'a>>,
     runs: Vec<Run<'a>>,
+    blocks: Vec<Block<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     intervals: Option<Vec<Interval<'a>>>,
     cost_ns_per_hit: Option<u64>,
@@ -131,6 +133,32 @@ struct Run<'a> {
     name: Option<&'a str>,
     pid: u32,
     frames: Vec<FrameDocument<'a>>,
+}
+
+#[derive(Serialize)]
+struct Block<'a> {
+    pid: u32,
+    tid: Option<u32>,
+    greenlet: Option<u64>,
+    name: Option<&'a str>,
+    begin_ns: u64,
+    ns: u64,
+    on_cpu_ns: Option<u64>,
+    blocked_ns: Option<u64>,
+    preempted_ns: Option<u64>,
+    gil_wait_ns: Option<u64>,
+    idle_ns: Option<u64>,
+    frames: Vec<FrameDocument<'a>>,
+    ticks: Vec<Ticks<'a>>,
+    victims: Option<u64>,
+    held_at_most_ns: Option<u64>,
+    held_most_ns: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Ticks<'a> {
+    frames: Vec<FrameDocument<'a>>,
+    count: u64,
 }
 
 #[derive(Serialize)]
@@ -275,6 +303,28 @@ fn run(row: &RunRow) -> Run<'_> {
     Run { ns: *ns, greenlet: *greenlet, name: name.as_deref(), pid: *pid, frames: frames(row_frames) }
 }
 
+fn block(row: &BlockRow) -> Block<'_> {
+    let BlockRow { pid, tid, greenlet, name, begin_ns, ns, clock, frames: row_frames, ticks, victims } = row;
+    Block {
+        pid: *pid,
+        tid: *tid,
+        greenlet: *greenlet,
+        name: name.as_deref(),
+        begin_ns: *begin_ns,
+        ns: *ns,
+        on_cpu_ns: clock.map(|clock| clock.on_cpu_ns),
+        blocked_ns: clock.map(|clock| clock.blocked_ns),
+        preempted_ns: clock.map(|clock| clock.preempted_ns),
+        gil_wait_ns: clock.map(|clock| clock.gil_wait_ns),
+        idle_ns: clock.map(|clock| clock.idle_ns),
+        frames: frames(row_frames),
+        ticks: ticks.iter().map(|(met, count)| Ticks { frames: frames(met), count: *count }).collect(),
+        victims: victims.map(|victims| victims.count),
+        held_at_most_ns: victims.map(|victims| victims.held_ns),
+        held_most_ns: victims.map(|victims| victims.held_most_ns),
+    }
+}
+
 fn interval(row: &IntervalRow) -> Interval<'_> {
     let IntervalRow { greenlet, begin_ns, end_ns, frames: row_frames, open: row_open } = row;
     Interval {
@@ -299,6 +349,7 @@ impl Exporter for Json {
             greenlets,
             stacks,
             runs,
+            blocks,
             intervals,
             cost,
         } = profile;
@@ -317,6 +368,7 @@ impl Exporter for Json {
                 .map(stack)
                 .collect(),
             runs: runs.iter().map(run).collect(),
+            blocks: blocks.iter().map(block).collect(),
             intervals: intervals.as_ref().map(|rows| rows.iter().map(interval).collect()),
             cost_ns_per_hit: cost.map(|cost| cost.ns_per_hit),
         };

@@ -213,6 +213,43 @@ pub struct RunRow {
     pub frames: Arc<[Frame]>,
 }
 
+/// The greenlets that entered in the round after a block and had waited since before its
+/// end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Victims {
+    /// How many.
+    pub count: u64,
+    /// How long the block held them up at most, summed.
+    pub held_ns: u64,
+    /// The longest of these.
+    pub held_most_ns: u64,
+}
+
+/// A run without a switch that was too long.
+#[derive(Clone, Debug)]
+pub struct BlockRow {
+    /// Its process.
+    pub pid: u32,
+    /// Its thread, where it can be told.
+    pub tid: Option<u32>,
+    /// Of which greenlet.
+    pub greenlet: Option<u64>,
+    /// Its name.
+    pub name: Option<String>,
+    /// From the start of the recording.
+    pub begin_ns: u64,
+    /// How long.
+    pub ns: u64,
+    /// What it was. None if it was not measured.
+    pub clock: Option<Clocked>,
+    /// The stack at its end, root first.
+    pub frames: Arc<[Frame]>,
+    /// The stacks that ticks of the CPU clock met in it, most ticks first.
+    pub ticks: Vec<(Arc<[Frame]>, u64)>,
+    /// Whom it held up. None if the round after it was not over at the end.
+    pub victims: Option<Victims>,
+}
+
 /// A greenlet's time in one state.
 #[derive(Clone, Debug)]
 pub struct IntervalRow {
@@ -256,6 +293,8 @@ pub struct Profile {
     pub stacks: Vec<StackRow>,
     /// The longest runs, longest first.
     pub runs: Vec<RunRow>,
+    /// The runs over the threshold, in the order of their ends.
+    pub blocks: Vec<BlockRow>,
     /// The timeline, if it was asked for.
     pub intervals: Option<Vec<IntervalRow>>,
     /// What it cost, if it could be measured.

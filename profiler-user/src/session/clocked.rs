@@ -10,7 +10,7 @@ use profiler_common::{
 use rustc_hash::FxHashMap;
 
 use super::{
-    finish::Closing,
+    finish::{Closing, runs},
     ticks::{Samples, Whose},
 };
 use crate::{
@@ -146,7 +146,7 @@ impl Closing<'_> {
                 && let Some((frames, _)) = self.target.stacks.frames(&thread.off_stack)
             {
                 let ns = slept.saturating_sub(thread.off_before_ns);
-                let state = asleep(why, plain);
+                let state = asleep(why, plain, &frames);
                 *self.seen.entry(state).or_default() += ns;
                 builder.add(&frames, state, pid, ns, 0);
             }
@@ -168,8 +168,10 @@ impl Closing<'_> {
 
 /// What a thread is in that left the CPU for that reason. A greenlet that polls blocks
 /// its thread; hubs, which idle so, have no such stacks, and plain threads idle.
-pub(super) const fn asleep(why: u32, plain: bool) -> State {
-    if why == Off::Polled as u32 && plain {
+pub(super) fn asleep(why: u32, plain: bool, frames: &[Frame]) -> State {
+    // In the first moments it is not known yet which greenlets are hubs.
+    let hub = || runs(frames, "Hub.run", "gevent/hub.py");
+    if why == Off::Polled as u32 && (plain || hub()) {
         State::Idle
     } else if why == Off::Gil as u32 {
         State::Gil

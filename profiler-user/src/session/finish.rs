@@ -14,6 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     SessionError,
+    blocks::Block,
     clocked::{Watched, asleep},
     recorded::{Recorded, Unlisted},
 };
@@ -21,8 +22,8 @@ use crate::{
     kernel::Engine,
     memory::LiveProcess,
     profile::{
-        Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
-        ThreadRow, TotalsRow,
+        BlockRow, Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
+        ThreadRow, TotalsRow, Victims,
     },
     target::{self, GreenletState},
     timeline::{
@@ -69,6 +70,7 @@ pub(super) fn finish(
         greenlets: Vec::new(),
         stacks: Vec::new(),
         runs: Vec::new(),
+        blocks: Vec::new(),
         intervals: None,
         cost: about.cost,
     };
@@ -136,6 +138,9 @@ impl Closing<'_> {
             let name = self.name(life);
             let hub = self.target.kind(life.type_object).is_some_and(|kind| kind.is_hub);
             let clock = self.clock(life, hub, profile);
+            if hub {
+                self.target.hubs.insert(life.id);
+            }
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
@@ -160,6 +165,7 @@ impl Closing<'_> {
         self.stacks(builder);
         self.off_cpu(profile, builder);
         self.runs(&ids, profile);
+        self.blocks(&ids, profile);
         self.intervals(&ids, &lives, profile);
     }
 
@@ -388,7 +394,7 @@ impl Closing<'_> {
                     continue;
                 }
                 let state = match off_of(part.type_object) {
-                    Some((why, plain)) => asleep(why, plain),
+                    Some((why, plain)) => asleep(why, plain, &part.frames),
                     None => {
                         let hub = self.target.kind(part.type_object).is_some_and(|kind| kind.is_hub);
                         state(hub, &part.frames)
@@ -422,6 +428,35 @@ impl Closing<'_> {
                 frames,
             });
         }
+    }
+
+    fn blocks(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile) {
+        let (blocks, dropped) = self.target.blocks.finish();
+        *self.faults.entry(Fault::BlocksFull).or_default() += dropped;
+        for Block { record, frames, ticks } in blocks {
+            let greenlet = ids.get(&record.greenlet).copied();
+            let begin_ns = record.head.time_ns.saturating_sub(record.ns);
+            // What a hub polled in it is idle.
+            let hub = self.target.hubs.contains(&record.greenlet);
+            profile.blocks.push(BlockRow {
+                pid: self.target.target.pid,
+                tid: self.threads.get(&record.thread).and_then(|thread| thread.tid),
+                greenlet,
+                name: named(profile, greenlet)
+                    .or_else(|| self.target.names.get(&record.greenlet).cloned().flatten()),
+                begin_ns: begin_ns.saturating_sub(self.bounds.started_ns),
+                ns: record.ns,
+                clock: self.has_clocks.then(|| Clocked::new(record.ns, record.off_ns, hub)).flatten(),
+                frames,
+                ticks,
+                victims: (record.round_over == 1).then_some(Victims {
+                    count: record.victims,
+                    held_ns: record.held_ns,
+                    held_most_ns: record.held_most_ns,
+                }),
+            });
+        }
+        profile.blocks.sort_by_key(|block| block.begin_ns);
     }
 
     fn intervals(&mut self, ids: &FxHashMap<u64, u64>, lives: &[Life], profile: &mut Profile) {
@@ -505,9 +540,13 @@ struct FoundThread {
 
 /// A hub is told by its type; eventlet's, which has none of its own, by what it runs.
 fn state(hub: bool, frames: &[Frame]) -> State {
-    let runs_hub = frames.first().is_some_and(|root| {
-        root.function.as_deref() == Some("BaseHub.run")
-            && root.file.as_deref().is_some_and(|file| file.ends_with("eventlet/hubs/hub.py"))
-    });
-    if hub || runs_hub { State::Idle } else { State::Wait }
+    if hub || runs(frames, "BaseHub.run", "eventlet/hubs/hub.py") { State::Idle } else { State::Wait }
+}
+
+/// Whether the stack's root is that function.
+pub(super) fn runs(frames: &[Frame], function: &str, path: &str) -> bool {
+    frames.first().is_some_and(|root| {
+        root.function.as_deref() == Some(function)
+            && root.file.as_deref().is_some_and(|file| file.ends_with(path))
+    })
 }

@@ -3,6 +3,7 @@
 //! One thread, no async: it waits for records, for the targets' ends and for the
 //! signal to stop, and turns what came into a [`Profile`].
 
+mod blocks;
 mod clocked;
 mod error;
 mod finish;
@@ -33,7 +34,7 @@ pub use error::SessionError;
 
 use crate::{
     kernel::{Engine, KernelError, Probe, Site, tick_ns},
-    profile::{Cost, Profile},
+    profile::{Cost, Frame, Profile},
     session::recorded::Recorded,
     target::{self, Target},
     timeline::lives::Bounds,
@@ -85,6 +86,8 @@ pub struct Options {
     pub accounting_only: bool,
     /// Measure what a hit costs, in the first second.
     pub hit_cost: bool,
+    /// Runs without a switch of this length are blocks; none without.
+    pub block: Option<Duration>,
     /// Ticks of the CPU clock a second; none without.
     pub rate: Option<u32>,
 }
@@ -97,6 +100,19 @@ pub enum Progress<'a> {
     Recording,
     /// The CPU clock can't be had: no stacks on the CPU.
     NoTicks(&'a KernelError),
+    /// A greenlet held up its thread.
+    Block {
+        /// The process.
+        pid: u32,
+        /// Whose run it was.
+        name: Option<&'a str>,
+        /// How long.
+        length: Duration,
+        /// The stack at its end, root first.
+        frames: &'a [Frame],
+        /// The stack that most ticks met in it, root first.
+        met: Option<&'a [Frame]>,
+    },
     /// Another turn.
     Turn {
         /// Since the start.
@@ -208,6 +224,9 @@ impl Session {
         let mut next_validation = monotonic_ns() + ns(VALIDATION);
         loop {
             self.drain(recorded);
+            for target in recorded.iter_mut() {
+                announce(target, progress);
+            }
             let now = monotonic_ns();
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(());
@@ -307,6 +326,19 @@ impl Session {
         self.engine.detach()?;
         self.drain(recorded);
         Ok((ended_ns, cost))
+    }
+}
+
+fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
+    let pid = target.target.pid;
+    for block in target.blocks.fresh() {
+        progress(Progress::Block {
+            pid,
+            name: target.names.get(&block.record.greenlet).and_then(|name| name.as_deref()),
+            length: Duration::from_nanos(block.record.ns),
+            frames: &block.frames,
+            met: block.ticks.first().map(|(frames, _)| &**frames),
+        });
     }
 }
 

@@ -9,9 +9,9 @@ use profiler_common::{
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
-        ARMED, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN, GREENLET_FIRST,
-        Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig,
-        TickRecord, Totals, VERSION, off_of,
+        ARMED, BlockRecord, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN,
+        GREENLET_FIRST, Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead, StackTotals, SwitchRecord,
+        TargetConfig, TickRecord, Totals, VERSION, off_of,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -19,6 +19,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Options, SessionError,
+    blocks::Blocks,
     stacks::{Stacks, Taken},
     ticks::Ticks,
 };
@@ -90,7 +91,10 @@ pub(super) struct Recorded {
     pub(super) intervals: Option<Intervals>,
     pub(super) faults: Faults,
     pub(super) ticks: Ticks,
-    /// What the greenlets are called that a tick met, by the kernel's identity.
+    pub(super) blocks: Blocks,
+    /// The hubs, by the kernel's identity; known at the end.
+    pub(super) hubs: FxHashSet<u64>,
+    /// What the greenlets are called that a tick or a block met, by the kernel's identity.
     pub(super) names: FxHashMap<u64, Option<String>>,
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
@@ -114,6 +118,7 @@ impl Recorded {
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
         let config = TargetConfig {
             started_ns: ARMED,
+            block_ns: options.block.map_or(u64::MAX, super::ns),
             gil: target.python.gil,
             holder: target.python.holder,
             interpreter: target.python.interp,
@@ -152,6 +157,8 @@ impl Recorded {
             intervals: None,
             faults: Faults::default(),
             ticks: Ticks::default(),
+            blocks: Blocks::default(),
+            hubs: FxHashSet::default(),
             names: FxHashMap::default(),
             gone_ns: None,
             config,
@@ -342,12 +349,27 @@ impl Recorded {
         }
         // Its frames came before it, and hold now.
         let frames = (!tick.stack.is_none()).then(|| self.stacks.frames(&tick.stack)).flatten();
-        if tick.greenlet != 0 && !self.names.contains_key(&tick.greenlet) {
-            // Now, for it may be dead at the end. One that has none is not asked again.
-            let name = target::greenlet_name(&mut self.memory, &self.target, tick.object);
-            self.names.insert(tick.greenlet, name.ok().flatten());
+        self.name(tick.greenlet, tick.object);
+        let frames = frames.map(|(frames, _)| frames);
+        if let Some(frames) = &frames {
+            self.blocks.tick(tick, frames);
         }
-        self.ticks.add(tick, frames.map(|(frames, _)| frames));
+        self.ticks.add(tick, frames);
+    }
+
+    /// Asks for a greenlet's name now, for it may be dead at the end. One that has none is
+    /// not asked again.
+    fn name(&mut self, greenlet: u64, object: Addr) {
+        if greenlet != 0 && !self.names.contains_key(&greenlet) {
+            let name = target::greenlet_name(&mut self.memory, &self.target, object);
+            self.names.insert(greenlet, name.ok().flatten());
+        }
+    }
+
+    fn block(&mut self, block: &BlockRecord) {
+        self.name(block.greenlet, block.object);
+        let frames = self.stacks.frames(&block.stack).map(|(frames, _)| frames);
+        self.blocks.take(block, frames.unwrap_or_else(|| Arc::new([])));
     }
 
     fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
@@ -418,6 +440,10 @@ pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) ->
         && let Some(tick) = part::<TickRecord>(record)
     {
         target.tick(&tick);
+    } else if known == Kind::Block as u32
+        && let Some(block) = part::<BlockRecord>(record)
+    {
+        target.block(&block);
     } else {
         target.fault(Fault::BadRecord);
     }

@@ -1,8 +1,8 @@
 //! What the terminal says after a recording.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
-use crate::profile::{Clocked, Frame, Profile, StackRow, State};
+use crate::profile::{Clocked, Frame, Profile, StackRow, State, Victims};
 
 /// Stacks and runs shown.
 const SHOWN: usize = 10;
@@ -36,6 +36,7 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
     top(profile, State::Cpu, "most time on the CPU", "ticks", out)?;
     top(profile, State::Blocked, "most blocked time", "times", out)?;
     top(profile, State::Wait, "most waiting time", "waits", out)?;
+    blocks(profile, out)?;
     if !profile.runs.is_empty() {
         writeln!(out, "\nlongest runs without a switch:")?;
         for run in profile.runs.iter().take(SHOWN) {
@@ -62,6 +63,51 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
             cost.ns_per_hit,
             time(ns)
         )?;
+    }
+    Ok(())
+}
+
+/// What is said of a block when it ends.
+#[must_use]
+pub fn warning(
+    pid: u32,
+    name: Option<&str>,
+    length: Duration,
+    frames: &[Frame],
+    met: Option<&[Frame]>,
+) -> String {
+    let length = time(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX));
+    let name = name.unwrap_or("a greenlet");
+    format!("block: pid {pid}: {name} held its thread for {length}: {}", leaf(met.unwrap_or(frames)))
+}
+
+/// The runs that were too long, and whom they held up.
+fn blocks(profile: &Profile, out: &mut String) -> std::fmt::Result {
+    if profile.blocks.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nblocks, {} in all, the longest:", profile.blocks.len())?;
+    let mut longest: Vec<_> = profile.blocks.iter().collect();
+    longest.sort_by_key(|block| std::cmp::Reverse(block.ns));
+    for block in longest.into_iter().take(SHOWN) {
+        let name = block.name.as_deref().unwrap_or("greenlet");
+        let id = block.greenlet.map(|id| format!(" #{id}")).unwrap_or_default();
+        let parts = block
+            .clock
+            .map(|clock| format!(" ({} on CPU, {} blocked)", time(clock.on_cpu_ns), time(clock.blocked_ns)));
+        let stack = block.ticks.first().map_or(&*block.frames, |(frames, _)| frames);
+        let victims = match block.victims {
+            None => "whom is not known yet".to_owned(),
+            Some(Victims { count: 0, .. }) => "nobody".to_owned(),
+            Some(Victims { count: 1, held_most_ns, .. }) => {
+                format!("1 greenlet for at most {}", time(held_most_ns))
+            }
+            Some(Victims { count, held_most_ns, .. }) => {
+                format!("{count} greenlets for at most {} each", time(held_most_ns))
+            }
+        };
+        let parts = parts.unwrap_or_default();
+        writeln!(out, "  {:>9}{parts}  {name}{id}, {}; held up {victims}", time(block.ns), leaf(stack))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use tests::compare;
 use tests::place::Python;
-use tests::profile::{Profile, Stack, State};
+use tests::profile::{Block, Profile, Stack, State};
 use tests::recording::Recording;
 use tests::runner::Cases;
 use tests::target::Target;
@@ -22,6 +22,7 @@ pub(crate) fn cases(cases: &mut Cases) {
         let name = format!("the_wall_clock_is_what_the_ledger_says/{workload}");
         cases.each(name, move |python| greenlets(python, workload));
     }
+    cases.each("a_block_is_reported_with_its_victims", blocks);
     cases.each("plain_threads_are_what_the_ledger_says", threads);
     cases.each("a_process_without_greenlet_is_recorded", |python| {
         let target = Target::start(python, "idle.py", &[])?;
@@ -53,15 +54,20 @@ struct Life {
 struct Function {
     function: String,
     state: String,
+    calls: u64,
     cpu_ns: u64,
     wall_ns: u64,
 }
 
 /// Records a workload; with what the scheduler counted meanwhile, by thread.
-fn recorded(python: &Python, workload: &str) -> Result<(Profile, Ledger, BTreeMap<u32, u64>)> {
+fn recorded(
+    python: &Python,
+    workload: &str,
+    options: &[&str],
+) -> Result<(Profile, Ledger, BTreeMap<u32, u64>)> {
     let mut target = Target::start(python, "wall.py", &[workload, SECONDS])?;
     let pid = target.pid();
-    let recording = Recording::start(pid, &[])?;
+    let recording = Recording::start(pid, options)?;
     let before = scheduled(pid)?;
     target.go()?;
     let done = target.hear("done")?;
@@ -94,7 +100,7 @@ fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Re
 }
 
 fn greenlets(python: &Python, workload: &str) -> Result<()> {
-    let (profile, ledger, spent) = recorded(python, workload)?;
+    let (profile, ledger, spent) = recorded(python, workload, &[])?;
     compare::complete(&profile)?;
     let tid = ledger.lives.first().context("a life")?.tid;
     let truth = spent.get(&tid).copied().context("its thread")?;
@@ -141,8 +147,28 @@ fn samples(profile: &Profile, ledger: &Ledger) -> Result<()> {
     Ok(())
 }
 
+fn blocks(python: &Python) -> Result<()> {
+    let (profile, ledger, _) = recorded(python, "blocked", &["--block-threshold", "20ms"])?;
+    let truth = ledger.functions.iter().find(|function| function.state == "blocked").context("who blocks")?;
+    // Each time it burns 5 ms and blocks 20; whoever else is preempted may seem to block.
+    let of_blocker = |block: &&Block| block.name.as_deref() == Some("blocker");
+    let blocks: Vec<&Block> = profile.blocks.iter().filter(of_blocker).collect();
+    ensure!(blocks.len() as u64 == truth.calls, "{} of {} blocks", blocks.len(), truth.calls);
+    let mut held = 0;
+    for block in &blocks {
+        ensure!(block.clock.sum_ns() == Some(block.ns), "{block:?}");
+        ensure!(block.clock.blocked_ns.is_some_and(|ns| ns >= 19_000_000), "{block:?}");
+        // Ten sleepers and the victim.
+        ensure!(block.victims.is_none_or(|victims| victims <= 11), "{block:?}");
+        ensure!(block.held_most_ns.is_none_or(|ns| ns <= block.ns), "{block:?}");
+        held += u64::from(block.victims.is_some_and(|victims| victims > 0));
+    }
+    ensure!(held * 2 > truth.calls, "only {held} of {} blocks held anybody up", truth.calls);
+    Ok(())
+}
+
 fn threads(python: &Python) -> Result<()> {
-    let (profile, ledger, spent) = recorded(python, "threads")?;
+    let (profile, ledger, spent) = recorded(python, "threads", &[])?;
     ensure!(profile.totals.switches == 0, "{:?}", profile.totals);
     for life in &ledger.lives {
         let thread =
