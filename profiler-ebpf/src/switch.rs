@@ -183,6 +183,8 @@ fn undo(hit: &mut Hit<'_>) {
         from.flags |= GREENLET_RUNNING;
     }
     clock::give_back(&undo.off_ns, &mut slot.charged);
+    // The run goes on, and is told when it ends.
+    slot.block.ns = 0;
     let _forgotten = account::forget_run(undo.ended_ns, totals);
     slot.current = undo.from;
     slot.current_object = undo.from_object;
@@ -346,6 +348,9 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         if ns > hit.totals.shortest_run_ns && keeps_runs_of(hit.config, from) {
             account::keep_run(&slot.run, hit.totals);
         }
+    } else {
+        // Not in the map, which is full: nobody gets what the thread was off the CPU.
+        clock::charge(slot, None);
     }
     let Hit { config, slot, totals, now } = hit;
     let now = *now;
