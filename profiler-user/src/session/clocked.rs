@@ -146,7 +146,9 @@ impl Closing<'_> {
                 && let Some((frames, _)) = self.target.stacks.frames(&thread.off_stack)
             {
                 let ns = slept.saturating_sub(thread.off_before_ns);
-                let state = asleep(why, plain, &frames);
+                let Some(state) = asleep(why, plain, &frames) else {
+                    continue;
+                };
                 *self.seen.entry(state).or_default() += ns;
                 builder.add(&frames, state, pid, ns, 0);
             }
@@ -166,16 +168,17 @@ impl Closing<'_> {
     }
 }
 
-/// What a thread is in that left the CPU for that reason. A greenlet that polls blocks
-/// its thread; hubs, which idle so, have no such stacks, and plain threads idle.
-pub(super) fn asleep(why: u32, plain: bool, frames: &[Frame]) -> State {
-    // In the first moments it is not known yet which greenlets are hubs.
-    let hub = || runs(frames, "Hub.run", "gevent/hub.py");
-    if why == Off::Polled as u32 && (plain || hub()) {
-        State::Idle
-    } else if why == Off::Gil as u32 {
-        State::Gil
-    } else {
-        State::Blocked
+/// What a thread is in that left the CPU for that reason; none for a hub that waits for
+/// events, whose sleep is in the clocks only. A greenlet that polls blocks its thread, and
+/// plain threads idle.
+pub(super) fn asleep(why: u32, plain: bool, frames: &[Frame]) -> Option<State> {
+    if why == Off::Gil as u32 {
+        return Some(State::Gil);
     }
+    if why != Off::Polled as u32 {
+        return Some(State::Blocked);
+    }
+    // In the first moments the kernel part does not know yet which greenlets are hubs.
+    let hub = runs(frames, "Hub.run", "gevent/hub.py");
+    if plain { Some(State::Idle) } else { (!hub).then_some(State::Blocked) }
 }

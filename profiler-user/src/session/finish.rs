@@ -394,7 +394,10 @@ impl Closing<'_> {
                     continue;
                 }
                 let state = match off_of(part.type_object) {
-                    Some((why, plain)) => asleep(why, plain, &part.frames),
+                    Some((why, plain)) => match asleep(why, plain, &part.frames) {
+                        Some(state) => state,
+                        None => continue,
+                    },
                     None => {
                         let hub = self.target.kind(part.type_object).is_some_and(|kind| kind.is_hub);
                         state(hub, &part.frames)
