@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fs};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use tests::compare;
+use tests::deadline::Deadline;
 use tests::place::Python;
 use tests::profile::{Block, Profile, Stack, State};
 use tests::recording::Recording;
@@ -80,8 +81,18 @@ fn recorded(
     Ok((profile, ledger, spent.collect()))
 }
 
-/// `se.sum_exec_runtime` of each thread; they sleep.
+/// `se.sum_exec_runtime` of each thread, once all of them sleep: of one that runs it lacks
+/// the time since the last tick.
 fn scheduled(pid: u32) -> Result<BTreeMap<u32, u64>> {
+    Deadline::usual().until("every thread asleep", || {
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = fs::read_to_string(task?.path().join("stat"))?;
+            if !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S')) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    })?;
     let mut threads = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = task?.path();
