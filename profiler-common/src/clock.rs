@@ -46,7 +46,7 @@ pub struct Clock {
     pub state: u32,
     /// None.
     pub padding: u32,
-    /// The scheduler's own sum of its time on CPUs, when it last came onto one.
+    /// The scheduler's own sum of its time on CPUs at the last change; 0 if not known.
     pub runtime_ns: u64,
 }
 
@@ -84,17 +84,49 @@ impl Clock {
             *off += elapsed.saturating_sub(ran);
         }
         // What it ran before it was seen to come is taken from the time off that follows.
+        self.runtime_ns = runtime_ns;
         self.turn(now_ns + ran.saturating_sub(elapsed), why as u32);
+    }
+
+    /// The thread runs, and was not seen to come onto the CPU: how much of the time since
+    /// it left it has been off, by the scheduler's sum; all of it where that is not known.
+    ///
+    /// Not every switch of a CPU is told: see ARCHITECTURE.md.
+    #[inline(always)]
+    #[must_use]
+    pub fn off_unseen(&self, now_ns: u64, started_ns: u64, runtime_ns: u64) -> u64 {
+        let elapsed = self.elapsed(now_ns, started_ns);
+        let known = self.runtime_ns != 0 && runtime_ns != 0;
+        elapsed.saturating_sub(if known { runtime_ns.wrapping_sub(self.runtime_ns) } else { 0 })
+    }
+
+    /// It was not seen to come, and leaves now: puts in order what was before.
+    #[inline(always)]
+    pub fn came_unseen(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64) {
+        let off_ns = self.off_unseen(now_ns, started_ns, runtime_ns);
+        self.on_cpu_ns += self.elapsed(now_ns, started_ns) - off_ns;
+        if let Some(off) = self.off_ns.get_mut(self.state as usize & (OFF_KINDS - 1)) {
+            *off += off_ns;
+        }
+        self.runtime_ns = runtime_ns;
+        self.turn(now_ns, ON_CPU);
     }
 
     /// The thread comes onto a CPU, and has had `runtime_ns` by the scheduler's sum.
     /// Nothing before `started_ns` counts.
     #[inline(always)]
     pub fn enter(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64) {
+        let mut ns = self.elapsed(now_ns, started_ns);
+        let mut why = self.state;
+        if why == ON_CPU {
+            // It was not seen to leave; or it seemed to run when it was first watched, and
+            // could.
+            let off_ns = self.off_unseen(now_ns, started_ns, runtime_ns);
+            self.on_cpu_ns += ns - off_ns;
+            ns = off_ns;
+            why = Off::Preempted as u32;
+        }
         self.runtime_ns = runtime_ns;
-        let ns = self.elapsed(now_ns, started_ns);
-        // A thread that seemed to run when it was first watched, and comes now, could.
-        let why = if self.state == ON_CPU { Off::Preempted as u32 } else { self.state };
         if let Some(off) = self.off_ns.get_mut(why as usize & (OFF_KINDS - 1)) {
             *off += ns;
         }
@@ -249,6 +281,25 @@ mod tests {
         let mut clock = Clock::begin(0, ON_CPU);
         clock.leave(30, 20, 1_000_000, Off::Blocked);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (10, [0; OFF_KINDS]));
+    }
+
+    #[test]
+    fn what_was_not_seen_to_come_has_its_run_from_the_scheduler() {
+        let mut clock = Clock::begin(0, Off::Polled as u32);
+        clock.enter(0, 0, 100);
+        clock.leave(10, 0, 110, Off::Polled);
+        assert_eq!(clock.off_unseen(40, 0, 115), 25);
+        clock.came_unseen(50, 0, 120);
+        clock.leave(50, 0, 120, Off::Preempted);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (20, [0, 30, 0, 0]));
+        // Where the scheduler does not tell, it was off.
+        clock.came_unseen(60, 0, 0);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (20, [0, 30, 0, 10]));
+        // Nor seen to leave.
+        let mut clock = Clock::begin(0, Off::Blocked as u32);
+        clock.enter(10, 0, 100);
+        clock.enter(50, 0, 115);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [10, 0, 0, 25]));
     }
 
     #[test]

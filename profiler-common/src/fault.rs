@@ -69,11 +69,14 @@ pub enum Fault {
     TickTorn = 28,
     /// There was no more room for blocks: this one is missing from the list.
     BlocksFull = 29,
+    /// The scheduler did not tell that a thread came onto a CPU: its time is right, which
+    /// of its greenlets had it may be wrong by a tick of the scheduler.
+    CameUnseen = 30,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 30;
+    pub const COUNT: usize = 31;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -107,6 +110,7 @@ impl Fault {
         Self::RingFullTick,
         Self::TickTorn,
         Self::BlocksFull,
+        Self::CameUnseen,
     ];
 
     /// The fault of that number.
@@ -149,6 +153,7 @@ impl Fault {
             Self::RingFullTick => "RING_FULL_TICK",
             Self::TickTorn => "TICK_TORN",
             Self::BlocksFull => "BLOCKS_FULL",
+            Self::CameUnseen => "CAME_UNSEEN",
         }
     }
 }

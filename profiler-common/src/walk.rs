@@ -179,8 +179,8 @@ impl Window {
 
     #[inline(always)]
     fn covers(&self, frame: u64, python: &PythonLayout) -> bool {
-        // No base: the difference is the address itself, far beyond the window.
-        frame.wrapping_sub(self.base) <= self.bytes.wrapping_sub(u64::from(python.frame_size))
+        self.base != 0
+            && frame.wrapping_sub(self.base) <= self.bytes.wrapping_sub(u64::from(python.frame_size))
     }
 
     #[inline(always)]
@@ -293,6 +293,14 @@ impl Walk {
         self.depth += 1;
         self.key.add(raw.code, instr);
         Step::Frame(Frame { code: raw.code, instr, check: 0 })
+    }
+
+    /// No more steps are taken ([`crate::limits::MAX_STEPS`]): a chain that goes on is cut.
+    #[inline(always)]
+    pub const fn close(&mut self) {
+        if self.frame != 0 {
+            let _end = self.end(Fault::StackTruncated);
+        }
     }
 
     #[inline(always)]

@@ -183,7 +183,7 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
 
 #[inline(always)]
 fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &GreenletKey) {
-    let now = clock::now(slot, totals);
+    let now = clock::now(config, slot, totals);
     let is_current = slot.epoch == config.epoch && slot.current == key.pimpl;
     if is_current {
         let _taken_back = switch::reconsider(config, slot, totals, now);

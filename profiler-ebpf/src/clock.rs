@@ -11,12 +11,12 @@ use aya_ebpf::{
     bindings::{pt_regs, task_struct},
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_kernel,
-        generated::{bpf_ktime_get_ns, bpf_task_pt_regs},
+        generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
     programs::BtfTracePointContext,
 };
 use profiler_common::{
-    clock::{Clock, Gil, OFF_KINDS, Off},
+    clock::{Clock, Gil, OFF_KINDS, ON_CPU, Off},
     fault::Fault,
     record::{Greenlet, TargetConfig, Thread, Totals},
     walk::StackKey,
@@ -30,6 +30,9 @@ use crate::{
 
 /// Looks at a clock that moves until one finds it still.
 const LOOKS: u32 = 4;
+/// A tick of the scheduler with the lowest `CONFIG_HZ`, 100.
+/// <https://github.com/torvalds/linux/blob/v6.12/kernel/Kconfig.hz>
+const MAX_SCHEDULER_TICK_NS: u64 = 10_000_000;
 /// `clone`'s flag for a thread of the same process.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/sched.h>
 const CLONE_THREAD: u64 = 0x0001_0000;
@@ -41,7 +44,7 @@ const STOPPED: u64 = 4 | 8;
 ///
 /// The program may be preempted between the two; then it looks again.
 #[inline(always)]
-pub fn now(slot: &mut Slot, totals: &mut Totals) -> u64 {
+pub fn now(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals) -> u64 {
     let mut now = 0;
     for _ in 0..LOOKS {
         // SAFETY: the slot's own. Volatile, for the scheduler's program writes it.
@@ -56,12 +59,29 @@ pub fn now(slot: &mut Slot, totals: &mut Totals) -> u64 {
         // SAFETY: as above.
         if unsafe { ptr::read_volatile(&raw const slot.clock.version) } == version {
             slot.reading.version = version;
+            if slot.clock.state != ON_CPU {
+                read_unseen(config, slot, now);
+            }
             return now;
         }
     }
     slot.reading = slot.charged;
     count(totals, Fault::ClockMoved);
     now
+}
+
+/// The scheduler did not tell that the thread came, and here it runs. What it was off is
+/// its current greenlet's; with the next that is told the thread's clock is in order.
+#[inline(never)]
+fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
+    // SAFETY: takes no argument.
+    let task = unsafe { bpf_get_current_task() } as *mut task_struct;
+    let off_ns = slot.clock.off_unseen(now, config.started_ns, runtime(task));
+    if let Some(off) = slot.reading.off_ns.get_mut(slot.clock.state as usize & (OFF_KINDS - 1)) {
+        // The scheduler's sum is as old as its last tick: not more than the clock will have.
+        *off += off_ns.saturating_sub(MAX_SCHEDULER_TICK_NS);
+    }
+    0
 }
 
 /// Adds to `greenlet`, which ran until now, what its thread was off the CPU meanwhile.
@@ -143,6 +163,9 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         }
         let (why, call) = why(ctx, leaver, config);
         let now = time();
+        if slot.clock.state != ON_CPU {
+            came_unseen(config, slot, now, runtime(leaver));
+        }
         slot.off_before_ns = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
         slot.clock.leave(now, config.started_ns, runtime(leaver), why);
         off::take_stack(config, slot, why, call, now);
@@ -159,6 +182,21 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
             publish(slot);
         }
     }
+}
+
+/// A thread leaves that was not seen to come.
+#[inline(never)]
+fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, runtime_ns: u64) -> u32 {
+    // In the first moment it may have come before it was watched.
+    if slot.clock.runtime_ns != 0
+        && let Some(totals) = maps::totals(slot.target)
+    {
+        count(totals, Fault::CameUnseen);
+    }
+    let why = slot.clock.state;
+    slot.clock.came_unseen(now, config.started_ns, runtime_ns);
+    off::count(slot, why);
+    0
 }
 
 /// Where `task_struct.se.sum_exec_runtime` lies in this kernel; 0 where it does not tell.

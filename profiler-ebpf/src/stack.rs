@@ -65,6 +65,7 @@ fn iterate(iteration: &mut Iteration<'_>, callback: Callback) {
     let callback = callback as *mut c_void;
     // SAFETY: the helper calls `callback` with `iteration` while it is borrowed here.
     unsafe { bpf_loop(MAX_STEPS, callback, ptr::from_mut(iteration).cast(), 0) };
+    iteration.scratch.walk.close();
 }
 
 /// Walks from `start`; the result is in `scratch.walk`.

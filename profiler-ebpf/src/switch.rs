@@ -67,7 +67,7 @@ fn account_switch(slot: &mut Slot, this: Addr, via: Via) {
     let Some(totals) = maps::totals(slot.target) else {
         return;
     };
-    let now = clock::now(slot, totals);
+    let now = clock::now(config, slot, totals);
     if now < config.started_ns {
         return;
     }
@@ -329,7 +329,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
     if let Some(from) = maps::greenlet(&slot.from_key) {
         dead = take_stack(hit, from);
         // What the walk cost is the leaver's: the enterer did not ask for it.
-        hit.now = clock::now(hit.slot, hit.totals);
+        hit.now = clock::now(hit.config, hit.slot, hit.totals);
         let now = hit.now;
         let slot = &mut *hit.slot;
         let ns = now.saturating_sub(from.since_ns);

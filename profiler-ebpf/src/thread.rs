@@ -207,7 +207,7 @@ pub fn on_exit() {
     };
     // It is not left: no tick tells anything of an ended thread.
     slot.enter();
-    let now = clock::now(slot, totals);
+    let now = clock::now(config, slot, totals);
     totals.exit_ns = now;
     if let Some(thread) = clock::thread(slot) {
         thread.exit_ns = now;
