@@ -147,17 +147,25 @@ impl Window {
         self.odd.get(index).copied().unwrap_or_default()
     }
 
-    /// Copies the frame at `at` and what lies below it, down to its page's begin.
+    /// The place and the bytes of what is copied for the frame at `at`: it and what lies
+    /// below it, down to its page's begin.
     #[inline(always)]
-    fn fill<M: Memory>(&mut self, memory: &mut M, at: u64, python: &PythonLayout) -> Result<(), Fault> {
-        let end = at.wrapping_add(u64::from(python.frame_size));
+    #[must_use]
+    pub const fn place(at: u64, python: &PythonLayout) -> (u64, u64) {
+        let end = at.wrapping_add(python.frame_size as u64);
         let page = at & !(PAGE - 1);
         let low = end.wrapping_sub(WINDOW_BYTES);
         // A frame that ends in the next page: that one is mapped as well.
         let base = if low > page { low } else { page };
-        self.base = 0;
         // Two sizes that the compiler and the verifier know; most stacks fit the small.
-        if end.wrapping_sub(base) <= SMALL_BYTES
+        (base, if end.wrapping_sub(base) <= SMALL_BYTES { SMALL_BYTES } else { WINDOW_BYTES })
+    }
+
+    #[inline(always)]
+    fn fill<M: Memory>(&mut self, memory: &mut M, at: u64, python: &PythonLayout) -> Result<(), Fault> {
+        let (base, bytes) = Self::place(at, python);
+        self.base = 0;
+        if bytes == SMALL_BYTES
             && let Some(window) = self.words.first_chunk_mut::<SMALL_WORDS>()
         {
             memory.read(Addr(base), window).map_err(|_| Fault::ReadFrame)?;

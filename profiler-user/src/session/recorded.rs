@@ -205,15 +205,6 @@ impl Recorded {
             if greenlet.kind.is_hub {
                 self.add_hub(greenlet.type_addr);
             }
-            let frames: Vec<walk::Frame> = greenlet
-                .frames
-                .iter()
-                .map(|&(code, instr)| walk::Frame {
-                    code,
-                    instr: i32::try_from(instr).unwrap_or(-1),
-                    check: code_check(&python, code, &mut self.memory, &mut [0; SCRATCH_WORDS]).unwrap_or(0),
-                })
-                .collect();
             let place = known.get(&(greenlet.pimpl, greenlet.object)).copied();
             if let Some(earlier) = place.and_then(|place| self.enumerated.get(place))
                 && earlier.doubt.is_none()
@@ -221,11 +212,17 @@ impl Recorded {
                 continue;
             }
             // Many greenlets wait in the same stack: its frames are kept once.
-            let frames = match same.get(&frames) {
+            let frames = match same.get(&greenlet.frames) {
                 Some(resolved) => Arc::clone(resolved),
                 None => {
-                    let resolved = self.stacks.resolve(&frames, &mut self.memory);
-                    same.insert(frames, Arc::clone(&resolved));
+                    let checked = greenlet.frames.iter().map(|frame| walk::Frame {
+                        check: code_check(&python, frame.code, &mut self.memory, &mut [0; SCRATCH_WORDS])
+                            .unwrap_or(0),
+                        ..*frame
+                    });
+                    let checked: Vec<walk::Frame> = checked.collect();
+                    let resolved = self.stacks.resolve(&checked, &mut self.memory);
+                    same.insert(greenlet.frames.clone(), Arc::clone(&resolved));
                     resolved
                 }
             };

@@ -7,6 +7,7 @@ use profiler_common::{
     fault::Fault,
     layout::{GreenletLayout, Layout},
     memory::Memory as _,
+    walk::{Frame, Window},
 };
 use rustc_hash::FxHashMap;
 
@@ -81,8 +82,8 @@ pub struct FoundGreenlet {
     pub state: GreenletState,
     /// Its thread, when that could be told.
     pub thread: Option<GreenletThread>,
-    /// For a suspended one: code object and instruction offset, leaf first.
-    pub frames: Vec<(Addr, u32)>,
+    /// For a suspended one, leaf first; their check values are not taken.
+    pub frames: Vec<Frame>,
     /// Why the frames are missing ([`Fault::GreenletUnreadable`]) or cut.
     pub doubt: Option<Fault>,
 }
@@ -111,7 +112,8 @@ pub fn enumerate<M: Bytes>(memory: &mut Cached<M>, target: &Target) -> (Vec<Foun
     objects.sort_unstable();
     let layout = target.layout();
     let thread_states = FxHashMap::default();
-    let mut look = Look { memory, target, layout, kinds, thread_states, faults };
+    let window = Window::default();
+    let mut look = Look { memory, target, layout, kinds, thread_states, faults, window };
     let mut found = Vec::with_capacity(objects.len());
     for batch in objects.chunks(BATCH) {
         look.settle(batch, &mut found);
@@ -137,6 +139,7 @@ struct Look<'t, M> {
     /// Main greenlet → its `ThreadState`, null when the thread has ended.
     thread_states: FxHashMap<Addr, Addr>,
     faults: Faults,
+    window: Window,
 }
 
 impl<M: Bytes> Look<'_, M> {
@@ -173,7 +176,7 @@ impl<M: Bytes> Look<'_, M> {
             .map(|(state, window)| {
                 let first = state.filter(|state| state.stack_start != 0);
                 let first = Addr(first.map_or(0, |state| state.current_frame));
-                suspended::walk(self.memory.below(), &self.layout, first, window)
+                suspended::walk(self.memory.below(), &self.layout, first, window, &mut self.window)
             })
             .collect();
         let after = self.states(&known);
@@ -230,7 +233,7 @@ impl<M: Bytes> Look<'_, M> {
             .iter()
             .map(|state| {
                 let place = state.filter(|state| state.stack_start != 0);
-                place.map(|state| Piece::of_frames(state.chunk, state.top)).unwrap_or_default()
+                place.map(|state| Piece::of_frames(&state, &self.layout.python)).unwrap_or_default()
             })
             .collect();
         let done = fill(self.memory.below(), &mut pieces);

@@ -4,15 +4,15 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     layout::{GreenletLayout, Layout, PythonLayout},
-    limits::{MAX_FRAMES, MAX_STEPS},
+    limits::MAX_STEPS,
+    memory::Memory,
+    walk::{Frame, StackKey, Start, Step, Walk, Window},
 };
 
 use crate::memory::Bytes;
 
-/// Bytes read at once of a greenlet's frames: they lie next to each other.
-pub(super) const WINDOW: u64 = 4_096;
-/// More than a frame without its locals has in any version.
-const FRAME: usize = 128;
+/// Bytes below the top of a data stack that are read beforehand: a page.
+const BELOW: u64 = 4_096;
 
 /// A piece of memory that was read at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,11 +22,19 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The place of the frames of a suspended greenlet: below the top of its data
-    /// stack, and within its chunk.
-    pub(super) fn of_frames(chunk: u64, top: u64) -> Self {
-        let start = chunk.max(top.saturating_sub(WINDOW));
-        let len = if chunk == 0 { 0 } else { top.saturating_sub(start).min(WINDOW) };
+    /// The place of the frames that a walk of a suspended greenlet asks for first: the
+    /// upper end of its data stack.
+    pub(super) fn of_frames(state: &State, python: &PythonLayout) -> Self {
+        let State { current_frame, chunk, top, .. } = *state;
+        if chunk == 0 {
+            return Self::default();
+        }
+        // A generator's frame lies elsewhere; its caller's does not.
+        let own = (chunk..top).contains(&current_frame);
+        let leaf = if own { current_frame } else { top.saturating_sub(python.frame_size.into()) };
+        let (base, bytes) = Window::place(leaf, python);
+        let start = chunk.max(top.saturating_sub(BELOW) & !(BELOW - 1)).min(base);
+        let len = base.saturating_add(bytes).saturating_sub(start).min(3 * BELOW);
         Self { start, bytes: vec![0; len as usize] }
     }
 
@@ -115,78 +123,57 @@ pub(super) fn state_bytes(layout: &GreenletLayout) -> usize {
     usize::from(fields.into_iter().max().unwrap_or(0)) + 8
 }
 
-/// The code object and instruction offset of each frame, leaf first.
-///
-/// `cut` tells whether the stack goes on beyond what was kept.
+/// The frames of a stack, leaf first; `cut` tells whether it goes on beyond them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stack {
-    pub(super) frames: Vec<(Addr, u32)>,
+    pub(super) frames: Vec<Frame>,
     pub(super) cut: bool,
 }
 
-/// Follows the chain of a suspended greenlet's frames.
-///
-/// To be replaced by the shared unwinder (profiler-common's `walk`).
+/// Walks a suspended greenlet's frames, of which some were read already.
 pub(super) fn walk(
-    memory: &mut impl Bytes,
+    below: &mut impl Bytes,
     layout: &Layout,
-    first: Addr,
-    window: &Piece,
+    frame: Addr,
+    piece: &Piece,
+    window: &mut Window,
 ) -> Result<Stack, Fault> {
-    let python = &layout.python;
+    let mut memory = Overlay { piece, below };
+    let mut walk = Walk::default();
+    let start = Start { frame, top_frame_only: layout.greenlet.top_frame_only != 0 };
+    walk.begin(&start, StackKey::default());
+    window.clear();
     let mut stack = Stack::default();
-    let mut frame = first;
     for _ in 0..MAX_STEPS {
-        if frame.is_null() {
-            return Ok(stack);
+        match walk.step(&layout.python, window, &mut memory) {
+            Step::Frame(frame) => stack.frames.push(frame),
+            Step::Shim => {}
+            Step::End => break,
         }
-        let size = usize::from(python.frame_size).min(FRAME);
-        let mut own = [0_u8; FRAME];
-        let bytes = match window.at(frame, size) {
-            Some(bytes) => bytes,
-            None => {
-                let out = own.get_mut(..size).ok_or(Fault::ReadFrame)?;
-                memory.read_bytes(frame, out).map_err(|_| Fault::ReadFrame)?;
-                out
-            }
-        };
-        let Frame { code, instr, previous, owner } = Frame::of(bytes, python).ok_or(Fault::ReadFrame)?;
-        if u16::from(owner) < python.owner_shim {
-            if stack.frames.len() == MAX_FRAMES as usize {
-                break;
-            }
-            let begin = code.at(python.code_instrs);
-            let offset = i32::try_from(instr.wrapping_sub(begin.0).cast_signed());
-            let offset = offset.map_err(|_| Fault::ReadFrame)?;
-            stack.frames.push((code, offset.cast_unsigned()));
-            if layout.greenlet.top_frame_only == 1 {
-                return Ok(stack);
-            }
-        }
-        frame = previous;
     }
-    stack.cut = true;
+    walk.close();
+    match walk.fault {
+        None => {}
+        Some(Fault::StackTruncated) => stack.cut = true,
+        Some(fault) => return Err(fault),
+    }
     Ok(stack)
 }
 
-struct Frame {
-    code: Addr,
-    instr: u64,
-    previous: Addr,
-    owner: u8,
+/// A piece that was read, over the memory that it was read from.
+struct Overlay<'o, M> {
+    piece: &'o Piece,
+    below: &'o mut M,
 }
 
-impl Frame {
-    fn of(bytes: &[u8], layout: &PythonLayout) -> Option<Self> {
-        let word = |offset: u16| {
-            let bytes = bytes.get(usize::from(offset)..)?.first_chunk::<8>()?;
-            Some(u64::from_le_bytes(*bytes))
-        };
-        Some(Self {
-            code: Addr(word(layout.frame_code)?),
-            instr: word(layout.frame_instr)?,
-            previous: Addr(word(layout.frame_previous)?),
-            owner: *bytes.get(usize::from(layout.frame_owner))?,
-        })
+impl<M: Bytes> Memory for Overlay<'_, M> {
+    fn read<const N: usize>(&mut self, addr: Addr, out: &mut [u64; N]) -> Result<(), Fault> {
+        match self.piece.at(addr, size_of::<[u64; N]>()) {
+            Some(bytes) => {
+                bytemuck::cast_slice_mut(out.as_mut_slice()).copy_from_slice(bytes);
+                Ok(())
+            }
+            None => self.below.read(addr, out),
+        }
     }
 }

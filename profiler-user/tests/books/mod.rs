@@ -113,9 +113,11 @@ pub(crate) fn ours(memory: &mut impl Bytes, objects: &ObjectLayout, found: &[Fou
         frames: found
             .frames
             .iter()
-            .map(|(at, offset)| {
-                let code = codes.entry(*at).or_insert_with(|| code::read(memory, objects, *at).unwrap());
-                (code.qualname.clone(), code.filename.clone(), code.line(*offset))
+            .map(|frame| {
+                let at = frame.code;
+                let code = codes.entry(at).or_insert_with(|| code::read(memory, objects, at).unwrap());
+                let line = code.line(frame.instr.cast_unsigned());
+                (code.qualname.clone(), code.filename.clone(), line)
             })
             .collect(),
     };
