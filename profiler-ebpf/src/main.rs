@@ -12,6 +12,7 @@ mod account;
 mod block;
 mod clock;
 mod emit;
+mod log;
 mod maps;
 mod memory;
 mod off;

@@ -16,6 +16,7 @@ use profiler_common::{
 
 use crate::{
     account, block, clock, emit,
+    log::log,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -138,6 +139,11 @@ fn agree(hit: &mut Hit<'_>, current: Addr) -> bool {
         undo(hit);
         return true;
     }
+    log!(
+        "thread {}: out of step, believed {:x}, current is {:x}",
+        believed = hit.slot.current_object.0,
+        current = current.0
+    );
     thread::resync(hit.config, hit.slot, hit.now, hit.totals)
 }
 
@@ -157,6 +163,11 @@ pub fn reconsider(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, n
 #[inline(always)]
 fn undo(hit: &mut Hit<'_>) {
     let Hit { config, slot, totals, now: _ } = hit;
+    log!(
+        "thread {}: switch undone, from {:x} to {:x}",
+        from = slot.undo.from_object.0,
+        to = slot.current_object.0
+    );
     count(totals, Fault::SwitchUndone);
     totals.switches -= 1;
     let to_key = GreenletKey { target: slot.target, pimpl: slot.current };

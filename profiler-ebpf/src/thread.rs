@@ -15,6 +15,7 @@ use profiler_common::{
 
 use crate::{
     account, clock,
+    log::log,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -95,20 +96,28 @@ pub fn is_foreign(target: u64, this: Addr) -> bool {
 pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, totals: &mut Totals) -> bool {
     let layout = &config.layout;
     let Ok(head) = Head::read(layout, &mut UserMemory, this, &mut slot.scratch.words) else {
+        log!("thread {}: not learned, READ_STATE of the greenlet at {:x}", this = this.0);
         count(totals, Fault::ReadState);
         return false;
     };
     if !is_greenlet(config, &head) {
+        log!(
+            "thread {}: not learned, NOT_A_GREENLET at {:x}, vtable {:x}",
+            this = this.0,
+            vtable = head.vtable.0
+        );
         count(totals, Fault::NotAGreenlet);
         return false;
     }
     let Ok(state) = greenlet::thread_state(layout, &mut UserMemory, this, &head) else {
+        log!("thread {}: not learned, READ_STATE of the thread of the greenlet at {:x}", this = this.0);
         count(totals, Fault::ReadState);
         return false;
     };
     slot.thread_state = state;
     find_tstate(config, slot);
     if proved_frame(config, slot) == UNPROVED {
+        log!("thread {}: not learned, THREAD_STATE at {:x}", tstate = slot.tstate.0);
         count(totals, Fault::ThreadState);
         return false;
     }
@@ -124,6 +133,7 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
         slot.charged = slot.reading;
     }
     if !adopt(layout, slot, now_ns, first, totals) {
+        log!("thread {}: not learned, READ_STATE of the current greenlet, state {:x}", state = state.0);
         count(totals, Fault::ReadState);
         return false;
     }
@@ -208,6 +218,7 @@ pub fn on_exit() {
     // It is not left: no tick tells anything of an ended thread.
     slot.enter();
     let now = clock::now(config, slot, totals);
+    log!("thread {}: exits, current greenlet {:x}", current = slot.current_object.0);
     totals.exit_ns = now;
     if let Some(thread) = clock::thread(slot) {
         thread.exit_ns = now;
@@ -240,6 +251,7 @@ pub fn on_exec() {
     if slot.epoch == 0 && slot.clock.version == 0 {
         return;
     }
+    log!("thread {}: exec, target {} is not recorded any more", target = slot.target);
     slot.epoch = 0;
     maps::stop(slot.target);
     if let Some(totals) = maps::totals(slot.target) {

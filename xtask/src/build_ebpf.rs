@@ -22,10 +22,11 @@ use crate::{process, workspace};
 /// Options of `build-ebpf`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// With aya-log, to target/ebpf/greenscope-log.bpf.o; not what is committed.
-    #[arg(long, conflicts_with = "check")]
+    /// One that logs, to target/ebpf/greenscope-log.bpf.o, and the greenscope that prints it.
+    #[arg(long)]
     log: bool,
-    /// Write nothing: fail when the committed object is not what the sources give.
+    /// Fail when the committed object is not what the sources give; with `--log`, when they
+    /// don't give one that logs.
     #[arg(long)]
     check: bool,
 }
@@ -43,17 +44,14 @@ fn object_path() -> PathBuf {
 /// a kernel, or `--check` finds a difference.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Arguments { log, check } = *arguments;
+    if log {
+        return self::log(check);
+    }
     if check {
         return self::check();
     }
     let toolchain = toolchain::find()?.complete()?;
-    let built = build(&toolchain, log)?;
-    if log {
-        let path = workspace::target().join("ebpf").join("greenscope-log.bpf.o");
-        write(&path, &built)?;
-        println!("{}: {} bytes, with aya-log", path.display(), built.len());
-        return Ok(ExitCode::SUCCESS);
-    }
+    let built = build(&toolchain, false)?;
     let record = Record::new(&built, &toolchain)?;
     write(&object_path(), &built)?;
     write(&record::path(), record.text().as_bytes())?;
@@ -109,6 +107,34 @@ fn check() -> Result<ExitCode> {
     }
     println!("{}: a rebuild gives the same bytes", record::OBJECT);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Build what logs, or with `check` say why it can't be built here.
+fn log(check: bool) -> Result<ExitCode> {
+    match toolchain::find()?.into_complete() {
+        Err(missing) if check => println!("skipped: build of an object that logs: {missing}"),
+        _ => println!("{}: prints what the kernel part logs", build_log()?.display()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Build an object that logs, and the greenscope that holds it and prints its lines.
+///
+/// In a folder of its own, so that nobody takes it for the product.
+///
+/// # Errors
+///
+/// When the toolchain is incomplete or a build fails.
+pub(crate) fn build_log() -> Result<PathBuf> {
+    let built = build(&toolchain::find()?.complete()?, true)?;
+    let object = workspace::target().join("ebpf").join("greenscope-log.bpf.o");
+    write(&object, &built)?;
+    let folder = workspace::target().join("kernel-log");
+    let mut cargo = process::cargo();
+    cargo.args(["build", "--locked", "--package", "profiler-user", "--features", "kernel-log"]);
+    cargo.arg("--target-dir").arg(&folder).env("GREENSCOPE_LOG_OBJECT", &object);
+    process::run(&mut cargo)?;
+    Ok(folder.join("debug").join("greenscope"))
 }
 
 /// Compile, take out the debug sections, and look whether a kernel can take it.

@@ -67,6 +67,7 @@ fn steps(no_install: bool, vm: bool) -> Vec<Step> {
     steps.push(("tidy", vec!["xtask", "tidy"]));
     steps.push(("clippy", vec!["xtask", "clippy"]));
     steps.push(("kernel part", vec!["xtask", "build-ebpf", "--check"]));
+    steps.push(("kernel part that logs", vec!["xtask", "build-ebpf", "--log", "--check"]));
     let mut test = vec!["xtask", "test"];
     if no_install {
         test.push("--no-install");

@@ -18,9 +18,12 @@ pub(crate) fn run() -> Result<ExitCode> {
     process::run(&mut clippy)?;
     match toolchain::find()?.into_complete() {
         Ok(toolchain) if toolchain.has_clippy() => {
-            let mut clippy = toolchain.cargo("clippy");
-            clippy.args(["--", "-D", "warnings"]);
-            process::run(&mut clippy)?;
+            // Without its lines for debugging, and with them.
+            for features in ["", "log"] {
+                let mut clippy = toolchain.cargo("clippy");
+                clippy.args(["--features", features, "--", "-D", "warnings"]);
+                process::run(&mut clippy)?;
+            }
         }
         Ok(_) => println!("skipped: lints of the kernel part: its toolchain has no clippy"),
         Err(missing) => println!("skipped: lints of the kernel part: {missing}"),

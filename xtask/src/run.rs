@@ -4,6 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
+    path::Path,
     process::{Child, Command, ExitCode, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
     thread,
@@ -13,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    process,
+    build_ebpf, process,
     python::{self, Environment, Python},
     workspace,
 };
@@ -30,9 +31,12 @@ const END: Duration = Duration::from_secs(5);
 
 /// Options of `run`.
 #[derive(clap::Args)]
-#[command(override_usage = "cargo xtask run [--pid PID] [record's options]\n       \
-                            cargo xtask run -- COMMAND [options]")]
+#[command(override_usage = "cargo xtask run [--kernel-log] [--pid PID] [record's options]\n       \
+                            cargo xtask run [--kernel-log] -- COMMAND [options]")]
 pub(crate) struct Arguments {
+    /// With a kernel part that logs, whose lines go to standard error (stands first).
+    #[arg(long)]
+    kernel_log: bool,
     /// Options of `greenscope record`, or after `--` any command of greenscope.
     ///
     /// Without `--pid`, a demo service is started, profiled for five seconds and ended.
@@ -40,9 +44,9 @@ pub(crate) struct Arguments {
     arguments: Vec<OsString>,
 }
 
-/// Whether `run` was followed by `--`: then its arguments are a command.
+/// Whether `run` and its own option were followed by `--`: then its arguments are a command.
 pub(crate) fn is_escaped(arguments: &[OsString]) -> bool {
-    arguments.get(2).is_some_and(|argument| argument == "--")
+    arguments.iter().skip(2).find(|argument| *argument != "--kernel-log").is_some_and(|next| next == "--")
 }
 
 /// What the arguments ask for.
@@ -83,18 +87,23 @@ fn has(arguments: &[OsString], names: &[&str]) -> bool {
 ///
 /// When greenscope cannot be built or started, or the demo cannot.
 pub(crate) fn run(arguments: &Arguments, escaped: bool) -> Result<ExitCode> {
-    let Arguments { arguments } = arguments;
+    let Arguments { kernel_log, arguments } = arguments;
     let wanted = wanted(arguments, escaped);
     // The demo is prepared first: without a Python there is nothing to build for.
     let demo = match wanted {
         Wanted::Demo => Some(prepare_demo()?),
         Wanted::Command | Wanted::Record => None,
     };
-    build()?;
+    let greenscope = if *kernel_log {
+        build_ebpf::build_log()?
+    } else {
+        build()?;
+        workspace::greenscope()
+    };
+    let mut command = as_root(&greenscope);
     match demo {
-        Some(environment) => show_demo(&environment, arguments),
+        Some(environment) => show_demo(&environment, command, arguments),
         None => {
-            let mut command = greenscope();
             if wanted == Wanted::Record {
                 command.arg("record");
             }
@@ -114,8 +123,7 @@ pub(crate) fn build() -> Result<()> {
 }
 
 /// greenscope as root: by sudo when we are not.
-pub(crate) fn greenscope() -> Command {
-    let greenscope = workspace::greenscope();
+fn as_root(greenscope: &Path) -> Command {
     match (process::is_root(), process::find("sudo")) {
         (false, Some(sudo)) => {
             let mut command = Command::new(sudo);
@@ -145,11 +153,10 @@ fn prepare_demo() -> Result<Environment> {
 }
 
 /// Start the service, record it, say where the result is, end the service.
-fn show_demo(environment: &Environment, options: &[OsString]) -> Result<ExitCode> {
+fn show_demo(environment: &Environment, mut command: Command, options: &[OsString]) -> Result<ExitCode> {
     let demo = Demo::start(environment)?;
     let pid = demo.child.id().to_string();
     println!("demo: {SERVICE} runs as pid {pid}");
-    let mut command = greenscope();
     command.args(["record", "--pid", &pid]);
     if !has(options, &["--duration"]) {
         command.args(["--duration", "5s"]);
@@ -262,6 +269,7 @@ mod tests {
     fn two_dashes_right_after_run_escape() {
         let arguments = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
         assert!(is_escaped(&arguments("xtask run -- doctor")));
+        assert!(is_escaped(&arguments("xtask run --kernel-log -- doctor")));
         assert!(!is_escaped(&arguments("xtask run --pid 1")));
         assert!(!is_escaped(&arguments("xtask run")));
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader,
     maps::RingBuf,
     programs::{
         BtfTracePoint, PerfEvent, ProgramError, RawTracePoint, UProbe,
@@ -25,6 +25,8 @@ use profiler_common::{
     walk::StackKey,
 };
 
+#[cfg(feature = "kernel-log")]
+use super::log::{self, OBJECT};
 use super::{
     KernelError, btf,
     map::{Row, Storage, Table},
@@ -34,7 +36,8 @@ use super::{
 /// The kernel's own type information.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-static OBJECT: &[u8] = include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
+#[cfg(not(feature = "kernel-log"))]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
 
 /// A program that fires at an instruction of the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +93,8 @@ pub struct Engine {
     clocks: bool,
     // While it is open the kernel counts the programs' runs and their time.
     stats: Option<OwnedFd>,
+    #[cfg(feature = "kernel-log")]
+    log: log::Lines,
 }
 
 impl Engine {
@@ -115,6 +120,8 @@ impl Engine {
             .allow_unsupported_maps()
             .map_max_entries("GREENLETS", greenlets)
             .load(OBJECT)?;
+        #[cfg(feature = "kernel-log")]
+        let log = log::lines(&mut ebpf)?;
         for probe in probes.iter().copied().chain([Probe::Empty]) {
             uprobe(&mut ebpf, probe)?
                 .load()
@@ -145,6 +152,8 @@ impl Engine {
             ring,
             clocks,
             stats: None,
+            #[cfg(feature = "kernel-log")]
+            log,
             ebpf,
         })
     }
@@ -301,6 +310,8 @@ impl Engine {
 
     /// Hands every waiting record to `take`.
     pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+        #[cfg(feature = "kernel-log")]
+        self.log.flush();
         while let Some(record) = self.ring.next() {
             take(&record);
         }

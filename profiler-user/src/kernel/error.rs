@@ -37,6 +37,10 @@ pub enum KernelError {
         /// Why.
         source: aya::maps::MapError,
     },
+    /// What it logs can't be read.
+    #[cfg(feature = "kernel-log")]
+    #[error("what the kernel part logs can't be read: {0}")]
+    Log(#[from] aya_log::Error),
     /// The object is not the one that this program was built with.
     #[error("the kernel part has no {0}")]
     Missing(&'static str),

@@ -5,6 +5,8 @@
 mod btf;
 mod engine;
 mod error;
+#[cfg(feature = "kernel-log")]
+mod log;
 mod map;
 mod trap;
 
