@@ -1,6 +1,8 @@
 //! Merging: stacks that read the same are one, open waits stay apart.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::{Frame, StackRow, State};
 use crate::timeline::lives::Open;
@@ -20,7 +22,7 @@ const UNSAMPLED: &str = "(unsampled)";
 /// Collects time by stack.
 #[derive(Debug, Default)]
 pub struct Builder {
-    rows: HashMap<Key, (u64, u64)>,
+    rows: FxHashMap<Key, (u64, u64)>,
 }
 
 impl Builder {
