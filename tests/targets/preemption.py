@@ -36,6 +36,7 @@ class Books:
         self.stacks = []
         self.deaths = [0]
         self.hub = set()
+        self.calls = set()
 
     def reserve(self, sites):
         first = len(self.counts)
@@ -291,15 +292,30 @@ def switches(ring, books):
 
 
 class Tracer:
-    """Compares the books with greenlet's own tracing over a few turns."""
+    """Compares the books with greenlet's own tracing over a few turns.
 
-    def __init__(self):
+    Beside it Python's own profiling hook notes which functions are called: some
+    that are no switch site are (gevent's constructor reads gevent's settings), and
+    may be current when a tick comes.
+    """
+
+    def __init__(self, books):
+        self.books = books
         self.traced = 0
 
     def note(self, event, args):
         self.traced += 1
 
+    def call(self, frame, event, arg):
+        if event == "call":
+            self.books.calls.add(tuple(name for name, _, _ in frames_of(frame)))
+
+    def start(self):
+        greenlet.settrace(self.note)
+        sys.setprofile(self.call)
+
     def check(self, ring, books):
+        sys.setprofile(None)
         greenlet.settrace(None)
         own = switches(ring, books)
         if own != self.traced:
@@ -347,7 +363,11 @@ def truth(options, ring, books):
         "greenlets": ring.greenlets() + books.deaths[0],
         "stacks": stacks,
         # Functions that are current without being a switch site, root first.
-        "running": [["<module>", "main", "pause"], ["<module>", "main", "save"]],
+        "running": [
+            ["<module>", "main", "pause"],
+            ["<module>", "main", "save"],
+            *sorted(books.calls),
+        ],
     }
 
 
@@ -376,11 +396,11 @@ def main():
         options.flag = mmap.mmap(flag.fileno(), 1, prot=mmap.PROT_READ)
     books = Books()
     ring = (Raw if options.variant == "raw" else Gevent)(options, books)
-    tracer = Tracer()
+    tracer = Tracer(books)
     for turns, why in phases(books):
         books.zero()
         if why == "check":
-            greenlet.settrace(tracer.note)
+            tracer.start()
         elif why == "record":
             pause("ready")
         ring.turn(turns)
