@@ -72,11 +72,13 @@ pub enum Fault {
     /// The scheduler did not tell that a thread came onto a CPU: its time is right, which
     /// of its greenlets had it may be wrong by a tick of the scheduler.
     CameUnseen = 30,
+    /// A child was not followed: there is no room for one more process, or for its record.
+    ChildLeftOut = 31,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 31;
+    pub const COUNT: usize = 32;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -111,6 +113,7 @@ impl Fault {
         Self::TickTorn,
         Self::BlocksFull,
         Self::CameUnseen,
+        Self::ChildLeftOut,
     ];
 
     /// The fault of that number.
@@ -154,6 +157,7 @@ impl Fault {
             Self::TickTorn => "TICK_TORN",
             Self::BlocksFull => "BLOCKS_FULL",
             Self::CameUnseen => "CAME_UNSEEN",
+            Self::ChildLeftOut => "CHILD_LEFT_OUT",
         }
     }
 }

@@ -39,8 +39,8 @@ pub const DEFAULT_RATE: u32 = 97;
 /// The most ticks a second.
 pub const MAX_RATE: u32 = 9_999;
 
-/// Processes recorded at once by one greenscope.
-pub const MAX_TARGETS: u32 = 64;
+/// Processes recorded at once by one greenscope, children included.
+pub const MAX_TARGETS: u32 = 256;
 
 /// Greenlets alive at once over all targets that there is room for; more with a larger
 /// `--max-greenlets`.

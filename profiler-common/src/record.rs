@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -29,6 +29,15 @@ pub const CONFIG_SWITCHES: u32 = 2;
 
 /// [`TargetConfig::flags`]: keep the longest runs; hubs' types are known.
 pub const CONFIG_RUNS: u32 = 4;
+/// [`TargetConfig::flags`]: the processes that it forks become targets as well.
+pub const CONFIG_CHILDREN: u32 = 8;
+
+/// The attach cookie of a probe that fires in every process: which target a hit is of, its
+/// thread's slot tells, or its process.
+pub const ANY_TARGET: u64 = u64::MAX;
+
+/// What a slot belongs to when its process is recorded no more.
+pub const NO_TARGET: u64 = u64::MAX;
 
 /// [`Greenlet::flags`]: its birth was seen.
 pub const GREENLET_BORN: u32 = 1;
@@ -298,6 +307,42 @@ pod! {
         pub stack: StackKey,
     }
 
+    /// A process was forked, and is a target now.
+    pub struct ForkRecord {
+        /// Kind `Fork`; `target` is the child, `time_ns` when it was made.
+        pub head: RecordHead,
+        /// The target that it is a copy of.
+        pub parent: u64,
+        /// Its pid in greenscope's pid namespace, 0 if it can't be seen from there.
+        pub pid: u32,
+        /// Its pid in the first one.
+        pub first_pid: u32,
+    }
+
+    /// What the kernel part needs to know of the kernel, by its own type information;
+    /// offsets in bytes.
+    #[derive(Default)]
+    pub struct KernelLayout {
+        /// `task_struct.se.sum_exec_runtime`, 0 where it is not known.
+        pub task_runtime: u32,
+        /// `task_struct.thread_pid`, 0 where that or one of the following is not known.
+        pub task_pid: u32,
+        /// `struct pid.level`.
+        pub pid_level: u32,
+        /// `struct pid.numbers`.
+        pub pid_numbers: u32,
+        /// The size of `struct upid`.
+        pub upid_bytes: u32,
+        /// `struct upid.nr`.
+        pub upid_number: u32,
+        /// `struct upid.ns`.
+        pub upid_namespace: u32,
+        /// `struct pid_namespace.ns.inum`.
+        pub namespace_inode: u32,
+        /// The inode of greenscope's own pid namespace.
+        pub own_namespace: u32,
+    }
+
     /// A tick of the CPU clock.
     pub struct TickRecord {
         /// Kind `Tick`.
@@ -392,6 +437,8 @@ pub enum Kind {
     Tick = 5,
     /// [`BlockRecord`].
     Block = 6,
+    /// [`ForkRecord`].
+    Fork = 7,
 }
 
 /// The size of a thread's slot in the kernel part.

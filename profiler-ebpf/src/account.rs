@@ -1,6 +1,6 @@
 //! The books: greenlets' identities and times, stacks' waits, the longest runs.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
+use aya_ebpf::programs::ProbeContext;
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
@@ -19,7 +19,7 @@ use crate::{
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
-    switch,
+    switch, thread,
 };
 
 /// Where a type's address lies in an object (`PyObject.ob_type`).
@@ -155,8 +155,7 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
 /// A greenlet's object is freed: if it still has an identity, it never finished.
 #[inline(always)]
 pub fn on_freed(ctx: &ProbeContext, this: Addr) {
-    // SAFETY: the context is this program's.
-    let target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    let target = thread::target(ctx);
     let Some(config) = maps::config(target) else {
         return;
     };
@@ -171,8 +170,7 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     if maps::greenlet(&key).is_none() {
         return;
     }
-    let Some(slot) = maps::slot_or_create() else {
-        count(totals, Fault::NoTaskStorage);
+    let Some(slot) = maps::slot().or_else(|| thread::first_hit(ctx)) else {
         maps::keep_normal_stack(ctx);
         return;
     };

@@ -10,19 +10,20 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{pt_regs, task_struct},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_kernel,
+        bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
     programs::BtfTracePointContext,
 };
 use profiler_common::{
-    clock::{Clock, Gil, OFF_KINDS, ON_CPU, Off},
+    clock::{Gil, OFF_KINDS, ON_CPU, Off},
     fault::Fault,
     record::{Greenlet, TargetConfig, Thread, Totals},
     walk::StackKey,
 };
 
 use crate::{
+    kernel::runtime,
     maps::{self, count},
     off,
     slot::{Reading, Slot},
@@ -33,9 +34,6 @@ const LOOKS: u32 = 4;
 /// A tick of the scheduler with the lowest `CONFIG_HZ`, 100.
 /// <https://github.com/torvalds/linux/blob/v6.12/kernel/Kconfig.hz>
 const MAX_SCHEDULER_TICK_NS: u64 = 10_000_000;
-/// `clone`'s flag for a thread of the same process.
-/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/sched.h>
-const CLONE_THREAD: u64 = 0x0001_0000;
 /// `__TASK_STOPPED | __TASK_TRACED`: a stopped thread did not choose to sleep.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/sched.h>
 const STOPPED: u64 = 4 | 8;
@@ -199,23 +197,6 @@ fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, runtime_ns: u64
     0
 }
 
-/// Where `task_struct.se.sum_exec_runtime` lies in this kernel; 0 where it does not tell.
-#[unsafe(no_mangle)]
-static TASK_RUNTIME: u32 = 0;
-
-/// What the scheduler says that a thread has had of the CPUs, 0 if that is not known.
-#[inline(always)]
-fn runtime(task: *mut task_struct) -> u64 {
-    // SAFETY: a static; volatile, for the loader gives it its value.
-    let offset = unsafe { ptr::read_volatile(&raw const TASK_RUNTIME) };
-    if offset == 0 {
-        return 0;
-    }
-    let field = task.cast::<u8>().wrapping_add(offset as usize).cast::<u64>();
-    // SAFETY: a bad address is an error of the helper.
-    unsafe { bpf_probe_read_kernel(field) }.unwrap_or_default()
-}
-
 #[inline(always)]
 fn publish(slot: &Slot) {
     // Without room (counted when it switches) only the list of threads lacks it.
@@ -259,24 +240,6 @@ fn call_of(registers: *const pt_regs, gil: Gil) -> (Off, i64) {
     let [.., first, number] = unsafe { &*words };
     let number = i64::from(*number as i32);
     (Off::of_aarch64_call(number, *first, gil), number)
-}
-
-/// A thread of a watched process is made: it is watched as well.
-#[inline(always)]
-pub fn on_new_task(ctx: &BtfTracePointContext) {
-    let Some(parent) = maps::slot() else {
-        return;
-    };
-    let flags: u64 = ctx.arg(1);
-    if parent.clock.version == 0 || flags & CLONE_THREAD == 0 || maps::config(parent.target).is_none() {
-        return;
-    }
-    // Without room it is watched from its first switch of greenlets on.
-    if let Some(slot) = maps::slot_for(ctx.arg(0)) {
-        slot.target = parent.target;
-        slot.thread = 0;
-        slot.clock = Clock::begin(time(), Off::Preempted as u32);
-    }
 }
 
 #[inline(always)]

@@ -12,6 +12,8 @@ mod account;
 mod block;
 mod clock;
 mod emit;
+mod fork;
+mod kernel;
 mod log;
 mod maps;
 mod memory;
@@ -86,7 +88,7 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 /// A thread or a process is made, by its parent.
 #[btf_tracepoint(function = "task_newtask")]
 fn task_newtask(ctx: BtfTracePointContext) -> i32 {
-    clock::on_new_task(&ctx);
+    fork::on_new_task(&ctx);
     0
 }
 

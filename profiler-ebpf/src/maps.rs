@@ -7,7 +7,7 @@ use aya_ebpf::{
         BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
         task_struct,
     },
-    btf_maps::{Array, HashMap, ProgramArray, RingBuf},
+    btf_maps::{Array, HashMap, ProgramArray, Queue, RingBuf},
     helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
     macros::btf_map,
     programs::ProbeContext,
@@ -66,6 +66,12 @@ impl<T> TaskStorage<T> {
 
 #[btf_map]
 static CONFIGS: Array<TargetConfig, { MAX_TARGETS as usize }> = Array::new();
+/// The targets' numbers that are not in use.
+#[btf_map]
+static FREE: Queue<u32, { MAX_TARGETS as usize }> = Queue::new();
+/// The targets by pid in the kernel's first pid namespace, for threads without a slot.
+#[btf_map]
+static PROCESSES: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
 #[btf_map]
 static TOTALS: Array<Totals, { MAX_TARGETS as usize }> = Array::new();
 #[btf_map]
@@ -119,6 +125,56 @@ pub fn stop(cookie: u64) {
         // SAFETY: as in `config`; one aligned word.
         unsafe { (*config).started_ns = 0 };
     }
+}
+
+/// Gives the target `child` what is known of `parent`, with another begin.
+#[inline(always)]
+pub fn copy_config(parent: &TargetConfig, child: u32, started_ns: u64) -> bool {
+    let Some(config) = CONFIGS.get_ptr_mut(child) else {
+        return false;
+    };
+    // SAFETY: the number was free, so that nobody else uses the element. User space may
+    // write the parent's meanwhile, as in `config`.
+    unsafe {
+        *config = *parent;
+        (*config).started_ns = started_ns;
+    }
+    true
+}
+
+/// Takes a target's number that is not in use.
+#[inline(always)]
+pub fn take_free() -> Option<u32> {
+    FREE.pop().ok().flatten()
+}
+
+/// Gives it back.
+#[inline(always)]
+pub fn give_free(target: u32) {
+    stop(target.into());
+    // There is room, for it was taken from there.
+    let _pushed = FREE.push(target, 0);
+}
+
+/// The target that the process with that pid is.
+#[inline(always)]
+pub fn process(first_pid: u32) -> Option<u32> {
+    let target = PROCESSES.get_ptr(first_pid)?;
+    // SAFETY: a word, never changed while it is there.
+    Some(unsafe { *target })
+}
+
+/// Makes a process known as a target.
+#[inline(always)]
+pub fn insert_process(first_pid: u32, target: u32) -> bool {
+    PROCESSES.insert(first_pid, target, 0).is_ok()
+}
+
+/// Forgets a process.
+#[inline(always)]
+pub fn remove_process(first_pid: u32) {
+    // Most are not there.
+    let _removed = PROCESSES.remove(first_pid);
 }
 
 /// The totals of a target. Written under its GIL.

@@ -52,7 +52,7 @@ pub struct Reading {
 pub struct Slot {
     /// Written by the scheduler's tracepoint. This and the next two are a [`Watch`].
     pub clock: Clock,
-    /// The attach cookie.
+    /// Its target, or [`profiler_common::record::NO_TARGET`].
     pub target: u64,
     /// `bpf_get_current_pid_tgid`.
     pub thread: u64,

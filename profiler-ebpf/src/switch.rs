@@ -1,6 +1,6 @@
 //! What happens at a switch.
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_get_attach_cookie, programs::ProbeContext};
+use aya_ebpf::programs::ProbeContext;
 use profiler_common::{
     address::Addr,
     fault::Fault,
@@ -46,15 +46,10 @@ struct Hit<'a> {
 /// Accounts a switch to `this`.
 #[inline(always)]
 pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
-    let Some(slot) = maps::slot_or_create() else {
-        lost(ctx);
+    let Some(slot) = maps::slot().or_else(|| thread::first_hit(ctx)) else {
         maps::keep_normal_stack(ctx);
         return;
     };
-    if slot.epoch == 0 {
-        // SAFETY: the context is this program's.
-        slot.target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    }
     slot.enter();
     account_switch(slot, this, via);
     slot.leave();
@@ -105,18 +100,6 @@ fn account_switch(slot: &mut Slot, this: Addr, via: Via) {
         begun(&mut hit);
     }
     leave(&mut hit, known, enterer != Enterer::Known);
-}
-
-/// A hit for which there is no room: counted if anything can be.
-#[inline(never)]
-fn lost(ctx: &ProbeContext) -> u32 {
-    // SAFETY: the context is this program's.
-    let target = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    if let Some(totals) = maps::totals(target) {
-        count(totals, Fault::NoTaskStorage);
-        totals.blind = 1;
-    }
-    0
 }
 
 /// What is known of the enterer, whose key is in the slot.

@@ -1,6 +1,13 @@
 //! A thread's first hit, and its end.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_attach_cookie, bpf_ktime_get_ns},
+    },
+    programs::ProbeContext,
+};
 use profiler_common::{
     address::Addr,
     clock::{Clock, ON_CPU},
@@ -9,12 +16,15 @@ use profiler_common::{
     layout::{ABSENT, Layout},
     limits::THREAD_STATE_WORDS,
     memory::Memory as _,
-    record::{End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Totals},
+    record::{
+        ANY_TARGET, End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, NO_TARGET,
+        TargetConfig, Totals,
+    },
     walk::{SCRATCH_WORDS, StackKey, running_frame},
 };
 
 use crate::{
-    account, clock,
+    account, clock, fork,
     log::log,
     maps::{self, count},
     memory::UserMemory,
@@ -76,6 +86,37 @@ pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot) -> Option<Addr> {
 #[inline(always)]
 fn find_tstate(config: &TargetConfig, slot: &mut Slot) {
     slot.tstate = UserMemory.pointer(config.holder).unwrap_or(Addr::NULL);
+}
+
+/// The target that a hit is of.
+#[inline(always)]
+pub fn target(ctx: &ProbeContext) -> u64 {
+    match maps::slot() {
+        Some(slot) => slot.target,
+        None => unwatched(ctx),
+    }
+}
+
+/// The target of a thread that has no slot: it could not be watched, or is none's.
+#[inline(always)]
+fn unwatched(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context is this program's.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if cookie == ANY_TARGET { fork::process() } else { cookie }
+}
+
+/// The slot of a thread that has none yet; none if it is no target's.
+#[inline(never)]
+pub fn first_hit(ctx: &ProbeContext) -> Option<&'static mut Slot> {
+    let target = unwatched(ctx);
+    let totals = maps::totals(target)?;
+    let Some(slot) = maps::slot_or_create() else {
+        count(totals, Fault::NoTaskStorage);
+        totals.blind = 1;
+        return None;
+    };
+    slot.target = target;
+    Some(slot)
 }
 
 /// Whether `head` is a greenlet of the probed module.
@@ -252,10 +293,14 @@ pub fn on_exec() {
         return;
     }
     log!("thread {}: exec, target {} is not recorded any more", target = slot.target);
-    slot.epoch = 0;
     maps::stop(slot.target);
     if let Some(totals) = maps::totals(slot.target) {
         // SAFETY: takes no argument.
         totals.exec_ns = unsafe { bpf_ktime_get_ns() };
     }
+    maps::remove_process((bpf_get_current_pid_tgid() >> 32) as u32);
+    // The number may be another process's soon.
+    slot.target = NO_TARGET;
+    slot.epoch = 0;
+    slot.clock.version = 0;
 }

@@ -25,9 +25,12 @@ const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The process to record; may be given several times (its children are left out)
+    /// The process to record, with its children; may be given several times
     #[arg(long = "pid", value_name = "PID", required = true, value_parser = clap::value_parser!(u32).range(1..))]
     pids: Vec<u32>,
+    /// Leave the processes' children out; nor do other processes with the same greenlet library hit the probes
+    #[arg(long)]
+    no_children: bool,
     /// How long to record: 500ms, 10s, 2m [default: until Ctrl-C or the target's end]
     #[arg(long, value_parser = duration)]
     duration: Option<Duration>,
@@ -145,6 +148,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             .then_some(arguments.block_threshold),
         rate: (arguments.rate > 0 && !arguments.empty_probe && !arguments.accounting_only)
             .then_some(arguments.rate),
+        children: !arguments.no_children,
     };
     let described = describe(&targets);
     let warning = |target: &Target| {
@@ -158,12 +162,12 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     let warnings: Vec<String> = targets.iter().flat_map(warning).collect();
     let line = Line::new(io::stderr().is_terminal());
     let profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
-        if matches!(progress, Progress::Recording) {
+        if let Progress::Recording { children, follows } = progress {
             // Not before: a refusal is one line.
             for warning in &warnings {
                 eprintln!("{warning}");
             }
-            eprintln!("{described}");
+            eprintln!("{described}{}", with_children(children, follows, arguments.no_children));
         } else if let Progress::NoTicks(error) = progress {
             eprintln!("greenscope: no stacks on the CPU, the rest goes on: {error}");
         } else if let Progress::Block { pid, name, length, frames, met } = progress
@@ -239,8 +243,17 @@ fn describe(targets: &[Target]) -> String {
             format!("pid {} (CPython {}{greenlet})", target.pid, target.python.version)
         })
         .collect();
-    let children = if targets.iter().any(target::has_children) { "; its children are left out" } else { "" };
-    format!("recording {}{children}", each.join(", "))
+    format!("recording {}", each.join(", "))
+}
+
+fn with_children(children: usize, follows: bool, unwanted: bool) -> String {
+    match children {
+        _ if unwanted => String::new(),
+        _ if !follows => "; children are left out: that takes Linux 5.18 with BTF".to_owned(),
+        0 => String::new(),
+        1 => " and its child".to_owned(),
+        _ => format!(" and {children} children"),
+    }
 }
 
 fn write(

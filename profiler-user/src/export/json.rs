@@ -44,6 +44,7 @@ struct Document<'a> {
 #[derive(Serialize)]
 struct Target<'a> {
     pid: u32,
+    parent: Option<u32>,
     python: &'a str,
     greenlet: Option<&'a str>,
     command: &'a str,
@@ -202,8 +203,8 @@ const fn open(open: Open) -> &'static str {
 }
 
 fn target(row: &TargetRow) -> Target<'_> {
-    let TargetRow { pid, python, greenlet, command } = row;
-    Target { pid: *pid, python, greenlet: greenlet.as_deref(), command }
+    let TargetRow { pid, parent, python, greenlet, command } = row;
+    Target { pid: *pid, parent: *parent, python, greenlet: greenlet.as_deref(), command }
 }
 
 fn totals(row: &TotalsRow) -> Totals<'_> {

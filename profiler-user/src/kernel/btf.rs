@@ -13,6 +13,8 @@ const TYPE_BYTES: usize = 12;
 pub(super) struct Types<'a> {
     types: &'a [u8],
     strings: &'a [u8],
+    /// Where each begins, by number; 0 is void.
+    places: Vec<usize>,
 }
 
 /// A type's first three words.
@@ -34,26 +36,37 @@ impl<'a> Types<'a> {
             let bytes = usize::try_from(word(data, at + 4)?).ok()?;
             data.get(offset..offset.checked_add(bytes)?)
         };
-        Some(Self { types: section(8)?, strings: section(16)? })
-    }
-
-    /// The offset of `structure.outer.inner` in bytes.
-    pub(super) fn nested(&self, structure: &str, outer: &str, inner: &str) -> Option<u32> {
-        // The types' places, by number; 0 is void.
-        let mut places = vec![0];
-        let mut found = None;
+        let mut types = Self { types: section(8)?, strings: section(16)?, places: vec![0] };
         let mut at = 0;
-        while at < self.types.len() {
-            let head = self.head(at)?;
-            if head.info >> 24 & 31 == STRUCT && self.is(head.name, structure) {
-                found.get_or_insert(at);
-            }
-            places.push(at);
+        while at < types.types.len() {
+            let head = types.head(at)?;
+            types.places.push(at);
             at += TYPE_BYTES + extra(head.info)?;
         }
-        let (bits, kind) = self.member(found?, outer)?;
-        let (more, _) = self.member(*places.get(usize::try_from(kind).ok()?)?, inner)?;
-        Some((bits + more) / 8)
+        Some(types)
+    }
+
+    /// The offset in bytes of a field of `structure`, by the members that lead to it.
+    pub(super) fn offset(&self, structure: &str, path: &[&str]) -> Option<u32> {
+        let mut at = self.structure(structure)?;
+        let mut bits = 0;
+        for member in path {
+            let (more, kind) = self.member(at, member)?;
+            bits += more;
+            at = *self.places.get(usize::try_from(kind).ok()?)?;
+        }
+        Some(bits / 8)
+    }
+
+    /// The size of `structure` in bytes.
+    pub(super) fn size(&self, structure: &str) -> Option<u32> {
+        word(self.types, self.structure(structure)? + 8)
+    }
+
+    fn structure(&self, name: &str) -> Option<usize> {
+        self.places.iter().skip(1).copied().find(|at| {
+            self.head(*at).is_some_and(|head| head.info >> 24 & 31 == STRUCT && self.is(head.name, name))
+        })
     }
 
     fn head(&self, at: usize) -> Option<Head> {
@@ -128,9 +141,11 @@ mod tests {
     fn a_field_of_a_field_is_found() {
         let data = sample();
         let types = Types::parse(&data).unwrap();
-        assert_eq!(types.nested("a", "b", "y"), Some(8));
-        assert_eq!(types.nested("a", "b", "z"), None);
-        assert_eq!(types.nested("c", "b", "y"), None);
+        assert_eq!(types.offset("a", &["b", "y"]), Some(8));
+        assert_eq!(types.offset("a", &["b"]), Some(4));
+        assert_eq!(types.offset("a", &["b", "z"]), None);
+        assert_eq!(types.offset("c", &["b", "y"]), None);
+        assert_eq!((types.size("a"), types.size("b"), types.size("c")), (Some(12), Some(8), None));
     }
 
     #[test]
@@ -138,7 +153,7 @@ mod tests {
         let data = sample();
         for cut in 0..data.len() {
             let types = Types::parse(data.get(..cut).unwrap());
-            assert_eq!(types.and_then(|types| types.nested("a", "b", "y")), None, "{cut}");
+            assert_eq!(types.and_then(|types| types.offset("a", &["b", "y"])), None, "{cut}");
         }
     }
 }

@@ -3,13 +3,16 @@
 use std::{
     fs,
     num::NonZeroU32,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::PathBuf,
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::RingBuf,
+    maps::{MapData, Queue, RingBuf},
     programs::{
         BtfTracePoint, PerfEvent, ProgramError, RawTracePoint, UProbe,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
@@ -21,9 +24,14 @@ use aya::{
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
-    record::{Greenlet, GreenletKey, SLOT_BYTES, StackTotals, TargetConfig, Thread, Totals, Watch},
+    limits::MAX_TARGETS,
+    record::{
+        ANY_TARGET, Greenlet, GreenletKey, KernelLayout, SLOT_BYTES, StackTotals, TargetConfig, Thread,
+        Totals, Watch,
+    },
     walk::StackKey,
 };
+use rustc_hash::FxHashMap;
 
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
@@ -35,12 +43,15 @@ use super::{
 
 /// The kernel's own type information.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const FREE: &str = "FREE";
+/// The number of no target: a hit with it costs what a hit costs, and counts nothing.
+const NOBODY: u32 = MAX_TARGETS;
 
 #[cfg(not(feature = "kernel-log"))]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
 
 /// A program that fires at an instruction of the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Probe {
     /// At `g_switchstack`.
     Switchstack,
@@ -75,8 +86,37 @@ pub struct Site {
     pub probe: Probe,
     /// The file, by a path that leads to the inode that the target maps.
     pub path: PathBuf,
+    /// The file's device and inode.
+    pub file: ((u32, u32), u64),
     /// The instruction's offset in the file.
     pub offset: u64,
+}
+
+/// In which processes a probe fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// In one.
+    Process {
+        /// Which.
+        pid: u32,
+        /// Its number as a target.
+        target: u32,
+    },
+    /// In every one that maps the file; only targets' hits count.
+    Every,
+}
+
+/// What the kernel part kept of a target.
+#[derive(Debug)]
+pub struct Kept {
+    /// What is exact whatever else is lost.
+    pub totals: Totals,
+    /// The greenlets alive.
+    pub greenlets: Vec<(GreenletKey, Greenlet)>,
+    /// The completed waits of every stack.
+    pub stacks: FxHashMap<StackKey, StackTotals>,
+    /// The threads that were watched, by `bpf_get_current_pid_tgid`.
+    pub threads: Vec<(u64, Thread)>,
 }
 
 /// The kernel part while it is loaded. Dropping it detaches every probe.
@@ -89,8 +129,11 @@ pub struct Engine {
     stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
     threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
     slots: Storage<SLOT_BYTES>,
-    ring: RingBuf<aya::maps::MapData>,
+    free: Queue<MapData, u32>,
+    processes: Table<u32, u32, 4, 4>,
+    ring: RingBuf<MapData>,
     clocks: bool,
+    follows: bool,
     // While it is open the kernel counts the programs' runs and their time.
     stats: Option<OwnedFd>,
     #[cfg(feature = "kernel-log")]
@@ -110,13 +153,10 @@ impl Engine {
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
     pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
         let btf = Btf::from_sys_fs().ok();
-        let runtime = fs::read(VMLINUX)
-            .ok()
-            .and_then(|data| btf::Types::parse(&data)?.nested("task_struct", "se", "sum_exec_runtime"));
-        let runtime = runtime.unwrap_or_default();
+        let layout = kernel_layout();
         let mut ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
-            .override_global("TASK_RUNTIME", &runtime, true)
+            .override_global("KERNEL", bytemuck::bytes_of(&layout), true)
             .allow_unsupported_maps()
             .map_max_entries("GREENLETS", greenlets)
             .load(OBJECT)?;
@@ -140,6 +180,10 @@ impl Engine {
             Some(btf) => clocks(&mut ebpf, btf).is_ok(),
             None => false,
         };
+        let mut free = take_free(&mut ebpf)?;
+        for target in 0..MAX_TARGETS {
+            free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })?;
+        }
         let ring = ebpf.take_map("RING").ok_or(KernelError::Missing("RING"))?;
         let ring = RingBuf::try_from(ring).map_err(|source| KernelError::Map { map: "RING", source })?;
         Ok(Self {
@@ -149,8 +193,11 @@ impl Engine {
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
             slots: Storage::take(&mut ebpf, "SLOTS")?,
+            free,
+            processes: Table::take(&mut ebpf, "PROCESSES")?,
             ring,
             clocks,
+            follows: clocks && layout.task_pid != 0,
             stats: None,
             #[cfg(feature = "kernel-log")]
             log,
@@ -167,6 +214,30 @@ impl Engine {
     #[must_use]
     pub const fn has_clocks(&self) -> bool {
         self.clocks
+    }
+
+    /// Whether processes that targets fork are followed.
+    ///
+    /// # Kernel
+    ///
+    /// As for the clocks.
+    #[must_use]
+    pub const fn follows(&self) -> bool {
+        self.follows
+    }
+
+    /// Takes a number for a target; none if all are in use.
+    pub fn take_number(&mut self) -> Option<u32> {
+        self.free.pop(0).ok()
+    }
+
+    /// Makes a target known by its pid, in the kernel's first pid namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written.
+    pub fn know(&mut self, first_pid: u32, target: u32) -> Result<(), KernelError> {
+        self.processes.insert(&first_pid, &target)
     }
 
     /// Has the CPU clock tick `rate` times a second on every CPU.
@@ -219,21 +290,26 @@ impl Engine {
         Ok(fresh)
     }
 
-    /// Sets a probe for the process `pid`, whose target number is `cookie`.
+    /// Sets a probe.
     ///
     /// # Errors
     ///
     /// When the kernel refuses it.
-    pub fn attach(&mut self, pid: u32, cookie: u32, site: &Site) -> Result<(), KernelError> {
-        let scope = UProbeScope::OneProcess(NonZeroU32::new(pid).ok_or(KernelError::PidZero)?);
+    pub fn attach(&mut self, scope: Scope, site: &Site) -> Result<(), KernelError> {
+        let (scope, cookie) = match scope {
+            Scope::Process { pid, target } => {
+                let pid = NonZeroU32::new(pid).ok_or(KernelError::PidZero)?;
+                (UProbeScope::OneProcess(pid), u64::from(target))
+            }
+            Scope::Every => (UProbeScope::AllProcesses, ANY_TARGET),
+        };
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(site.offset),
-            cookie: Some(u64::from(cookie)),
+            cookie: Some(cookie),
         };
-        let _link =
-            uprobe(&mut self.ebpf, site.probe)?.attach(point, &site.path, scope).map_err(|source| {
-                KernelError::Attach { path: site.path.clone(), offset: site.offset, pid, source }
-            })?;
+        let _link = uprobe(&mut self.ebpf, site.probe)?
+            .attach(point, &site.path, scope)
+            .map_err(|source| KernelError::Attach { path: site.path.clone(), offset: site.offset, source })?;
         Ok(())
     }
 
@@ -271,7 +347,7 @@ impl Engine {
             return Ok(None);
         };
         let bare = trap::ns_per_call();
-        self.attach(std::process::id(), 0, &site)?;
+        self.attach(Scope::Process { pid: std::process::id(), target: NOBODY }, &site)?;
         let probed = trap::ns_per_call();
         Ok(Some(probed.saturating_sub(bare) + ns / runs))
     }
@@ -332,13 +408,79 @@ impl Engine {
         self.totals.get(cookie)
     }
 
-    /// The greenlets alive.
+    /// What a target is configured as.
     ///
     /// # Errors
     ///
     /// When the map can't be read.
-    pub fn greenlets(&self) -> Result<Vec<(GreenletKey, Greenlet)>, KernelError> {
-        self.greenlets.entries()
+    pub fn config(&self, target: u32) -> Result<TargetConfig, KernelError> {
+        self.configs.get(target)
+    }
+
+    /// What was kept of each of `targets`.
+    ///
+    /// # Errors
+    ///
+    /// When a map can't be read.
+    pub fn kept(&self, targets: &[u32]) -> Result<FxHashMap<u32, Kept>, KernelError> {
+        let mut all = FxHashMap::default();
+        for target in targets {
+            let kept = Kept {
+                totals: self.totals.get(*target)?,
+                greenlets: Vec::new(),
+                stacks: FxHashMap::default(),
+                threads: Vec::new(),
+            };
+            all.insert(*target, kept);
+        }
+        let of = |target: u64| u32::try_from(target).ok();
+        for (key, greenlet) in self.greenlets.entries()? {
+            if let Some(kept) = of(key.target).and_then(|target| all.get_mut(&target)) {
+                kept.greenlets.push((key, greenlet));
+            }
+        }
+        for (key, stack) in self.stacks.entries()? {
+            if let Some(kept) = all.get_mut(&stack.target) {
+                kept.stacks.insert(key, stack);
+            }
+        }
+        for (key, thread) in self.threads.entries()? {
+            if let Some(kept) = of(thread.target).and_then(|target| all.get_mut(&target)) {
+                kept.threads.push((key, thread));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes what was kept of a target that runs no more, and gives its number free.
+    /// `first_pid` is its pid in the kernel's first pid namespace, if it is known.
+    ///
+    /// # Errors
+    ///
+    /// When a map can't be read or written.
+    pub fn retire(&mut self, target: u32, first_pid: Option<u32>) -> Result<Option<Kept>, KernelError> {
+        let kept = self.kept(&[target])?.remove(&target);
+        let nothing: Totals = bytemuck::Zeroable::zeroed();
+        if let Some(kept) = &kept {
+            for (key, _) in &kept.greenlets {
+                self.greenlets.remove(key)?;
+            }
+            for key in kept.stacks.keys() {
+                self.stacks.remove(key)?;
+            }
+            for (key, _) in &kept.threads {
+                self.threads.remove(key)?;
+            }
+        }
+        // By now another process may have the pid.
+        if let Some(pid) = first_pid
+            && self.processes.get(&pid)? == Some(target)
+        {
+            self.processes.remove(&pid)?;
+        }
+        self.totals.set(target, &nothing)?;
+        self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })?;
+        Ok(kept)
     }
 
     /// The completed waits of every stack.
@@ -358,15 +500,37 @@ impl Engine {
     pub fn stack(&self, key: &StackKey) -> Result<Option<StackTotals>, KernelError> {
         self.stacks.get(key)
     }
+}
 
-    /// The threads that switched, by `bpf_get_current_pid_tgid`.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn threads(&self) -> Result<Vec<(u64, Thread)>, KernelError> {
-        self.threads.entries()
-    }
+fn take_free(ebpf: &mut Ebpf) -> Result<Queue<MapData, u32>, KernelError> {
+    let map = ebpf.take_map(FREE).ok_or(KernelError::Missing(FREE))?;
+    Queue::try_from(map).map_err(|source| KernelError::Map { map: FREE, source })
+}
+
+/// What the kernel tells of its own structures.
+fn kernel_layout() -> KernelLayout {
+    let Ok(data) = fs::read(VMLINUX) else {
+        return KernelLayout::default();
+    };
+    let Some(types) = btf::Types::parse(&data) else {
+        return KernelLayout::default();
+    };
+    let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
+    let pids = || {
+        Some(KernelLayout {
+            task_runtime,
+            task_pid: types.offset("task_struct", &["thread_pid"])?,
+            pid_level: types.offset("pid", &["level"])?,
+            pid_numbers: types.offset("pid", &["numbers"])?,
+            upid_bytes: types.size("upid")?,
+            upid_number: types.offset("upid", &["nr"])?,
+            upid_namespace: types.offset("upid", &["ns"])?,
+            namespace_inode: types.offset("pid_namespace", &["ns", "inum"])?,
+            // The kernel's number of it has 32 bits.
+            own_namespace: u32::try_from(fs::metadata("/proc/self/ns/pid").ok()?.ino()).ok()?,
+        })
+    };
+    pids().unwrap_or(KernelLayout { task_runtime, ..KernelLayout::default() })
 }
 
 /// ns from one tick to the next.

@@ -18,14 +18,12 @@ pub enum KernelError {
         source: aya::programs::ProgramError,
     },
     /// A probe could not be set.
-    #[error("no probe can be set at {path}+{offset:#x} for pid {pid}: {source}")]
+    #[error("no probe can be set at {path}+{offset:#x}: {source}")]
     Attach {
         /// The file.
         path: PathBuf,
         /// Where in it.
         offset: u64,
-        /// The target.
-        pid: u32,
         /// Why.
         source: aya::programs::ProgramError,
     },

@@ -51,6 +51,17 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
         }
     }
 
+    /// Removes an entry, if it is there.
+    pub(super) fn remove(&mut self, key: &K) -> Result<(), KernelError> {
+        let mut bytes = [0; KN];
+        bytes.copy_from_slice(bytemuck::bytes_of(key));
+        match self.map.remove(&bytes) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(KernelError::Map { map: self.name, source }),
+        }
+    }
+
     /// Every entry. An entry that comes or goes meanwhile may be missing.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, KernelError> {
         self.map

@@ -10,5 +10,5 @@ mod log;
 mod map;
 mod trap;
 
-pub use engine::{Engine, Probe, Site, tick_ns};
+pub use engine::{Engine, Kept, Probe, Scope, Site, tick_ns};
 pub use error::KernelError;

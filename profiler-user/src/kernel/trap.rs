@@ -48,6 +48,7 @@ pub(super) fn site() -> Option<Site> {
         (start..end).contains(&address).then(|| Site {
             probe: Probe::Empty,
             path: "/proc/self/exe".into(),
+            file: Default::default(),
             offset: address - start + offset,
         })
     })

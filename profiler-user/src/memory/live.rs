@@ -35,6 +35,13 @@ impl LiveProcess {
         }
     }
 
+    /// A process that is gone: every read fails.
+    #[must_use]
+    pub const fn gone() -> Self {
+        // The number of no process.
+        Self { pid: 0 }
+    }
+
     /// Reads `out.len()` bytes, with the operating system's own reason for a failure.
     ///
     /// # Errors
@@ -132,6 +139,7 @@ mod tests {
         assert_eq!(me().read_bytes(Addr(addr(&secret).0 + 1), &mut out), Ok(()));
         assert_eq!(out, [7, 6, 5]);
         assert_eq!(me().word(Addr(8)), Err(Fault::ReadState));
+        assert_eq!(LiveProcess::gone().word(addr(&secret)), Err(Fault::ReadState));
     }
 
     #[test]

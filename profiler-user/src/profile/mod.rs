@@ -56,8 +56,10 @@ pub enum State {
 /// A process that was recorded.
 #[derive(Clone, Debug)]
 pub struct TargetRow {
-    /// Its pid, as given.
+    /// Its pid.
     pub pid: u32,
+    /// The target that it is a child of; none if it was given itself.
+    pub parent: Option<u32>,
     /// CPython's version.
     pub python: String,
     /// greenlet's version; none when it is not loaded.

@@ -7,7 +7,7 @@ use profiler_common::{
     fault::Fault,
     greenlet::{Head, Life as Stage},
     memory::Memory as _,
-    record::{StackTotals, Thread, Totals, off_of},
+    record::{Thread, Totals, off_of},
     walk::{SCRATCH_WORDS, StackKey},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -19,7 +19,7 @@ use super::{
     recorded::{Recorded, Unlisted},
 };
 use crate::{
-    kernel::Engine,
+    kernel::{Engine, Kept},
     memory::LiveProcess,
     profile::{
         BlockRow, Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
@@ -42,24 +42,15 @@ pub(super) struct About {
     pub(super) tick_ns: Option<u64>,
 }
 
-/// What the kernel part kept.
-pub(super) struct Kept {
-    greenlets: Vec<(profiler_common::record::GreenletKey, profiler_common::record::Greenlet)>,
-    stacks: FxHashMap<StackKey, StackTotals>,
-    pub(super) threads: Vec<(u64, Thread)>,
-}
-
 /// Makes the profile.
 pub(super) fn finish(
     recorded: &mut [Recorded],
     engine: &Engine,
     about: &About,
 ) -> Result<Profile, SessionError> {
-    let kept = Kept {
-        greenlets: engine.greenlets()?,
-        stacks: engine.stacks()?.into_iter().collect(),
-        threads: engine.threads()?,
-    };
+    let open: Vec<u32> =
+        recorded.iter().filter(|target| target.kept.is_none()).map(|target| target.cookie).collect();
+    let mut kept = engine.kept(&open)?;
     let mut profile = Profile {
         targets: Vec::new(),
         started_unix_ns: about.started_unix_ns,
@@ -77,16 +68,19 @@ pub(super) fn finish(
     let mut builder = Builder::default();
     let mut faults = BTreeMap::new();
     for target in recorded.iter_mut() {
-        let totals = engine.totals(target.cookie)?;
-        let mut bounds = about.bounds;
+        let Some(kept) = target.kept.take().or_else(|| kept.remove(&target.cookie)) else {
+            continue;
+        };
+        let mut bounds = Bounds { started_ns: target.began_ns, ..about.bounds };
         if let Some(gone_ns) = target.gone_ns {
             bounds.ended_ns = bounds.ended_ns.min(gone_ns);
         }
         let mut closing = Closing {
             target,
+            totals: kept.totals,
             kept: &kept,
-            totals,
             bounds,
+            origin_ns: about.bounds.started_ns,
             faults: FxHashMap::default(),
             threads: FxHashMap::default(),
             has_clocks: engine.has_clocks(),
@@ -109,6 +103,8 @@ pub(super) struct Closing<'a> {
     pub(super) kept: &'a Kept,
     pub(super) totals: Totals,
     pub(super) bounds: Bounds,
+    /// When the recording began.
+    origin_ns: u64,
     pub(super) faults: FxHashMap<Fault, u64>,
     /// By the kernel's key.
     pub(super) threads: FxHashMap<u64, Watched>,
@@ -124,6 +120,7 @@ impl Closing<'_> {
         let pid = self.target.target.pid;
         profile.targets.push(TargetRow {
             pid,
+            parent: self.target.parent,
             python: self.target.target.python.version.to_string(),
             greenlet: self.target.target.greenlet.as_ref().map(|greenlet| {
                 greenlet.version.map_or_else(|| "unknown".to_owned(), |version| version.to_string())
@@ -173,11 +170,7 @@ impl Closing<'_> {
         if self.target.gone_ns.is_none() {
             self.target.name_threads();
         }
-        let cookie = u64::from(self.target.cookie);
         for (key, thread) in &self.kept.threads {
-            if thread.target != cookie {
-                continue;
-            }
             let found = self.thread(*key, thread);
             let tid = found.as_ref().map(|found| found.tid);
             let existed = found.as_ref().is_some_and(|found| found.at_start);
@@ -237,9 +230,8 @@ impl Closing<'_> {
     }
 
     fn lives(&mut self) -> Vec<Life> {
-        let cookie = u64::from(self.target.cookie);
         let head_start = |thread: u64| self.threads.get(&thread).map_or(0, |thread| thread.head_start_ns);
-        let threads = self.kept.threads.iter().filter(|(_, thread)| thread.target == cookie);
+        let threads = self.kept.threads.iter();
         let ended: FxHashSet<u64> =
             threads.filter(|(_, thread)| thread.exit_ns != 0).map(|(key, _)| *key).collect();
         let mut lives: Vec<Life> = self
@@ -248,14 +240,12 @@ impl Closing<'_> {
             .iter()
             .map(|record| lives::ended(record, head_start(record.greenlet.thread)))
             .collect();
-        lives.extend(self.kept.greenlets.iter().filter(|(key, _)| key.target == cookie).map(
-            |(key, greenlet)| {
-                let mut life = lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
-                // Without its thread nothing can run it any more.
-                life.alive = self.target.gone_ns.is_none() && !ended.contains(&greenlet.thread);
-                life
-            },
-        ));
+        lives.extend(self.kept.greenlets.iter().map(|(key, greenlet)| {
+            let mut life = lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
+            // Without its thread nothing can run it any more.
+            life.alive = self.target.gone_ns.is_none() && !ended.contains(&greenlet.thread);
+            life
+        }));
         lives.sort_by_key(|life| (life.seen_ns, life.id));
         lives
     }
@@ -408,7 +398,7 @@ impl Closing<'_> {
             }
         }
         for (key, totals) in &self.kept.stacks {
-            if totals.target == self.target.cookie && totals.count > 0 && !known.contains(key) {
+            if totals.count > 0 && !known.contains(key) {
                 *self.faults.entry(Fault::StackUnknown).or_default() += 1;
                 let unknown: Arc<[Frame]> = Arc::new([Frame::UNKNOWN]);
                 builder.add(&unknown, State::Wait, pid, totals.ns, totals.count);
@@ -447,7 +437,7 @@ impl Closing<'_> {
                 greenlet,
                 name: named(profile, greenlet)
                     .or_else(|| self.target.names.get(&record.greenlet).cloned().flatten()),
-                begin_ns: begin_ns.saturating_sub(self.bounds.started_ns),
+                begin_ns: begin_ns.saturating_sub(self.origin_ns),
                 ns: record.ns,
                 clock: self.has_clocks.then(|| Clocked::new(record.ns, record.off_ns, hub)).flatten(),
                 frames,
@@ -488,8 +478,8 @@ impl Closing<'_> {
                 };
                 rows.push(IntervalRow {
                     greenlet: *id,
-                    begin_ns: interval.begin_ns.saturating_sub(self.bounds.started_ns),
-                    end_ns: interval.end_ns.saturating_sub(self.bounds.started_ns),
+                    begin_ns: interval.begin_ns.saturating_sub(self.origin_ns),
+                    end_ns: interval.end_ns.saturating_sub(self.origin_ns),
                     frames,
                     open: interval.open,
                 });

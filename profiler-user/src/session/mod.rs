@@ -4,6 +4,7 @@
 //! signal to stop, and turns what came into a [`Profile`].
 
 mod blocks;
+mod children;
 mod clocked;
 mod error;
 mod finish;
@@ -13,6 +14,7 @@ mod ticks;
 mod watch;
 
 use std::{
+    collections::HashSet,
     os::fd::{BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -28,14 +30,15 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use profiler_common::limits::{DEFAULT_GREENLETS, MAX_TARGETS};
+use profiler_common::limits::DEFAULT_GREENLETS;
+use rustc_hash::FxHashMap;
 
 pub use error::SessionError;
 
 use crate::{
-    kernel::{Engine, KernelError, Probe, Site, tick_ns},
+    kernel::{Engine, KernelError, Probe, Scope, Site, tick_ns},
     profile::{Cost, Frame, Profile},
-    session::recorded::Recorded,
+    session::recorded::{Recorded, Was},
     target::{self, Target},
     timeline::lives::Bounds,
 };
@@ -90,6 +93,8 @@ pub struct Options {
     pub block: Option<Duration>,
     /// Ticks of the CPU clock a second; none without.
     pub rate: Option<u32>,
+    /// The targets' children as well.
+    pub children: bool,
 }
 
 /// What the recorder tells while it works.
@@ -97,7 +102,12 @@ pub struct Options {
 #[non_exhaustive]
 pub enum Progress<'a> {
     /// Every probe is in place.
-    Recording,
+    Recording {
+        /// Children that are recorded as well.
+        children: usize,
+        /// Whether those that come will be.
+        follows: bool,
+    },
     /// The CPU clock can't be had: no stacks on the CPU.
     NoTicks(&'a KernelError),
     /// A greenlet held up its thread.
@@ -137,27 +147,23 @@ pub fn record(
     stop: BorrowedFd<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Profile, SessionError> {
-    if targets.len() > MAX_TARGETS as usize {
-        return Err(SessionError::TooMany { given: targets.len() });
-    }
     let room = options.max_greenlets.max(DEFAULT_GREENLETS);
     let mut engine = Engine::load(room, options.sites.probes())?;
     if options.hit_cost {
         engine.start_stats();
     }
-    let pidfds = targets.iter().map(|target| pidfd(target.pid)).collect::<Result<Vec<_>, _>>()?;
-    let mut recorded = targets
-        .into_iter()
-        .zip(0..)
-        .map(|(target, cookie)| Recorded::arm(target, cookie, options, &mut engine))
+    let follows = options.children && engine.follows();
+    let mut recorded = children::arm(targets, options, &mut engine)?;
+    let pidfds = recorded
+        .iter()
+        .map(|recorded| match pidfd(recorded.target.pid) {
+            Ok(pidfd) => Ok(Some(pidfd)),
+            // The child is noticed to be gone when its books are read.
+            Err(_) if recorded.parent.is_some() => Ok(None),
+            Err(error) => Err(error),
+        })
         .collect::<Result<Vec<_>, _>>()?;
-    for target in &recorded {
-        // Before the probes: a hit would begin the thread's clock without its past.
-        watch::watch(&target.target, target.cookie, monotonic_ns(), &mut engine);
-        for site in sites(&target.target, options.sites, engine.has_clocks())? {
-            engine.attach(target.target.pid, target.cookie, &site)?;
-        }
-    }
+    attach(&recorded, options.sites, follows, &mut engine)?;
     let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {
         Ok(()) => true,
         Err(error) => {
@@ -170,15 +176,18 @@ pub fn record(
     for target in &mut recorded {
         target.start(started_ns, options, &mut engine)?;
     }
-    progress(Progress::Recording);
+    let children = recorded.iter().filter(|target| target.parent.is_some()).count();
+    progress(Progress::Recording { children, follows });
     for target in &mut recorded {
         target.enumerate(false);
         target.name_threads();
     }
 
-    let mut session = Session { epoll: watch(&engine, &pidfds, stop)?, engine, pidfds, first_stack: None };
+    let places = (0..).zip(&recorded).map(|(place, target)| (u64::from(target.cookie), place)).collect();
+    let epoll = watch(&engine, &pidfds, stop)?;
+    let mut session = Session { epoll, engine, pidfds, places, first_stack: None };
     session.run(&mut recorded, options, started_ns, progress)?;
-    let (ended_ns, cost) = session.end(&mut recorded)?;
+    let (ended_ns, cost) = session.end(&mut recorded, options)?;
     finish::finish(
         &mut recorded,
         &session.engine,
@@ -192,7 +201,28 @@ pub fn record(
     )
 }
 
-fn watch(engine: &Engine, pidfds: &[OwnedFd], stop: BorrowedFd<'_>) -> Result<OwnedFd, SessionError> {
+/// Sets the probes: in every process where children are followed, for these have none of
+/// the probes that were set for their parent alone; else in the targets only.
+fn attach(
+    recorded: &[Recorded],
+    choice: Sites,
+    follows: bool,
+    engine: &mut Engine,
+) -> Result<(), SessionError> {
+    let mut set = HashSet::new();
+    for target in recorded {
+        for site in sites(&target.target, choice, engine.has_clocks())? {
+            if !follows {
+                engine.attach(Scope::Process { pid: target.target.pid, target: target.cookie }, &site)?;
+            } else if set.insert((site.probe, site.file, site.offset)) {
+                engine.attach(Scope::Every, &site)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn watch(engine: &Engine, pidfds: &[Option<OwnedFd>], stop: BorrowedFd<'_>) -> Result<OwnedFd, SessionError> {
     let wait = |error: Errno| SessionError::Wait(error.into());
     let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(wait)?;
     epoll::add(&epoll, stop, EventData::new_u64(STOP), EventFlags::IN).map_err(wait)?;
@@ -200,6 +230,9 @@ fn watch(engine: &Engine, pidfds: &[OwnedFd], stop: BorrowedFd<'_>) -> Result<Ow
     let ring = EventFlags::IN | EventFlags::ET;
     epoll::add(&epoll, engine.ring_fd(), EventData::new_u64(RING), ring).map_err(wait)?;
     for (index, pidfd) in (0..).zip(pidfds) {
+        let Some(pidfd) = pidfd else {
+            continue;
+        };
         epoll::add(&epoll, pidfd, EventData::new_u64(index), EventFlags::IN).map_err(wait)?;
     }
     Ok(epoll)
@@ -208,14 +241,17 @@ fn watch(engine: &Engine, pidfds: &[OwnedFd], stop: BorrowedFd<'_>) -> Result<Ow
 struct Session {
     epoll: OwnedFd,
     engine: Engine,
-    pidfds: Vec<OwnedFd>,
+    /// Of each recorded one, while it lives.
+    pidfds: Vec<Option<OwnedFd>>,
+    /// Where among the recorded ones a target is, by its number.
+    places: FxHashMap<u64, usize>,
     first_stack: Option<Instant>,
 }
 
 impl Session {
     fn run(
         &mut self,
-        recorded: &mut [Recorded],
+        recorded: &mut Vec<Recorded>,
         options: &Options,
         started_ns: u64,
         progress: &mut dyn FnMut(Progress<'_>),
@@ -223,7 +259,8 @@ impl Session {
         let deadline = options.duration.map(|duration| started_ns + ns(duration));
         let mut next_validation = monotonic_ns() + ns(VALIDATION);
         loop {
-            self.drain(recorded);
+            self.drain(recorded, options)?;
+            self.retire(recorded, options)?;
             for target in recorded.iter_mut() {
                 announce(target, progress);
             }
@@ -238,20 +275,28 @@ impl Session {
                 next_validation = monotonic_ns() + ns(VALIDATION);
             }
             let mut switches = 0;
-            for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
+            for target in recorded.iter_mut() {
+                if let Some(kept) = &target.kept {
+                    switches += kept.totals.switches;
+                    continue;
+                }
                 let totals = self.engine.totals(target.cookie)?;
                 switches += totals.switches;
-                target.notice_exec(&totals);
                 if target.gone_ns.is_some() {
-                    target.stop(&mut self.engine)?;
+                    continue;
                 }
+                target.notice_exec(&totals);
                 target.reconfigure(&mut self.engine)?;
             }
             let elapsed = Duration::from_nanos(now.saturating_sub(started_ns));
             let stacks = recorded.iter().map(Recorded::stack_count).sum();
             progress(Progress::Turn { elapsed, switches, stacks });
             if recorded.iter().all(|target| target.gone_ns.is_some()) {
-                return Ok(());
+                // The last one may have forked just before.
+                self.retire(recorded, options)?;
+                if recorded.iter().all(|target| target.gone_ns.is_some()) {
+                    return Ok(());
+                }
             }
             let wait = deadline.map_or(TURN, |deadline| TURN.min(Duration::from_nanos(deadline - now)));
             if self.wait(recorded, wait)? {
@@ -278,7 +323,9 @@ impl Session {
                 RING => {}
                 target => {
                     let index = usize::try_from(target).unwrap_or(usize::MAX);
-                    if let (Some(target), Some(pidfd)) = (recorded.get_mut(index), self.pidfds.get(index)) {
+                    if let (Some(target), Some(Some(pidfd))) =
+                        (recorded.get_mut(index), self.pidfds.get(index))
+                    {
                         // A pidfd stays readable: it has told what it knows.
                         epoll::delete(&self.epoll, pidfd)
                             .map_err(|error| SessionError::Wait(error.into()))?;
@@ -291,16 +338,20 @@ impl Session {
         Ok(stopped)
     }
 
-    fn drain(&mut self, recorded: &mut [Recorded]) {
+    fn drain(&mut self, recorded: &mut Vec<Recorded>, options: &Options) -> Result<(), SessionError> {
         let mut records = Vec::new();
         // Taking a record may need the maps, which the ring's borrow holds.
         self.engine.drain(|record| records.push(record.to_vec()));
         for record in records {
-            let stack = recorded::take(&record, recorded, &self.engine);
-            if stack && self.first_stack.is_none() {
-                self.first_stack = Some(Instant::now());
+            match recorded::take(&record, recorded, &self.places, &self.engine) {
+                Was::Stack => {
+                    self.first_stack.get_or_insert_with(Instant::now);
+                }
+                Was::Fork(fork) => self.follow(&fork, recorded, options)?,
+                Was::Other => {}
             }
         }
+        Ok(())
     }
 
     fn validate(&mut self, recorded: &mut [Recorded], last: bool) -> Result<(), SessionError> {
@@ -313,18 +364,28 @@ impl Session {
     }
 
     /// Ends the accounting, measures what a hit cost, then removes the probes.
-    fn end(&mut self, recorded: &mut [Recorded]) -> Result<(u64, Option<Cost>), SessionError> {
-        for target in recorded.iter_mut() {
-            target.stop(&mut self.engine)?;
+    fn end(
+        &mut self,
+        recorded: &mut Vec<Recorded>,
+        options: &Options,
+    ) -> Result<(u64, Option<Cost>), SessionError> {
+        let mut stopped = 0;
+        // They fork until they are stopped.
+        while stopped < recorded.len() {
+            for target in recorded.iter_mut().skip(stopped).filter(|target| target.kept.is_none()) {
+                target.stop(&mut self.engine)?;
+            }
+            stopped = recorded.len();
+            self.drain(recorded, options)?;
         }
         let ended_ns = monotonic_ns();
-        self.drain(recorded);
+        self.drain(recorded, options)?;
         // First of all: the target may go away at any time.
         self.validate(recorded, true)?;
         // What it cost is good to know, and no reason to lose the recording.
         let cost = self.engine.ns_per_hit().ok().flatten().map(|ns_per_hit| Cost { ns_per_hit });
         self.engine.detach()?;
-        self.drain(recorded);
+        self.drain(recorded, options)?;
         Ok((ended_ns, cost))
     }
 }
@@ -348,8 +409,12 @@ fn sites(target: &Target, choice: Sites, has_clocks: bool) -> Result<Vec<Site>, 
         return Ok(Vec::new());
     }
     let found = target.greenlet()?;
-    let site =
-        |probe, site: &target::Site| Site { probe, path: found.file.open.clone(), offset: site.file_offset };
+    let site = |probe, site: &target::Site| Site {
+        probe,
+        path: found.file.open.clone(),
+        file: (found.file.device, found.file.inode),
+        offset: site.file_offset,
+    };
     let switchstack = |probe| match &found.sites.switchstack {
         Some(switchstack) => Ok(site(probe, switchstack)),
         None => Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" }),

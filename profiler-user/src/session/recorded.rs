@@ -9,9 +9,9 @@ use profiler_common::{
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
-        ARMED, BlockRecord, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord, GREENLET_BORN,
-        GREENLET_FIRST, Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead, StackTotals, SwitchRecord,
-        TargetConfig, TickRecord, Totals, VERSION, off_of,
+        ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord,
+        ForkRecord, GREENLET_BORN, GREENLET_FIRST, Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead,
+        StackTotals, SwitchRecord, TargetConfig, TickRecord, Totals, VERSION, off_of,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -24,7 +24,7 @@ use super::{
     ticks::Ticks,
 };
 use crate::{
-    kernel::Engine,
+    kernel::{Engine, Kept},
     memory::{Cached, LiveProcess},
     profile::Frame,
     python::field,
@@ -98,6 +98,14 @@ pub(super) struct Recorded {
     pub(super) names: FxHashMap<u64, Option<String>>,
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
+    /// When its recording began.
+    pub(super) began_ns: u64,
+    /// The target that it is a child of.
+    pub(super) parent: Option<u32>,
+    /// Its pid in the kernel's first pid namespace, if it is known.
+    pub(super) first_pid: Option<u32>,
+    /// The kernel part's books, once they are closed.
+    pub(super) kept: Option<Kept>,
     config: TargetConfig,
     config_changed: bool,
 }
@@ -107,6 +115,7 @@ impl Recorded {
     pub(super) fn arm(
         target: Target,
         cookie: u32,
+        parent: Option<u32>,
         options: &Options,
         engine: &mut Engine,
     ) -> Result<Self, SessionError> {
@@ -116,6 +125,7 @@ impl Recorded {
         let (device, inode) = target::namespace(&target).unwrap_or_default();
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
+        let children = if options.children && engine.follows() { CONFIG_CHILDREN } else { 0 };
         let config = TargetConfig {
             started_ns: ARMED,
             block_ns: options.block.map_or(u64::MAX, super::ns),
@@ -124,7 +134,7 @@ impl Recorded {
             interpreter: target.python.interp,
             module_start: Addr(module.start),
             module_end: Addr(module.end),
-            flags: stacks | switches,
+            flags: stacks | switches | children,
             epoch: 1,
             layout: target.layout(),
             threads: field(target.python.interp, target.python.objects.interp_threads),
@@ -139,15 +149,57 @@ impl Recorded {
             sending: 1,
         };
         engine.configure(cookie, &config)?;
-        Ok(Self {
-            stacks: Stacks::new(target.python.layout, target.python.objects),
+        let first_pid = target::in_first_namespace().then_some(pid);
+        if let Some(pid) = first_pid {
+            engine.know(pid, cookie)?;
+        }
+        let stacks = Stacks::new(target.python.layout, target.python.objects);
+        let max_ended = options.max_greenlets as usize;
+        Ok(Self { parent, first_pid, ..Self::new(target, cookie, memory, stacks, config, max_ended) })
+    }
+
+    /// A process that `parent` forked; the kernel part counts already, or will when it
+    /// [starts](Self::start).
+    pub(super) fn forked(parent: &Self, cookie: u32, fork: &ForkRecord) -> Self {
+        let target = target::forked(&parent.target, fork.pid);
+        let memory = if target::alive(&target) { LiveProcess::open(fork.pid).ok() } else { None };
+        let config = TargetConfig { started_ns: fork.head.time_ns, ..parent.config };
+        Self {
+            parent: Some(parent.target.pid),
+            first_pid: Some(fork.first_pid),
+            intervals: parent.intervals.is_some().then(|| Intervals::new(fork.head.time_ns)),
+            began_ns: fork.head.time_ns,
+            // What the parent's had that the kernel part did not know yet.
+            config_changed: true,
+            ..Self::new(
+                target,
+                cookie,
+                // Its codes' names are its parent's, should it be gone already.
+                memory.unwrap_or_else(LiveProcess::gone),
+                parent.stacks.forked(),
+                config,
+                parent.max_ended,
+            )
+        }
+    }
+
+    fn new(
+        target: Target,
+        cookie: u32,
+        memory: LiveProcess,
+        stacks: Stacks,
+        config: TargetConfig,
+        max_ended: usize,
+    ) -> Self {
+        Self {
+            stacks,
             target,
             cookie,
             memory,
             ended: Vec::new(),
             unlisted: Unlisted::default(),
             unlisted_from_before: FxHashSet::default(),
-            max_ended: options.max_greenlets as usize,
+            max_ended,
             enumerated: Vec::new(),
             enumerated_frames: Vec::new(),
             enumerated_whole: false,
@@ -161,9 +213,13 @@ impl Recorded {
             hubs: FxHashSet::default(),
             names: FxHashMap::default(),
             gone_ns: None,
+            began_ns: 0,
+            parent: None,
+            first_pid: None,
+            kept: None,
             config,
             config_changed: false,
-        })
+        }
     }
 
     /// Begins the accounting.
@@ -174,6 +230,7 @@ impl Recorded {
         engine: &mut Engine,
     ) -> Result<(), SessionError> {
         self.intervals = options.intervals.then(|| Intervals::new(started_ns));
+        self.began_ns = started_ns;
         self.config.started_ns = started_ns;
         engine.configure(self.cookie, &self.config)?;
         Ok(())
@@ -383,27 +440,46 @@ impl Recorded {
     }
 }
 
-/// Takes a record of any of the targets; true if it was a stack.
+/// What a record was.
+pub(super) enum Was {
+    /// A stack.
+    Stack,
+    /// A new process, which is not among the recorded ones yet.
+    Fork(ForkRecord),
+    /// Anything else.
+    Other,
+}
+
+/// Takes a record of any of the targets, whose places are found by their numbers.
 ///
 /// A record that is not ours in length or version is counted and left.
-pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) -> bool {
+pub(super) fn take(
+    record: &[u8],
+    recorded: &mut [Recorded],
+    places: &FxHashMap<u64, usize>,
+    engine: &Engine,
+) -> Was {
     let Some(head) = part::<RecordHead>(record) else {
         if let Some(first) = recorded.first_mut() {
             first.fault(Fault::BadRecord);
         }
-        return false;
-    };
-    let index = usize::try_from(head.target).unwrap_or(usize::MAX);
-    let Some(target) = recorded.get_mut(index) else {
-        return false;
+        return Was::Other;
     };
     let known = if head.version == VERSION { head.kind } else { 0 };
+    if known == Kind::Fork as u32
+        && let Some(fork) = part::<ForkRecord>(record)
+    {
+        return Was::Fork(fork);
+    }
+    let Some(target) = places.get(&head.target).and_then(|place| recorded.get_mut(*place)) else {
+        return Was::Other;
+    };
     if known == Kind::Stack as u32
         && let Some(stack) = part::<StackHead>(record)
         && let Some(frames) = frames(record, stack.depth)
     {
         target.stack(&stack, frames, engine);
-        return true;
+        return Was::Stack;
     }
     if known == Kind::End as u32
         && let Some(end) = part::<EndRecord>(record)
@@ -444,7 +520,7 @@ pub(super) fn take(record: &[u8], recorded: &mut [Recorded], engine: &Engine) ->
     } else {
         target.fault(Fault::BadRecord);
     }
-    false
+    Was::Other
 }
 
 fn part<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Option<T> {

@@ -94,6 +94,16 @@ impl Stacks {
         }
     }
 
+    /// Those of a process that was forked from this one: none yet, but with the names of
+    /// its codes, which it has as well.
+    pub(super) fn forked(&self) -> Self {
+        Self {
+            codes: self.codes.clone(),
+            checks: self.checks.clone(),
+            ..Self::new(self.python, self.objects)
+        }
+    }
+
     /// How many stacks are known.
     pub(super) fn len(&self) -> usize {
         self.known.len()

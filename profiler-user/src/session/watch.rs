@@ -17,10 +17,11 @@ const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 /// Looks for threads that were made meanwhile; later ones their parents make known.
 const LOOKS: u32 = 8;
 
-/// Has every thread of the target watched, from `now_ns` on.
-pub(super) fn watch(target: &Target, cookie: u32, now_ns: u64, engine: &mut Engine) {
+/// Has every thread of the target watched, from `now_ns` on; false if the kernel part was
+/// faster, and the process is another target already.
+pub(super) fn watch(target: &Target, cookie: u32, now_ns: u64, engine: &mut Engine) -> bool {
     if !engine.has_clocks() {
-        return;
+        return true;
     }
     let first_namespace = target::in_first_namespace();
     let mut seen = HashSet::new();
@@ -36,9 +37,13 @@ pub(super) fn watch(target: &Target, cookie: u32, now_ns: u64, engine: &mut Engi
         for tid in fresh {
             let key = if first_namespace { u64::from(target.pid) << 32 | u64::from(tid) } else { 0 };
             // One that can't be watched has no clock, or one from its first switch on.
-            let _watched = watch_one(target, tid, key, cookie, now_ns, engine);
+            let fresh = watch_one(target, tid, key, cookie, now_ns, engine);
+            if tid == target.pid && fresh == Some(false) {
+                return false;
+            }
         }
     }
+    true
 }
 
 fn watch_one(

@@ -201,10 +201,27 @@ pub fn in_first_namespace() -> bool {
     process::in_first_namespace()
 }
 
-/// Whether it has child processes now.
+/// The processes that have `pid` as their parent now.
 #[must_use]
-pub fn has_children(target: &Target) -> bool {
-    process::has_children(target.pid)
+pub fn children(pid: u32) -> Vec<u32> {
+    process::children(pid)
+}
+
+/// The process `pid`, which `parent` forked: its memory is a copy, so that all that was
+/// found in the parent holds. If it is gone, or runs another program by now, it is one
+/// that is not [`alive`].
+#[must_use]
+pub fn forked(parent: &Target, pid: u32) -> Target {
+    let mut child = Target { pid, threads: Vec::new(), warnings: Vec::new(), ..parent.clone() };
+    child.incarnation.start_ticks = u64::MAX;
+    if let Ok(now) = Incarnation::read(pid)
+        && (now.start_code, now.start_stack) == (child.incarnation.start_code, child.incarnation.start_stack)
+    {
+        child.incarnation = now;
+        // It begins with one thread; others come later.
+        child.threads = threads(&child).into_iter().filter(|thread| thread.tid == pid).collect();
+    }
+    child
 }
 
 /// The threads that are there now.

@@ -189,11 +189,14 @@ fn refused(pid: u32, what: &'static str, error: ProcError) -> TargetError {
     }
 }
 
-/// Whether any process has `pid` as its parent.
-pub(super) fn has_children(pid: u32) -> bool {
+/// The processes that have `pid` as their parent.
+pub(super) fn children(pid: u32) -> Vec<u32> {
     // CONFIG_PROC_CHILDREN; without it, or if the process is gone: none are known.
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.into_iter().any(|thread| {
-        fs::read_to_string(thread.path().join("children")).is_ok_and(|children| !children.trim().is_empty())
-    })
+    let each = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let mut children: Vec<u32> = Vec::new();
+    for pids in each {
+        children.extend(pids.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    children
 }

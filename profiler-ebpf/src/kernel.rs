@@ -1,0 +1,87 @@
+//! What is read of the kernel's own structures, whose layout the loader tells.
+
+use core::ptr;
+
+use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
+use profiler_common::record::KernelLayout;
+
+/// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/pid_namespace.h>
+const MAX_NAMESPACES: u32 = 33;
+
+/// All zero where the kernel does not tell.
+#[unsafe(no_mangle)]
+static KERNEL: KernelLayout = KernelLayout {
+    task_runtime: 0,
+    task_pid: 0,
+    pid_level: 0,
+    pid_numbers: 0,
+    upid_bytes: 0,
+    upid_number: 0,
+    upid_namespace: 0,
+    namespace_inode: 0,
+    own_namespace: 0,
+};
+
+/// A process's numbers.
+pub struct Pids {
+    /// In the kernel's first pid namespace.
+    pub first: u32,
+    /// In greenscope's, 0 if it can't be seen from there.
+    pub own: u32,
+}
+
+/// Reads a field of the layout.
+macro_rules! layout {
+    ($field:ident) => {{
+        // SAFETY: a static; volatile, for the loader gives it its value.
+        unsafe { ptr::read_volatile(&raw const KERNEL.$field) }
+    }};
+}
+
+/// What the scheduler says that a thread has had of the CPUs, 0 if that is not known.
+#[inline(always)]
+pub fn runtime(task: *mut task_struct) -> u64 {
+    let offset = layout!(task_runtime);
+    if offset == 0 {
+        return 0;
+    }
+    read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
+}
+
+/// The numbers of a thread that leads its process.
+#[inline(always)]
+pub fn pids(task: *mut task_struct) -> Option<Pids> {
+    let offset = layout!(task_pid);
+    if offset == 0 {
+        return None;
+    }
+    let pid: u64 = read(task.cast::<u8>().wrapping_add(offset as usize).cast())?;
+    let level: u32 = read_at(pid, layout!(pid_level))?;
+    let mut numbers = pid.wrapping_add(layout!(pid_numbers).into());
+    let first: u32 = read_at(numbers, layout!(upid_number))?;
+    let mut own = 0;
+    for at in 0..MAX_NAMESPACES {
+        if at > level {
+            break;
+        }
+        let namespace: u64 = read_at(numbers, layout!(upid_namespace))?;
+        let inode: u32 = read_at(namespace, layout!(namespace_inode))?;
+        if inode == layout!(own_namespace) {
+            own = read_at(numbers, layout!(upid_number))?;
+        }
+        numbers = numbers.wrapping_add(layout!(upid_bytes).into());
+    }
+    Some(Pids { first, own })
+}
+
+#[inline(always)]
+fn read_at<T>(base: u64, offset: u32) -> Option<T> {
+    read(base.wrapping_add(offset.into()) as *const T)
+}
+
+#[inline(always)]
+fn read<T>(field: *const T) -> Option<T> {
+    // SAFETY: a bad address is an error of the helper.
+    unsafe { bpf_probe_read_kernel(field) }.ok()
+}
