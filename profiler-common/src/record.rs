@@ -325,6 +325,8 @@ pod! {
     pub struct KernelLayout {
         /// `task_struct.se.sum_exec_runtime`, 0 where it is not known.
         pub task_runtime: u32,
+        /// `task_struct.mm`, 0 where it is not known.
+        pub task_memory: u32,
         /// `task_struct.thread_pid`, 0 where that or one of the following is not known.
         pub task_pid: u32,
         /// `struct pid.level`.

@@ -2,7 +2,10 @@
 
 use core::ptr;
 
-use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
+};
 use profiler_common::record::KernelLayout;
 
 /// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
@@ -13,6 +16,7 @@ const MAX_NAMESPACES: u32 = 33;
 #[unsafe(no_mangle)]
 static KERNEL: KernelLayout = KernelLayout {
     task_runtime: 0,
+    task_memory: 0,
     task_pid: 0,
     pid_level: 0,
     pid_numbers: 0,
@@ -47,6 +51,18 @@ pub fn runtime(task: *mut task_struct) -> u64 {
         return 0;
     }
     read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
+}
+
+/// Whether the current thread has given its memory back: it is about to end.
+#[inline(always)]
+pub fn is_ending() -> bool {
+    let offset = layout!(task_memory);
+    if offset == 0 {
+        return false;
+    }
+    // SAFETY: takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    read_at::<u64>(task, offset) == Some(0)
 }
 
 /// The numbers of a thread that leads its process.

@@ -26,7 +26,7 @@ use profiler_common::{
     walk::{DataStack, SCRATCH_WORDS, StackKey, Start, Walk, is_on_top, running_frame},
 };
 
-use crate::{clock, emit, maps, memory::UserMemory, slot::Slot, stack, switch};
+use crate::{clock, emit, kernel, maps, memory::UserMemory, slot::Slot, stack, switch};
 
 /// The clock ticked while the current thread was on a CPU.
 #[inline(always)]
@@ -59,6 +59,9 @@ pub fn on_tick() {
     };
     if slot.busy != 0 {
         slot.tick.flags = TICK_SWITCHING;
+    } else if kernel::is_ending() {
+        // Nothing of it can be read: its time has no stack.
+        slot.tick.flags = TICK_UNSWITCHED;
     } else if let Err(fault) = look(config, slot, totals, now) {
         slot.tick.fault = fault as u32 + 1;
     }

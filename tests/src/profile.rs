@@ -51,6 +51,8 @@ pub struct Block {
 pub struct Target {
     /// Its pid, as greenscope sees it.
     pub pid: u32,
+    /// The process that it is recorded as a child of.
+    pub parent: Option<u32>,
     /// Its Python, such as `3.12.1`.
     pub python: String,
     /// Its greenlet, such as `3.5.6`; null when none is loaded.

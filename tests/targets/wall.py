@@ -115,6 +115,9 @@ def repeat(life, end_ns, work, seconds):
         work()
         rest(life, seconds)
     life.leave()
+    # Its name is looked for at the end: it stays.
+    ended.release()
+    gevent.get_hub().switch()
 
 
 def nothing():
@@ -123,13 +126,16 @@ def nothing():
 
 def spawn_all(end_ns, crew):
     """One greenlet for each (name, role, work, seconds of rest); waits for all."""
+    global ended
+    ended = gevent.lock.Semaphore(0)
     greenlets = []
     for name, role, work, seconds in crew:
         one = gevent.Greenlet(repeat, book.life(name, role), end_ns, work, seconds)
         one.name = name
         one.start()
         greenlets.append(one)
-    gevent.joinall(greenlets, raise_error=True)
+    for _ in greenlets:
+        ended.acquire()
 
 
 def sleepers(count):
@@ -186,6 +192,7 @@ CREWS = {
 def run_greenlets(workload, seconds):
     global gevent, gevent_sleep
     import gevent
+    import gevent.lock
 
     gevent_sleep = gevent.sleep
     crew = CREWS[workload]()

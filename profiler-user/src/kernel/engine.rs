@@ -452,35 +452,41 @@ impl Engine {
         Ok(all)
     }
 
-    /// Takes what was kept of a target that runs no more, and gives its number free.
+    /// Forgets what was kept of a target that runs no more, and gives its number free.
     /// `first_pid` is its pid in the kernel's first pid namespace, if it is known.
     ///
     /// # Errors
     ///
-    /// When a map can't be read or written.
-    pub fn retire(&mut self, target: u32, first_pid: Option<u32>) -> Result<Option<Kept>, KernelError> {
-        let kept = self.kept(&[target])?.remove(&target);
-        let nothing: Totals = bytemuck::Zeroable::zeroed();
-        if let Some(kept) = &kept {
-            for (key, _) in &kept.greenlets {
-                self.greenlets.remove(key)?;
-            }
-            for key in kept.stacks.keys() {
-                self.stacks.remove(key)?;
-            }
-            for (key, _) in &kept.threads {
-                self.threads.remove(key)?;
-            }
+    /// When a map can't be written.
+    pub fn retire(&mut self, target: u32, first_pid: Option<u32>, kept: &Kept) -> Result<(), KernelError> {
+        for (key, _) in &kept.greenlets {
+            self.greenlets.remove(key)?;
         }
+        for key in kept.stacks.keys() {
+            self.stacks.remove(key)?;
+        }
+        for (key, _) in &kept.threads {
+            self.threads.remove(key)?;
+        }
+        self.release(target, first_pid)
+    }
+
+    /// Gives the number of a target free of which nothing was kept.
+    ///
+    /// # Errors
+    ///
+    /// When a map can't be written.
+    pub fn release(&mut self, target: u32, first_pid: Option<u32>) -> Result<(), KernelError> {
         // By now another process may have the pid.
         if let Some(pid) = first_pid
             && self.processes.get(&pid)? == Some(target)
         {
             self.processes.remove(&pid)?;
         }
+        let nothing: Totals = bytemuck::Zeroable::zeroed();
         self.totals.set(target, &nothing)?;
-        self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })?;
-        Ok(kept)
+        self.configs.set(target, &bytemuck::Zeroable::zeroed())?;
+        self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })
     }
 
     /// The completed waits of every stack.
@@ -516,9 +522,11 @@ fn kernel_layout() -> KernelLayout {
         return KernelLayout::default();
     };
     let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
+    let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
     let pids = || {
         Some(KernelLayout {
             task_runtime,
+            task_memory,
             task_pid: types.offset("task_struct", &["thread_pid"])?,
             pid_level: types.offset("pid", &["level"])?,
             pid_numbers: types.offset("pid", &["numbers"])?,
@@ -530,7 +538,7 @@ fn kernel_layout() -> KernelLayout {
             own_namespace: u32::try_from(fs::metadata("/proc/self/ns/pid").ok()?.ino()).ok()?,
         })
     };
-    pids().unwrap_or(KernelLayout { task_runtime, ..KernelLayout::default() })
+    pids().unwrap_or(KernelLayout { task_runtime, task_memory, ..KernelLayout::default() })
 }
 
 /// ns from one tick to the next.

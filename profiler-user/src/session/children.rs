@@ -43,7 +43,7 @@ pub(super) fn arm(
             Ok(recorded) => recorded,
             // A child may go away at any time.
             Err(_) if parent.is_some() => {
-                let _nothing = engine.retire(cookie, None)?;
+                engine.release(cookie, None)?;
                 continue;
             }
             Err(error) => return Err(error),
@@ -51,7 +51,7 @@ pub(super) fn arm(
         // Before the probes: a hit would begin the thread's clock without its past.
         if !watch::watch(&recorded.target, cookie, monotonic_ns(), engine) {
             // Its parent was watched when it was made: the kernel part tells of it.
-            let _nothing = engine.retire(cookie, recorded.first_pid)?;
+            engine.release(cookie, recorded.first_pid)?;
             continue;
         }
         armed.push(recorded);
@@ -110,8 +110,6 @@ impl Session {
                 if self.engine.config(child.cookie)?.started_ns == ARMED {
                     child.start(monotonic_ns(), options, &mut self.engine)?;
                 }
-                child.enumerate(false);
-                child.name_threads();
             }
             None => {
                 let totals = self.engine.totals(child.cookie)?;
@@ -142,11 +140,18 @@ impl Session {
             target.stop(&mut self.engine)?;
         }
         self.drain(recorded, options)?;
+        let cookies: Vec<u32> =
+            gone.iter().filter_map(|place| recorded.get(*place)).map(|target| target.cookie).collect();
+        let mut kept = self.engine.kept(&cookies)?;
         for place in gone {
             let Some(target) = recorded.get_mut(place) else {
                 continue;
             };
-            target.kept = self.engine.retire(target.cookie, target.first_pid)?;
+            let Some(kept) = kept.remove(&target.cookie) else {
+                continue;
+            };
+            self.engine.retire(target.cookie, target.first_pid, &kept)?;
+            target.kept = Some(kept);
             self.places.remove(&u64::from(target.cookie));
             if let Some(pidfd) = self.pidfds.get_mut(place) {
                 *pidfd = None;

@@ -286,6 +286,10 @@ impl Session {
                     continue;
                 }
                 target.notice_exec(&totals);
+                if !target.looked_at {
+                    target.enumerate(false);
+                    target.name_threads();
+                }
                 target.reconfigure(&mut self.engine)?;
             }
             let elapsed = Duration::from_nanos(now.saturating_sub(started_ns));

@@ -85,6 +85,8 @@ pub(super) struct Recorded {
     /// Whether the enumeration saw every object.
     pub(super) enumerated_whole: bool,
     enumerations: u32,
+    /// Whether that was tried at all.
+    pub(super) looked_at: bool,
     pub(super) kinds: Kinds,
     /// What Python calls the threads, by tid.
     pub(super) thread_names: FxHashMap<u32, String>,
@@ -176,7 +178,7 @@ impl Recorded {
                 cookie,
                 // Its codes' names are its parent's, should it be gone already.
                 memory.unwrap_or_else(LiveProcess::gone),
-                parent.stacks.forked(),
+                parent.stacks.forked(parent.memory.clone()),
                 config,
                 parent.max_ended,
             )
@@ -204,6 +206,7 @@ impl Recorded {
             enumerated_frames: Vec::new(),
             enumerated_whole: false,
             enumerations: 0,
+            looked_at: false,
             kinds: Kinds::default(),
             thread_names: FxHashMap::default(),
             intervals: None,
@@ -245,7 +248,12 @@ impl Recorded {
             return;
         }
         self.enumerations += 1;
+        self.looked_at = true;
         let (found, faults) = target::enumerate(&mut Cached::new(self.memory.clone()), &self.target);
+        if !target::same_image(&self.target) {
+            // It ended meanwhile, or is about to, and nothing is wrong with what was read.
+            return;
+        }
         self.enumerated_whole = faults.of(Fault::EnumerationIncomplete) == 0;
         // Whether it was complete is judged by the last one.
         for (fault, count) in faults.iter().filter(|(fault, _)| *fault != Fault::EnumerationIncomplete) {
@@ -298,7 +306,9 @@ impl Recorded {
     /// Asks Python for its threads' names.
     pub(super) fn name_threads(&mut self) {
         let (threads, faults) = target::python_threads(&mut self.memory, &self.target);
-        self.faults.add(&faults);
+        if target::same_image(&self.target) {
+            self.faults.add(&faults);
+        }
         for thread in threads {
             if let (Some(tid), Some(name)) = (thread.tid, thread.name) {
                 self.thread_names.insert(tid, name);

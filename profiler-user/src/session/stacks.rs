@@ -18,7 +18,7 @@ use profiler_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    memory::Bytes,
+    memory::{Bytes, LiveProcess},
     profile::Frame,
     python::{
         code::{self, Code},
@@ -78,6 +78,9 @@ pub(super) struct Stacks {
     /// one since, when its names' hashes were computed.
     checks: FxHashMap<Addr, u32>,
     faults: HashMap<Fault, u64>,
+    /// The processes that it was forked from, the last one first: what is not there any
+    /// more may be there.
+    elders: Vec<LiveProcess>,
 }
 
 const NOTHING: StackTotals = StackTotals { ns: 0, count: 0, sent: 0, target: 0 };
@@ -91,13 +94,15 @@ impl Stacks {
             codes: FxHashMap::default(),
             checks: FxHashMap::default(),
             faults: HashMap::new(),
+            elders: Vec::new(),
         }
     }
 
     /// Those of a process that was forked from this one: none yet, but with the names of
     /// its codes, which it has as well.
-    pub(super) fn forked(&self) -> Self {
+    pub(super) fn forked(&self, elder: LiveProcess) -> Self {
         Self {
+            elders: std::iter::once(elder).chain(self.elders.iter().cloned()).collect(),
             codes: self.codes.clone(),
             checks: self.checks.clone(),
             ..Self::new(self.python, self.objects)
@@ -214,11 +219,10 @@ impl Stacks {
         if let Some(code) = self.codes.get(&(frame.code, frame.check)) {
             return Ok(Arc::clone(code));
         }
-        let code = code::read(memory, &self.objects, frame.code)?;
-        // After the reading: what was read is of the code that the kernel saw.
-        if !code_is(&self.python, frame.code, memory, &mut [0; SCRATCH_WORDS], frame.check)? {
-            return Err(Fault::CodeChanged);
-        }
+        let code = self.read(frame, memory).or_else(|fault| {
+            let mut elders = self.elders.iter().cloned();
+            elders.find_map(|mut elder| self.read(frame, &mut elder).ok()).ok_or(fault)
+        })?;
         let code = Arc::new(Named {
             function: code.qualname.as_str().into(),
             file: code.filename.as_str().into(),
@@ -226,6 +230,15 @@ impl Stacks {
         });
         self.codes.insert((frame.code, frame.check), Arc::clone(&code));
         self.checks.insert(frame.code, frame.check);
+        Ok(code)
+    }
+
+    fn read<M: Bytes>(&self, frame: &walk::Frame, memory: &mut M) -> Result<Code, Fault> {
+        let code = code::read(memory, &self.objects, frame.code)?;
+        // After the reading: what was read is of the code that the kernel saw.
+        if !code_is(&self.python, frame.code, memory, &mut [0; SCRATCH_WORDS], frame.check)? {
+            return Err(Fault::CodeChanged);
+        }
         Ok(code)
     }
 

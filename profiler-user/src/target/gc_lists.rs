@@ -49,23 +49,26 @@ pub(super) fn greenlets<M: Bytes>(
             memory.clear();
             let quiet = wait_for_collector(memory.below(), objects, interp);
             let whole = pass(memory, objects, head, greenlet_type, kinds, &mut walked.greenlets);
-            quiet && whole && !collecting(memory.below(), objects, interp)
+            quiet && whole && collecting(memory.below(), objects, interp) == Some(false)
         });
     }
     walked
 }
 
-fn collecting(memory: &mut impl Bytes, objects: &ObjectLayout, interp: Addr) -> bool {
+/// Whether a collection runs; `None` if that can't be read.
+fn collecting(memory: &mut impl Bytes, objects: &ObjectLayout, interp: Addr) -> Option<bool> {
     let mut flag = [0_u8; 4];
-    let read = memory.read_bytes(field(interp, objects.interp_collecting), &mut flag);
-    read.is_err() || flag != [0; 4]
+    memory.read_bytes(field(interp, objects.interp_collecting), &mut flag).ok()?;
+    Some(flag != [0; 4])
 }
 
 /// Whether no collection runs by now.
 fn wait_for_collector(memory: &mut impl Bytes, objects: &ObjectLayout, interp: Addr) -> bool {
     for _ in 0..MAX_WAITS {
-        if !collecting(memory, objects, interp) {
-            return true;
+        match collecting(memory, objects, interp) {
+            Some(true) => {}
+            Some(false) => return true,
+            None => return false,
         }
         // No event tells the end of a collection in another process.
         let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };

@@ -4,6 +4,7 @@
 //! `cargo test -p tests --test live -- [WORD..]`.
 #![forbid(unsafe_code)]
 
+mod children;
 mod clocks;
 mod departures;
 mod ends;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     ends::cases(&mut cases);
     service::cases(&mut cases);
     departures::cases(&mut cases);
+    children::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
     refusals::cases(&mut cases);
