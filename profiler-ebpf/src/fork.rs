@@ -52,7 +52,7 @@ pub fn on_new_task(ctx: &BtfTracePointContext) {
         && !follow(task, &pids, parent, config, now)
         && let Some(totals) = maps::totals(parent)
     {
-        log!("thread {}: its child {} is not followed", child = pids.first);
+        log!("thread {}: its child {} is not followed", child = u64::from(pids.first));
         count(totals, Fault::ChildLeftOut);
     }
 }

@@ -135,10 +135,7 @@ pub fn copy_config(parent: &TargetConfig, child: u32, started_ns: u64) -> bool {
     };
     // SAFETY: the number was free, so that nobody else uses the element. User space may
     // write the parent's meanwhile, as in `config`.
-    unsafe {
-        *config = *parent;
-        (*config).started_ns = started_ns;
-    }
+    unsafe { *config = TargetConfig { started_ns, ..*parent } };
     true
 }
 

@@ -258,6 +258,10 @@ pub fn on_exit() {
     };
     // It is not left: no tick tells anything of an ended thread.
     slot.enter();
+    if slot.thread == 0 {
+        // It never left the CPU before.
+        slot.thread = bpf_get_current_pid_tgid();
+    }
     let now = clock::now(config, slot, totals);
     log!("thread {}: exits, current greenlet {:x}", current = slot.current_object.0);
     totals.exit_ns = now;

@@ -66,6 +66,8 @@ enum Part {
     Start,
     /// A greenlet's life against an empty uprobe
     Lives,
+    /// Ticks, context switches, and what other processes pay
+    Clocks,
 }
 
 /// All that was measured.
@@ -182,6 +184,13 @@ fn plan(wants: impl Fn(Part) -> bool) -> Vec<(Workload, Vec<Mode>, Vec<Inside>)>
     if wants(Part::Lives) {
         plan.push((Workload::Lives, BTreeSet::from([Mode::Empty, Mode::Aggregated]), Vec::new()));
     }
+    if wants(Part::Clocks) {
+        plan.push((Workload::Burn, BTreeSet::from([Mode::Aggregated]), Vec::new()));
+        plan.push((Workload::Pipes, BTreeSet::from([Mode::Aggregated, Mode::Bystander]), Vec::new()));
+        for (_, modes, _) in plan.iter_mut().filter(|(workload, ..)| *workload == document::RING_5) {
+            modes.extend([Mode::Empty, Mode::Bystander]);
+        }
+    }
     let wanted = plan.into_iter().filter(|(_, modes, inside)| !modes.is_empty() || !inside.is_empty());
     wanted.map(|(workload, modes, inside)| (workload, modes.into_iter().collect(), inside)).collect()
 }
@@ -227,7 +236,11 @@ mod tests {
         let all = plan(|_| true);
         let workloads: BTreeSet<Workload> = all.iter().map(|(workload, _, _)| *workload).collect();
         assert_eq!(workloads.len(), all.len());
-        assert!(all.iter().all(|(_, modes, _)| modes.contains(&Mode::Empty)));
+        let without = [Workload::Burn, Workload::Pipes];
+        let with = all.iter().filter(|(workload, ..)| !without.contains(workload));
+        assert!(
+            with.clone().count() > 0 && with.into_iter().all(|(_, modes, _)| modes.contains(&Mode::Empty))
+        );
         let inside = plan(|part| part == Part::Inside);
         assert_eq!(inside.len(), 2);
         assert!(inside.iter().all(|(_, modes, _)| *modes == [Mode::Empty, Mode::Aggregated]));

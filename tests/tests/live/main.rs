@@ -14,6 +14,7 @@ mod outputs;
 mod refusals;
 mod service;
 mod stacks;
+mod states;
 mod switches;
 mod waits;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     service::cases(&mut cases);
     departures::cases(&mut cases);
     children::cases(&mut cases);
+    states::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
     refusals::cases(&mut cases);

@@ -16,10 +16,11 @@ enum Unit {
     Times,
     Percent,
     Milliseconds,
+    Nanoseconds,
 }
 
 /// The cases that have goals.
-const RING_5: Workload = Workload::Ring { greenlets: 10, depth: 5, shims: 0 };
+pub(super) const RING_5: Workload = Workload::Ring { greenlets: 10, depth: 5, shims: 0 };
 const RING_20: Workload = Workload::Ring { greenlets: 10, depth: 20, shims: 0 };
 const RING_SHIMS: Workload = Workload::Ring { greenlets: 10, depth: 20, shims: 4 };
 const RING_MANY: Workload = Workload::Ring { greenlets: 100_000, depth: 5, shims: 0 };
@@ -59,6 +60,23 @@ also keeps waiting time and count by stack, which greenscope does too; and by on
 calls `traceback.extract_stack`, as SkyWalking's agent does. The ratio is what greenscope
 adds to a switch, in what they add. The empty uprobe is the floor of greenscope's side:
 where a quarter of the way from inside is less than that, no program can keep the goal.
+";
+
+/// Percent of a busy thread's time.
+const TICKS: Goal = Goal(1.0);
+/// Percent of a second, and context switches in it.
+const SCHEDULER: Goal = Goal(3.0);
+const OFTEN: f64 = 50_000.0;
+/// Nanoseconds.
+const BYSTANDER: Goal = Goal(150.0);
+
+const CLOCKS: &str = "\
+What the CPU clock and the scheduler's tracepoint add, by the wall clock: to a thread that
+burns (`xtask/bench/burn.py`), and to two processes on one processor that hand a byte to and
+fro (`xtask/bench/pipes.py`), of which each switch goes from one into a sleep, with its
+stack, and wakes the other. Another process pays as well: for a look at each of its context
+switches, and, since children are followed by probes in every process, for the trap if it
+has the same greenlet library (`--no-children` spares it).
 ";
 
 const DEFINITIONS: &str = "\
@@ -106,6 +124,7 @@ fn write(results: &Results, out: &mut String) -> std::fmt::Result {
         writeln!(out)?;
     }
     lives(results, out)?;
+    clocks(results, out)?;
     let notes = results.notes();
     if !notes.is_empty() {
         writeln!(out, "## Losses while measuring\n")?;
@@ -256,6 +275,31 @@ fn lives(results: &Results, out: &mut String) -> std::fmt::Result {
     )
 }
 
+fn clocks(results: &Results, out: &mut String) -> std::fmt::Result {
+    let (Some(burn), Some(pipes)) = (results.bench(Workload::Burn), results.bench(Workload::Pipes)) else {
+        return Ok(());
+    };
+    writeln!(out, "## Clocks\n\n{CLOCKS}")?;
+    writeln!(out, "| | goal | measured | spread | |\n|---|---|---|---|---|")?;
+    let ticks = burn.spread(|round| round.percent(Mode::Aggregated));
+    row(out, "CPU samples at 97 Hz, of a thread that burns", Some(TICKS), &ticks, Unit::Percent)?;
+    let share = pipes.spread(|round| Some(round.added(Mode::Aggregated)? * OFTEN * 100.0 / 1e9));
+    let name = "a target's context switches, 50 000 a second";
+    row(out, name, Some(SCHEDULER), &share, Unit::Percent)?;
+    let added = pipes.spread(|round| round.added(Mode::Aggregated));
+    row(out, "the same, each", None, &added, Unit::Nanoseconds)?;
+    let added = pipes.spread(|round| round.added(Mode::Bystander));
+    row(out, "another process's context switch", Some(BYSTANDER), &added, Unit::Nanoseconds)?;
+    if let Some(ring) = results.bench(RING_5) {
+        let ratio = ring.spread(|round| round.ratio(Mode::Bystander));
+        let name = "another process's switch of greenlets, same library, against an empty uprobe";
+        row(out, name, None, &ratio, Unit::Times)?;
+        let added = ring.spread(|round| round.added(Mode::Bystander));
+        row(out, "the same, each", None, &added, Unit::Nanoseconds)?;
+    }
+    writeln!(out)
+}
+
 fn row(out: &mut String, name: &str, goal: Option<Goal>, spread: &Spread, unit: Unit) -> std::fmt::Result {
     let Spread { median, least, most } = *spread;
     let goal_text = goal.map_or_else(|| "-".to_owned(), |goal| format!("at most {}", figure(goal.0, unit)));
@@ -274,6 +318,7 @@ fn figure(number: f64, unit: Unit) -> String {
         Unit::Times => format!("{number:.2}x"),
         Unit::Percent => format!("{number:.1} %"),
         Unit::Milliseconds => format!("{number:.0} ms"),
+        Unit::Nanoseconds => format!("{number:.0} ns"),
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) enum Mode {
     Aggregated,
     /// The same, and a record of each switch.
     Recorded,
+    /// The default, but of another process with the same library.
+    Bystander,
 }
 
 /// What a target does over and over.
@@ -43,6 +45,10 @@ pub(super) enum Workload {
     Ring { greenlets: u32, depth: u32, shims: u32 },
     /// Greenlets that are born and die.
     Lives,
+    /// A thread that burns.
+    Burn,
+    /// Two processes that wake each other.
+    Pipes,
 }
 
 /// A target and what was measured on it.
@@ -51,6 +57,8 @@ pub(super) struct Bench {
     modes: Vec<Mode>,
     inside: Vec<Inside>,
     target: Target,
+    /// Who is recorded when the target is not.
+    other: Option<Target>,
     pub(super) rounds: Vec<Round>,
     /// What recordings lost or miscounted.
     pub(super) notes: BTreeSet<String>,
@@ -70,7 +78,7 @@ impl Mode {
         match self {
             Self::Empty => &["--no-hit-cost", "--empty-probe"],
             Self::Accounting => &["--no-hit-cost", "--accounting-only"],
-            Self::Aggregated => &["--no-hit-cost"],
+            Self::Aggregated | Self::Bystander => &["--no-hit-cost"],
             Self::Recorded => &["--no-hit-cost", "--intervals"],
         }
     }
@@ -84,6 +92,8 @@ impl Workload {
                 Target::start(python, "ring.py", &[greenlets, depth, shims].map(|number| number.to_string()))
             }
             Self::Lives => Target::start(python, "lives.py", &[]),
+            Self::Burn => Target::start(python, "burn.py", &[]),
+            Self::Pipes => Target::start(python, "pipes.py", &[]),
         }
     }
 
@@ -92,13 +102,15 @@ impl Workload {
             Self::Ring { .. } => 1,
             // In, and out at its end.
             Self::Lives => 2,
+            Self::Burn | Self::Pipes => 0,
         }
     }
 
     const fn sample(self) -> Duration {
         match self {
             Self::Ring { greenlets: MANY.., .. } => LONG_SAMPLE,
-            Self::Ring { .. } | Self::Lives => SAMPLE,
+            // Three batches are longer.
+            Self::Ring { .. } | Self::Lives | Self::Burn | Self::Pipes => SAMPLE,
         }
     }
 }
@@ -116,6 +128,10 @@ impl Bench {
             modes: modes.to_vec(),
             inside: inside.to_vec(),
             target: workload.start(python)?,
+            other: match modes.contains(&Mode::Bystander) {
+                true => Some(Workload::Lives.start(python)?),
+                false => None,
+            },
             rounds: Vec::new(),
             notes: BTreeSet::new(),
         })
@@ -150,13 +166,16 @@ impl Bench {
 
     /// What a unit takes while it is recorded.
     fn recorded(&mut self, mode: Mode) -> Result<f64> {
-        let recording = Recording::start(self.target.pid(), mode.options())?;
+        let other = self.other.as_ref().filter(|_| mode == Mode::Bystander);
+        let recorded = other.unwrap_or(&self.target).pid();
+        let recording = Recording::start(recorded, mode.options())?;
         // The first hit of each stack is dearer; what users wait for is the rest.
         let first = self.target.work(Duration::ZERO)?;
         recording.settle()?;
         let sample = self.target.sample(self.workload.sample())?;
         let summary = recording.stop()?;
         let did = (first + sample.units) * self.workload.switches_per_unit();
+        let did = if mode == Mode::Bystander { 0 } else { did };
         if mode != Mode::Empty && summary.switches != did {
             let counted = summary.switches;
             self.notes.insert(format!("{:?}, {mode:?}: {counted} of {did} switches counted", self.workload));
@@ -190,6 +209,11 @@ impl Round {
     /// What a mode adds, in what the empty probe adds.
     pub(super) fn ratio(&self, mode: Mode) -> Option<f64> {
         Some(self.added(mode)? / self.added(Mode::Empty)?)
+    }
+
+    /// What a mode adds, in percent of a unit.
+    pub(super) fn percent(&self, mode: Mode) -> Option<f64> {
+        Some(self.added(mode)? / self.bare * 100.0)
     }
 
     /// A whole unit with a mode, in whole units with the empty probe.
