@@ -56,9 +56,17 @@ fn forks(python: &Python, options: &[&str]) -> Result<()> {
 
 /// Takes out what is lost of processes that end before anybody could look at them:
 /// greenlets that never switched, and the names of code that only they had. In a process
-/// that begins and ends all the time a tick meets frames being linked more often.
+/// that begins and ends all the time a tick meets frames being linked more often, and in
+/// the middle of an exec the thread state is not there.
 fn short_lived(profile: &mut Profile) {
-    for fault in ["ENUMERATION_INCOMPLETE", "CODE_UNREADABLE", "CODE_CHANGED", "CODE_REUSED", "TICK_TORN"] {
+    for fault in [
+        "ENUMERATION_INCOMPLETE",
+        "CODE_UNREADABLE",
+        "CODE_CHANGED",
+        "CODE_REUSED",
+        "TICK_TORN",
+        "THREAD_STATE",
+    ] {
         profile.totals.faults.remove(fault);
     }
 }
