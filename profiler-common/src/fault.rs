@@ -70,7 +70,7 @@ pub enum Fault {
     /// There was no more room for blocks: this one is missing from the list.
     BlocksFull = 29,
     /// The scheduler did not tell that a thread came onto a CPU: its time is right, which
-    /// of its greenlets had it may be wrong by a tick of the scheduler.
+    /// of its greenlets had it may be wrong by half a millisecond, at worst by a tick of the scheduler.
     CameUnseen = 30,
     /// A child was not followed: there is no room for one more process, or for its record.
     ChildLeftOut = 31,

@@ -325,6 +325,8 @@ pod! {
     pub struct KernelLayout {
         /// `task_struct.se.sum_exec_runtime`, 0 where it is not known.
         pub task_runtime: u32,
+        /// `task_struct.se.exec_start`, 0 where it is not known.
+        pub task_exec_start: u32,
         /// `task_struct.mm`, 0 where it is not known.
         pub task_memory: u32,
         /// `task_struct.thread_pid`, 0 where that or one of the following is not known.
@@ -444,7 +446,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_632;
+pub const SLOT_BYTES: usize = 5_640;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::{pt_regs, task_struct},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_task_pt_regs},
+        generated::{bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
     programs::BtfTracePointContext,
 };
@@ -23,12 +23,17 @@ use profiler_common::{
 };
 
 use crate::{
-    kernel::runtime,
+    kernel::{exec_start, runtime},
     maps::{self, count},
     off,
     slot::{Reading, Slot},
 };
 
+/// How wrong a time may be that is reckoned from the scheduler's own clock. That one stands
+/// still in interrupts and while the hypervisor takes the CPU, and then less time counts as
+/// off the CPU than was; in the other direction only the look for another thread counts
+/// between its reading and ours.
+const MAX_DOUBT_NS: u64 = 500_000;
 /// Looks at a clock that moves until one finds it still.
 const LOOKS: u32 = 4;
 /// A tick of the scheduler with the lowest `CONFIG_HZ`, 100.
@@ -74,10 +79,23 @@ pub fn now(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals) -> u64 {
 fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
     // SAFETY: takes no argument.
     let task = unsafe { bpf_get_current_task() } as *mut task_struct;
-    let off_ns = slot.clock.off_unseen(now, config.started_ns, runtime(task));
+    let started_ns = exec_start(task);
+    let runtime_ns = runtime(task);
+    // The sum is as old as the scheduler's last tick.
+    let since_ns = now.wrapping_sub(slot.clock.lead_ns).wrapping_sub(started_ns);
+    // SAFETY: takes no argument.
+    let same_cpu = slot.clock.cpu == unsafe { bpf_get_smp_processor_id() };
+    let known = slot.clock.lead_ns != 0
+        && same_cpu
+        && since_ns <= MAX_SCHEDULER_TICK_NS
+        // No tick between the two.
+        && exec_start(task) == started_ns;
+    let (runtime_ns, doubt_ns) =
+        if known { (runtime_ns + since_ns, MAX_DOUBT_NS) } else { (runtime_ns, MAX_SCHEDULER_TICK_NS) };
+    let off_ns = slot.clock.off_unseen(now, config.started_ns, runtime_ns);
     if let Some(off) = slot.reading.off_ns.get_mut(slot.clock.state as usize & (OFF_KINDS - 1)) {
-        // The scheduler's sum is as old as its last tick: not more than the clock will have.
-        *off += off_ns.saturating_sub(MAX_SCHEDULER_TICK_NS);
+        // Not more than the clock will have.
+        *off += off_ns.saturating_sub(doubt_ns);
     }
     0
 }
@@ -174,7 +192,12 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         && let Some(config) = maps::config(slot.target)
     {
         let why = slot.clock.state;
-        slot.clock.enter(time(), config.started_ns, runtime(comer));
+        let now = time();
+        slot.clock.enter(now, config.started_ns, runtime(comer));
+        let exec_start = exec_start(comer);
+        slot.clock.lead_ns = if exec_start == 0 { 0 } else { now.wrapping_sub(exec_start) };
+        // SAFETY: takes no argument.
+        slot.clock.cpu = unsafe { bpf_get_smp_processor_id() };
         off::count(slot, why);
         if slot.thread != 0 {
             publish(slot);

@@ -16,6 +16,7 @@ const MAX_NAMESPACES: u32 = 33;
 #[unsafe(no_mangle)]
 static KERNEL: KernelLayout = KernelLayout {
     task_runtime: 0,
+    task_exec_start: 0,
     task_memory: 0,
     task_pid: 0,
     pid_level: 0,
@@ -47,6 +48,17 @@ macro_rules! layout {
 #[inline(always)]
 pub fn runtime(task: *mut task_struct) -> u64 {
     let offset = layout!(task_runtime);
+    if offset == 0 {
+        return 0;
+    }
+    read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
+}
+
+/// When the scheduler last brought that sum up to date, by its own clock; 0 if that is not
+/// known.
+#[inline(always)]
+pub fn exec_start(task: *mut task_struct) -> u64 {
+    let offset = layout!(task_exec_start);
     if offset == 0 {
         return 0;
     }

@@ -522,10 +522,12 @@ fn kernel_layout() -> KernelLayout {
         return KernelLayout::default();
     };
     let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
+    let task_exec_start = types.offset("task_struct", &["se", "exec_start"]).unwrap_or_default();
     let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
     let pids = || {
         Some(KernelLayout {
             task_runtime,
+            task_exec_start,
             task_memory,
             task_pid: types.offset("task_struct", &["thread_pid"])?,
             pid_level: types.offset("pid", &["level"])?,
@@ -538,7 +540,7 @@ fn kernel_layout() -> KernelLayout {
             own_namespace: u32::try_from(fs::metadata("/proc/self/ns/pid").ok()?.ino()).ok()?,
         })
     };
-    pids().unwrap_or(KernelLayout { task_runtime, task_memory, ..KernelLayout::default() })
+    pids().unwrap_or(KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() })
 }
 
 /// ns from one tick to the next.
