@@ -74,11 +74,19 @@ pub enum Fault {
     CameUnseen = 30,
     /// A child was not followed: there is no room for one more process, or for its record.
     ChildLeftOut = 31,
+    /// The ring buffer was full: what a label says is sent when its greenlet switches next.
+    RingFullLabel = 32,
+    /// The map of times by label is full: this time has no label.
+    LabelsFull = 33,
+    /// A request's head was not whole in what was read at once: its trace is not known.
+    WireCut = 34,
+    /// A request came over TLS or HTTP/2: it has no label.
+    WireUnreadable = 35,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 32;
+    pub const COUNT: usize = 36;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -114,6 +122,10 @@ impl Fault {
         Self::BlocksFull,
         Self::CameUnseen,
         Self::ChildLeftOut,
+        Self::RingFullLabel,
+        Self::LabelsFull,
+        Self::WireCut,
+        Self::WireUnreadable,
     ];
 
     /// The fault of that number.
@@ -158,6 +170,10 @@ impl Fault {
             Self::BlocksFull => "BLOCKS_FULL",
             Self::CameUnseen => "CAME_UNSEEN",
             Self::ChildLeftOut => "CHILD_LEFT_OUT",
+            Self::RingFullLabel => "RING_FULL_LABEL",
+            Self::LabelsFull => "LABELS_FULL",
+            Self::WireCut => "WIRE_CUT",
+            Self::WireUnreadable => "WIRE_UNREADABLE",
         }
     }
 }

@@ -63,6 +63,18 @@ pub const MAX_ENUMERATIONS: u32 = 8;
 /// Different stacks over all targets.
 pub const MAX_STACKS: u32 = 65_536;
 
+/// Times of a (stack, label) between two looks of user space, over all targets.
+pub const MAX_PAIRS: u32 = 65_536;
+
+/// Greenlets made inside of a request that were not switched to yet, over all targets.
+pub const MAX_UNSTARTED: u32 = 65_536;
+
+/// Bytes looked at of the head of a request.
+pub const WIRE_BYTES: u32 = 4_096;
+
+/// Times within one run at which its greenlet was seen with another label.
+pub const MAX_PARTS: usize = 3;
+
 /// Threads seen over all targets.
 pub const MAX_THREADS: u32 = 8_192;
 

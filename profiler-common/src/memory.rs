@@ -14,6 +14,25 @@ pub trait Memory {
     /// frames turn it into [`Fault::ReadFrame`].
     fn read<const N: usize>(&mut self, addr: Addr, out: &mut [u64; N]) -> Result<(), Fault>;
 
+    /// Copies the words that hold the first `bytes` bytes from `addr`, which lies on a word,
+    /// into `out`; what is beyond is anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Memory::read`], and when `bytes` is more than `out` holds.
+    #[inline(always)]
+    fn read_part<const N: usize>(&mut self, addr: Addr, out: &mut [u64; N], bytes: u32) -> Result<(), Fault> {
+        if bytes as usize > N * 8 {
+            return Err(Fault::ReadState);
+        }
+        let mut at = addr;
+        for word in out.iter_mut().take((bytes as usize).div_ceil(8)) {
+            *word = self.word(at)?;
+            at = at.at(8);
+        }
+        Ok(())
+    }
+
     /// One word.
     ///
     /// # Errors

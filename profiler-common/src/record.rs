@@ -4,13 +4,14 @@ use crate::{
     address::Addr,
     clock::{Clock, Gil, OFF_KINDS},
     fault::Fault,
+    label::{About, Blank, Label, LabelConfig},
     layout::Layout,
     limits::{HUB_TYPES, MAX_FRAMES, TOP_RUNS},
     walk::{Frame, StackKey},
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -32,6 +33,9 @@ pub const CONFIG_RUNS: u32 = 4;
 /// [`TargetConfig::flags`]: the processes that it forks become targets as well.
 pub const CONFIG_CHILDREN: u32 = 8;
 
+/// [`TargetConfig::flags`]: requests are seen on the sockets that greenlets read.
+pub const CONFIG_WIRE: u32 = 16;
+
 /// The attach cookie of a probe that fires in every process: which target a hit is of, its
 /// thread's slot tells, or its process.
 pub const ANY_TARGET: u64 = u64::MAX;
@@ -47,6 +51,9 @@ pub const GREENLET_RUNNING: u32 = 2;
 pub const GREENLET_MAIN: u32 = 4;
 /// [`Greenlet::flags`]: it was the current greenlet when its thread was first seen.
 pub const GREENLET_FIRST: u32 = 16;
+
+/// [`Greenlet::flags`]: what its label says could not be sent.
+pub const GREENLET_UNTOLD: u32 = 32;
 
 /// How a greenlet's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +116,8 @@ pod! {
         pub code_nlocalsplus: u32,
         /// `PyCodeObject.co_stacksize` (i32).
         pub code_stacksize: u32,
+        /// Where the labels are.
+        pub label: LabelConfig,
     }
 
     /// A run without a switch.
@@ -156,6 +165,15 @@ pod! {
         pub exit_ns: u64,
         /// By number.
         pub faults: [u64; Fault::COUNT],
+        /// Switches whose leaver had a label of its own.
+        pub labelled: u64,
+        /// Switches whose leaver had its maker's or its request's.
+        pub given: u64,
+        /// Switches whose leaver had none, by [`Blank`].
+        pub blank: [u64; Blank::COUNT],
+        /// Runs whose label was another at their end than when it was last seen: the time
+        /// between the two is the later one's.
+        pub changed: u64,
         /// The shortest of `runs` once all are in use, else 0.
         pub shortest_run_ns: u64,
         /// The longest runs, unordered.
@@ -205,6 +223,20 @@ pod! {
         pub begun_ns: u64,
         /// Off the CPU while it ran, up to the last change: by [`crate::clock::Off`].
         pub off_ns: [u64; OFF_KINDS],
+        /// The label of the wait that began before the recording.
+        pub begun_label: Label,
+        /// The label that it was last suspended with.
+        pub label: Label,
+        /// What its request or its maker gave it, for when its context tells none.
+        pub given: Label,
+        /// `running_ns` when `label` began.
+        pub label_running_ns: u64,
+        /// `off_ns` then.
+        pub label_off_ns: [u64; OFF_KINDS],
+        /// When that was.
+        pub label_since_ns: u64,
+        /// The socket that its request came from; bit 0: it was written to since.
+        pub socket: u64,
     }
 
     /// Completed waits in one stack.
@@ -305,6 +337,8 @@ pod! {
         pub to: u64,
         /// The leaver's stack.
         pub stack: StackKey,
+        /// And its label.
+        pub label: Label,
     }
 
     /// A process was forked, and is a target now.
@@ -363,6 +397,22 @@ pod! {
         pub flags: u32,
         /// 1 + the fault that kept it from being whole, or 0.
         pub fault: u32,
+        /// The label.
+        pub label: Label,
+        /// 1 + the [`Blank`] that is the reason why there is no label of its own, or 0.
+        pub blank: u32,
+        /// None.
+        pub padding: u32,
+    }
+
+    /// A label was seen for the first time in a while.
+    pub struct LabelRecord {
+        /// Kind `Label`.
+        pub head: RecordHead,
+        /// Which.
+        pub label: Label,
+        /// What it says.
+        pub about: About,
     }
 
     /// A run without a switch that was too long, and what came of it. Sent when it ends, and
@@ -390,6 +440,8 @@ pod! {
         pub held_most_ns: u64,
         /// 1 once the round is over, and the last three are whole.
         pub round_over: u64,
+        /// The label at its end.
+        pub label: Label,
     }
 }
 
@@ -443,10 +495,12 @@ pub enum Kind {
     Block = 6,
     /// [`ForkRecord`].
     Fork = 7,
+    /// [`LabelRecord`].
+    Label = 8,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_640;
+pub const SLOT_BYTES: usize = 7_424;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -135,6 +135,13 @@ impl Window {
         self.bytes = WINDOW_BYTES;
     }
 
+    /// Its room, for something else: the copy is gone.
+    #[inline(always)]
+    pub const fn room(&mut self) -> &mut [u64; WINDOW_WORDS + WINDOW_SLACK_WORDS] {
+        self.clear();
+        &mut self.words
+    }
+
     #[inline(always)]
     fn field(&self, word: u64, offset: u16) -> u64 {
         let index = (word as usize & (WINDOW_WORDS - 1)) + (offset as usize >> 3 & (WINDOW_SLACK_WORDS - 1));

@@ -5,6 +5,7 @@ use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
     fault::Fault,
+    label::Label,
     limits::TOP_RUNS,
     memory::Memory as _,
     record::{
@@ -15,7 +16,7 @@ use profiler_common::{
 };
 
 use crate::{
-    clock, emit,
+    clock, emit, label,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -54,6 +55,16 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.begun_ns = 0;
     sight.sent = 0;
     sight.off_ns = [0; OFF_KINDS];
+    sight.label = Label::NONE;
+    sight.begun_label = Label::NONE;
+    sight.given = Label::NONE;
+    sight.label_running_ns = 0;
+    sight.label_off_ns = [0; OFF_KINDS];
+    sight.label_since_ns = sight.since_ns;
+    sight.socket = 0;
+    if sight.flags & GREENLET_BORN != 0 {
+        maps::take_unstarted(key, &mut sight.given);
+    }
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
         totals.blind = 1;
@@ -168,6 +179,7 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     totals.hits += 1;
     let key = GreenletKey { target, pimpl: this };
     if maps::greenlet(&key).is_none() {
+        maps::drop_unstarted(&key);
         return;
     }
     let Some(slot) = maps::slot().or_else(|| thread::first_hit(ctx)) else {
@@ -207,6 +219,9 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
         // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
         waited(&greenlet.stack, ns, totals);
+        if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
+            count(totals, Fault::LabelsFull);
+        }
     }
     greenlet.since_ns = now;
     let _sent = end(greenlet, how as u32, slot, totals);

@@ -34,6 +34,7 @@ pub fn begin(config: &TargetConfig, slot: &mut Slot, from: &Greenlet) -> u32 {
         held_ns: 0,
         held_most_ns: 0,
         round_over: 0,
+        label: slot.label,
     };
     send(slot);
     0

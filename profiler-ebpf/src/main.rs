@@ -14,6 +14,7 @@ mod clock;
 mod emit;
 mod fork;
 mod kernel;
+mod label;
 mod log;
 mod maps;
 mod memory;
@@ -23,6 +24,7 @@ mod stack;
 mod switch;
 mod thread;
 mod tick;
+mod wire;
 
 use aya_ebpf::{
     macros::{btf_tracepoint, perf_event, raw_tracepoint, uprobe},
@@ -65,6 +67,14 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// `green_init(PyGreenlet *, …)`: a greenlet is made.
+#[uprobe]
+fn greenlet_made(ctx: ProbeContext) -> u32 {
+    let object: u64 = ctx.arg(0).unwrap_or_default();
+    label::on_made(&ctx, Addr(object));
+    0
+}
+
 /// An empty program, the yardstick of `cargo xtask bench`.
 #[uprobe]
 fn empty(_ctx: ProbeContext) -> u32 {
@@ -89,6 +99,27 @@ fn sched_switch(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "task_newtask")]
 fn task_newtask(ctx: BtfTracePointContext) -> i32 {
     fork::on_new_task(&ctx);
+    0
+}
+
+/// Bytes came from a socket.
+#[btf_tracepoint(function = "sock_recv_length")]
+fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
+    wire::on_received(&ctx);
+    0
+}
+
+/// Bytes went to a socket.
+#[btf_tracepoint(function = "sock_send_length")]
+fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
+    wire::on_sent(&ctx);
+    0
+}
+
+/// A connection's state changes.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    wire::on_state(&ctx);
     0
 }
 

@@ -14,7 +14,8 @@ use aya_ebpf::{
 };
 use profiler_common::{
     fault::Fault,
-    limits::{DEFAULT_GREENLETS, MAX_STACKS, MAX_TARGETS, MAX_THREADS, RING_BYTES},
+    label::{Label, PairKey, PairTotals},
+    limits::{DEFAULT_GREENLETS, MAX_PAIRS, MAX_STACKS, MAX_TARGETS, MAX_THREADS, MAX_UNSTARTED, RING_BYTES},
     record::{Greenlet, GreenletKey, StackRecord, StackTotals, TargetConfig, Thread, Totals},
     walk::StackKey,
 };
@@ -49,9 +50,7 @@ impl<T> TaskStorage<T> {
     }
 
     fn get(&'static self, flags: u32) -> Option<NonNull<T>> {
-        // SAFETY: takes no argument and cannot fail.
-        let task = unsafe { bpf_get_current_task_btf() };
-        self.get_of(task, flags)
+        self.get_of(current_task(), flags)
     }
 
     #[inline(always)]
@@ -80,6 +79,18 @@ static GREENLETS: HashMap<GreenletKey, Greenlet, { DEFAULT_GREENLETS as usize }>
 static STACKS: HashMap<StackKey, StackTotals, { MAX_STACKS as usize }> = HashMap::new();
 #[btf_map]
 static THREADS: HashMap<u64, Thread, { MAX_THREADS as usize }> = HashMap::new();
+/// Time by stack and label: the kernel part adds to one of them while user space reads the
+/// other.
+#[btf_map]
+static PAIRS_0: HashMap<PairKey, PairTotals, { MAX_PAIRS as usize }> = HashMap::new();
+#[btf_map]
+static PAIRS_1: HashMap<PairKey, PairTotals, { MAX_PAIRS as usize }> = HashMap::new();
+/// Which of them.
+#[btf_map]
+static PHASE: Array<u32, 1> = Array::new();
+/// What greenlets that were not switched to yet have from their makers.
+#[btf_map]
+static UNSTARTED: HashMap<GreenletKey, Label, { MAX_UNSTARTED as usize }> = HashMap::new();
 #[btf_map]
 pub static RING: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
 #[btf_map]
@@ -229,6 +240,62 @@ pub fn stack(key: &StackKey) -> Option<&'static mut StackTotals> {
 #[inline(always)]
 pub fn insert_stack(key: &StackKey, target: u64) -> bool {
     STACKS.insert(key, StackTotals { ns: 0, count: 0, sent: 0, target: target as u32 }, 0).is_ok()
+}
+
+/// Adds time of a label; false if there is no room for it.
+///
+/// Written by the holder of the target's GIL, or (a sleep's) by the one thread whose stack
+/// it is.
+#[inline(always)]
+pub fn add_pair(key: &PairKey, more: &PairTotals) -> bool {
+    let phase = PHASE.get_ptr(0).map_or(0, |phase| {
+        // SAFETY: an aligned word, which user space turns.
+        unsafe { ptr::read_volatile(phase) }
+    });
+    let pairs = if phase & 1 == 0 { &PAIRS_0 } else { &PAIRS_1 };
+    let Some(known) = pairs.get_ptr_mut(key) else {
+        return pairs.insert(key, more, 0).is_ok();
+    };
+    // SAFETY: see above. User space reads it only when nobody adds to it any more.
+    let known = unsafe { &mut *known };
+    known.ns = known.ns.wrapping_add(more.ns);
+    known.count = known.count.wrapping_add(more.count);
+    known.last_ns = more.last_ns;
+    for (sum, ns) in known.off_ns.iter_mut().zip(more.off_ns) {
+        *sum = sum.wrapping_add(ns);
+    }
+    true
+}
+
+/// Keeps what a greenlet has from its maker until it starts.
+#[inline(always)]
+pub fn insert_unstarted(key: &GreenletKey, label: &Label) -> bool {
+    UNSTARTED.insert(key, label, 0).is_ok()
+}
+
+/// Takes it.
+#[inline(always)]
+pub fn take_unstarted(key: &GreenletKey, label: &mut Label) {
+    if let Some(kept) = UNSTARTED.get_ptr(key) {
+        // SAFETY: made whole before its greenlet could run or be freed, never changed.
+        *label = unsafe { *kept };
+        // It was there.
+        let _removed = UNSTARTED.remove(key);
+    }
+}
+
+/// Forgets it: the greenlet is freed and never ran.
+#[inline(always)]
+pub fn drop_unstarted(key: &GreenletKey) {
+    // Most are not there.
+    let _removed = UNSTARTED.remove(key);
+}
+
+/// The current task.
+#[inline(always)]
+pub fn current_task() -> *mut task_struct {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { bpf_get_current_task_btf() }
 }
 
 /// The record of a thread.

@@ -7,18 +7,21 @@
 use profiler_common::{
     address::Addr,
     clock::Off,
+    fault::Fault,
     greenlet,
+    label::Label,
     record::{CONFIG_STACKS, GreenletKey, TargetConfig, off_owner},
     walk::{StackKey, Start, Walk},
 };
 
-use crate::{maps, memory::UserMemory, slot::Slot, stack, switch, tick};
+use crate::{label, maps, memory::UserMemory, slot::Slot, stack, switch, tick};
 
 /// Takes the stack of the current thread, which goes to sleep, into `slot.off_stack`;
 /// none if there is none to take or it is not sure.
 #[inline(always)]
 pub fn take_stack(config: &TargetConfig, slot: &mut Slot, why: Off, call: i64, now: u64) {
     slot.off_stack = StackKey { id: 0, check: 0 };
+    slot.off_seen = 0;
     let wanted = why != Off::Preempted && config.flags & CONFIG_STACKS != 0 && now >= config.started_ns;
     if wanted && slot.busy == 0 {
         let plain = slot.epoch != config.epoch;
@@ -31,6 +34,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
     let Some(totals) = maps::totals(slot.target) else {
         return 0;
     };
+    let mut entry = None;
     if slot.epoch == config.epoch {
         let current = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state);
         if current != Ok(slot.current_object) {
@@ -38,8 +42,9 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         }
         let key = GreenletKey { target: slot.target, pimpl: slot.current };
         // A hub that waits for events is idle, and always in the same place.
+        entry = maps::greenlet(&key);
         if why == Off::Polled
-            && maps::greenlet(&key).is_some_and(|current| config.hub_types.contains(&current.type_object))
+            && entry.as_ref().is_some_and(|current| config.hub_types.contains(&current.type_object))
         {
             return 0;
         }
@@ -59,6 +64,17 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
     switch::about(config, slot, now, owner, empty);
     let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
     slot.off_stack = key;
+    slot.off_label = Label::NONE;
+    let given = entry.as_ref().map_or(Label::NONE, |entry| entry.given);
+    if label::wanted(config, &given) {
+        let _blank = label::at_look(config, slot, entry.as_deref(), now);
+        slot.off_label = slot.label;
+        if entry.is_some() {
+            slot.off_seen = 1;
+            let label = slot.label;
+            label::observe(slot, &label, now);
+        }
+    }
     0
 }
 
@@ -71,8 +87,22 @@ pub fn count(slot: &mut Slot, why: u32) {
     }
     slot.off_stack = StackKey { id: 0, check: 0 };
     let slept = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
+    let ns = slept.wrapping_sub(slot.off_before_ns);
     if let Some(known) = maps::stack(&key) {
-        known.ns += slept.wrapping_sub(slot.off_before_ns);
+        known.ns += ns;
         known.count += 1;
+    }
+    let label = slot.off_label;
+    let now = slot.clock.since_ns;
+    if slot.off_seen != 0 {
+        // It did nothing meanwhile.
+        slot.off_seen = 0;
+        label::observe(slot, &label, now);
+    }
+    if !label.is_none()
+        && !label::add_wait(slot, &key, &label, ns, now)
+        && let Some(totals) = maps::totals(slot.target)
+    {
+        maps::count(totals, Fault::LabelsFull);
     }
 }

@@ -9,11 +9,16 @@ use core::{
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
+    label::{Chain, Label, PairKey, PairTotals},
+    limits::MAX_PARTS,
     record::{
-        BlockRecord, EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, TickRecord, Watch,
+        BlockRecord, EndRecord, Greenlet, GreenletKey, LabelRecord, Run, SLOT_BYTES, SwitchRecord,
+        TickRecord, Watch,
     },
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
+
+use crate::wire::Scan;
 
 /// How to take the last switch back, should it turn out not to have happened.
 ///
@@ -47,6 +52,18 @@ pub struct Reading {
     pub off_ns: [u64; OFF_KINDS],
 }
 
+/// The label that the current greenlet had in its run, when last seen with it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Part {
+    /// Which; none as well.
+    pub label: Label,
+    /// When.
+    pub until_ns: u64,
+    /// [`Clock::off_ns`] then.
+    pub off_ns: [u64; OFF_KINDS],
+}
+
 /// What is kept of a thread.
 #[repr(C)]
 pub struct Slot {
@@ -64,6 +81,20 @@ pub struct Slot {
     pub off_before_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick asked for it.
     pub own_tid: u64,
+    /// The label that it left the CPU with.
+    pub off_label: Label,
+    /// Not 0 if it was looked at.
+    pub off_seen: u64,
+    /// Its thread state, where a tick or a sleep found it.
+    pub found: Addr,
+    /// The last label that a tick or a sleep told user space of.
+    pub told: Label,
+    /// How many of `parts` are of the current run.
+    pub parts_count: u64,
+    /// [`Clock::off_ns`] up to which the time off the CPU is in `parts`, or was the leaver's.
+    pub part_off_ns: [u64; OFF_KINDS],
+    /// The labels of the current run so far.
+    pub parts: [Part; MAX_PARTS],
     /// The last block, if the round after it is not over; else its `ns` is 0.
     pub block: BlockRecord,
     /// Scratch of a tick.
@@ -98,6 +129,20 @@ pub struct Slot {
     pub switch: SwitchRecord,
     /// Scratch: a greenlet that is met.
     pub sight: Greenlet,
+    /// Scratch: the label.
+    pub label: Label,
+    /// Scratch: how it is found.
+    pub chain: Chain,
+    /// Scratch.
+    pub pair_key: PairKey,
+    /// Scratch.
+    pub pair: PairTotals,
+    /// Scratch: a socket.
+    pub socket: u64,
+    /// Scratch: the head of a request.
+    pub scan: Scan,
+    /// Scratch.
+    pub label_record: LabelRecord,
     /// Scratch: a walk.
     pub scratch: Scratch,
 }
@@ -161,6 +206,6 @@ pub struct About {
 
 // User space writes it whole. (An error here names the size.)
 const _: [(); SLOT_BYTES] = [(); size_of::<Slot>()];
-const _: () = assert!(SLOT_BYTES <= 7 * 1024, "task storage stays under 8 KiB");
+const _: () = assert!(SLOT_BYTES <= 7 * 1024 + 640, "task storage stays under 8 KiB");
 const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
 const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));

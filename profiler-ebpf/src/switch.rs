@@ -5,17 +5,19 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     greenlet::{self, Head, Life},
+    label::Label,
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
         CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING,
-        Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals, VERSION,
+        GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals,
+        VERSION,
     },
     walk::{StackKey, Start, Walk},
 };
 
 use crate::{
-    account, block, clock, emit,
+    account, block, clock, emit, label,
     log::log,
     maps::{self, count},
     memory::UserMemory,
@@ -292,6 +294,16 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
         return 0;
     }
     greenlet.begun_stack = key;
+    if config.label.source != 0 {
+        let context = UserMemory.pointer(slot.to_key.pimpl.at(config.layout.greenlet.context));
+        let _blank = label::of_context(config, slot, context.unwrap_or(Addr(1)));
+        greenlet.label = slot.label;
+        greenlet.label_since_ns = config.started_ns;
+        if !slot.label.is_none() && !label::tell(config, slot, *now) {
+            greenlet.flags |= GREENLET_UNTOLD;
+            count(totals, Fault::RingFullLabel);
+        }
+    }
     about(config, slot, *now, greenlet.type_object, empty);
     let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
     0
@@ -335,6 +347,12 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         slot.run.ns = ns;
         slot.run.ended_ns = now;
         slot.run.greenlet = from.id;
+        let had = !from.label.is_none() || hit.slot.parts_count != 0;
+        if had || label::wanted(hit.config, &from.given) {
+            let _label = label::at_leave(hit.config, hit.slot, hit.totals, from);
+        } else {
+            hit.slot.label = Label::NONE;
+        }
         if ns >= hit.config.block_ns {
             let _block = block::begin(hit.config, hit.slot, from);
         }
@@ -368,6 +386,13 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             account::waited(&to.stack, ns, totals);
         } else if !born {
             to.begun_ns = ns;
+        }
+        if !to.label.is_none() && !born {
+            if fresh {
+                to.begun_label = to.label;
+            } else if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
+                count(totals, Fault::LabelsFull);
+            }
         }
         to.switches_in += 1;
         to.since_ns = now;
@@ -453,6 +478,7 @@ fn send_switch(hit: &mut Hit<'_>, kind: Kind, from: u64, to: u64, stack: StackKe
         from,
         to,
         stack,
+        label: hit.slot.label,
     };
     if !emit::send(&raw const hit.slot.switch, size_of::<SwitchRecord>() as u64, false) {
         count(hit.totals, Fault::RingFullSwitch);

@@ -13,6 +13,7 @@ use profiler_common::{
     clock::{Clock, ON_CPU},
     fault::Fault,
     greenlet::{self, Head},
+    label::Label,
     layout::{ABSENT, Layout},
     limits::THREAD_STATE_WORDS,
     memory::Memory as _,
@@ -165,6 +166,7 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
     slot.thread = bpf_get_current_pid_tgid();
     slot.undo.valid = 0;
     slot.block.ns = 0;
+    slot.parts_count = 0;
     if slot.clock.version == 0 {
         slot.clock = Clock::begin(now_ns, ON_CPU);
     }
@@ -233,8 +235,11 @@ pub fn resync(config: &TargetConfig, slot: &mut Slot, now_ns: u64, totals: &mut 
         // Where it waits from now on is not known; where it waited before is over.
         greenlet.stack = StackKey { id: 0, check: 0 };
         greenlet.sent = 0;
+        greenlet.label = Label::NONE;
+        greenlet.given = Label::NONE;
     }
     slot.undo.valid = 0;
+    slot.parts_count = 0;
     // Nor whose the thread's time off the CPU was.
     clock::charge(slot, None);
     adopt(&config.layout, slot, now_ns, 0, totals)

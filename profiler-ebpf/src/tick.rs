@@ -16,6 +16,7 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     greenlet,
+    label::Label,
     layout::ABSENT,
     limits::{MAX_TICK_THREADS, THREAD_STATE_WORDS},
     memory::Memory as _,
@@ -26,7 +27,7 @@ use profiler_common::{
     walk::{DataStack, SCRATCH_WORDS, StackKey, Start, Walk, is_on_top, running_frame},
 };
 
-use crate::{clock, emit, kernel, maps, memory::UserMemory, slot::Slot, stack, switch};
+use crate::{clock, emit, kernel, label, maps, memory::UserMemory, slot::Slot, stack, switch};
 
 /// The clock ticked while the current thread was on a CPU.
 #[inline(always)]
@@ -56,6 +57,9 @@ pub fn on_tick() {
         stack: StackKey { id: 0, check: 0 },
         flags: 0,
         fault: 0,
+        label: Label::NONE,
+        blank: 0,
+        padding: 0,
     };
     if slot.busy != 0 {
         slot.tick.flags = TICK_SWITCHING;
@@ -76,13 +80,15 @@ pub fn on_tick() {
 
 #[inline(always)]
 fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -> Result<(), Fault> {
+    let mut current = None;
     if slot.epoch == config.epoch {
         if greenlet::current(&config.layout, &mut UserMemory, slot.thread_state)? != slot.current_object {
             slot.tick.flags = TICK_SWITCHING;
             return Ok(());
         }
         let key = GreenletKey { target: slot.target, pimpl: slot.current };
-        if let Some(greenlet) = maps::greenlet(&key) {
+        current = maps::greenlet(&key);
+        if let Some(greenlet) = &current {
             slot.tick.greenlet = greenlet.id;
             slot.tick.object = greenlet.object;
         }
@@ -111,6 +117,15 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
     switch::about(config, slot, now, ON_CPU_OWNER, empty);
     let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
     slot.tick.stack = key;
+    let given = current.as_ref().map_or(Label::NONE, |current| current.given);
+    if label::wanted(config, &given) {
+        slot.tick.blank = label::at_look(config, slot, current.as_deref(), now);
+        slot.tick.label = slot.label;
+        if current.is_some() {
+            let label = slot.label;
+            label::observe(slot, &label, now);
+        }
+    }
     Ok(())
 }
 
@@ -181,6 +196,7 @@ pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u3
             if is_on_top(python, frame, stack, &mut UserMemory) != Ok(true) {
                 return TORN;
             }
+            slot.found = tstate;
             return FOUND;
         }
         let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next)))) else {

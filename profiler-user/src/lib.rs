@@ -11,4 +11,5 @@ pub mod python;
 pub mod session;
 pub mod target;
 pub mod timeline;
+pub mod trace;
 pub mod view;

@@ -58,6 +58,7 @@ fn target(recorded: &Recorded) -> Target {
             greenlet_type: Addr(number("greenlet_type")),
             layout: layouts::greenlet(version, greenlet).unwrap().layout,
             sites: Sites::default(),
+            made: None,
             source: String::new(),
         }),
         warnings: Vec::new(),

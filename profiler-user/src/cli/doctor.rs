@@ -6,7 +6,9 @@ use profiler_common::limits::DEFAULT_GREENLETS;
 use super::Failure;
 use crate::{
     kernel::{Engine, Probe},
-    target::{self, HowFound, Site, Sites},
+    memory::{Cached, LiveProcess},
+    target::{self, HowFound, Site, Sites, Target},
+    trace::{self, Identity, Source},
 };
 
 #[derive(Debug, Args)]
@@ -19,7 +21,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let engine = Engine::load(
         DEFAULT_GREENLETS,
-        &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed],
+        &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made],
     )
     .map(drop)
     .map_err(crate::session::SessionError::from);
@@ -48,11 +50,43 @@ fn process(pid: u32) -> Result<(), Failure> {
     for site in switchstack.iter().chain(pair).chain(freed) {
         println!("site     {}", describe(site));
     }
+    if let Some(site) = &greenlet.made {
+        println!("site     {}", describe(site));
+    }
+    println!("requests {}", tracer(&target));
     println!("threads  {}", target.threads.len());
     for warning in &target.warnings {
         println!("warning  {warning}");
     }
     Ok(())
+}
+
+/// What tells of requests in the process, and who it is to that.
+fn tracer(target: &Target) -> String {
+    let memory = match LiveProcess::open(target.pid) {
+        Ok(memory) => memory,
+        Err(error) => return format!("its memory can't be read: {error}"),
+    };
+    let mut memory = Cached::new(memory);
+    match trace::find(&mut memory, target, |memory| target::natives(memory, target)) {
+        Ok(Some(found)) => {
+            let Identity { service, instance, profiler } = found.identity;
+            let name = match found.source {
+                Source::Agent => "SkyWalking's agent",
+                Source::Otel => "OpenTelemetry",
+                Source::Wire => "the wire",
+            };
+            let or = |text: Option<String>| text.unwrap_or_else(|| "unknown".to_owned());
+            let own = match profiler {
+                Some(true) => ", its own profiler is on",
+                Some(false) => ", its own profiler is off",
+                None => "",
+            };
+            format!("by {name}: service {}, instance {}{own}", or(service), or(instance))
+        }
+        Ok(None) => "by their heads on the wire: no tracer in the process".to_owned(),
+        Err(_) => "its modules can't be read just now".to_owned(),
+    }
 }
 
 fn describe(site: &Site) -> String {
@@ -63,6 +97,7 @@ fn describe(site: &Site) -> String {
         match site.how_found {
             HowFound::Dynsym => ".dynsym",
             HowFound::Symtab => ".symtab",
+            HowFound::Slot => "its type's slot",
         },
         if site.emulated { "emulated" } else { "single-stepped (about seven times dearer)" },
         if site.skipped_endbr { ", behind endbr64" } else { "" }

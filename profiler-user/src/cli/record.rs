@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{Failure, output::Output, signals};
 use crate::{
     export::{self, Exporter, folded::Folded, json::Json, svg::Svg},
-    profile::Profile,
+    profile::{Filter, Profile},
     session::{self, Options, Progress, Sites},
     target::{self, Target, TargetError},
     view::{progress::Line, summary},
@@ -64,6 +64,18 @@ pub(super) struct Arguments {
     /// Say every block on standard error when it ends
     #[arg(long)]
     warn_blocks: bool,
+    /// Only the stacks, blocks and requests of that trace, or (SkyWalking) that segment
+    #[arg(long, value_name = "ID")]
+    trace: Option<String>,
+    /// Only those of requests to endpoints like that: * is any text, ? any character
+    #[arg(long, value_name = "PATTERN")]
+    endpoint: Option<String>,
+    /// Don't look at the sockets of processes without SkyWalking's agent or OpenTelemetry
+    #[arg(long)]
+    no_wire: bool,
+    /// Don't give greenlets the label of the one that made them
+    #[arg(long)]
+    no_inherit: bool,
     /// Take no stacks, only times
     #[arg(long, hide = true)]
     accounting_only: bool,
@@ -149,6 +161,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         rate: (arguments.rate > 0 && !arguments.empty_probe && !arguments.accounting_only)
             .then_some(arguments.rate),
         children: !arguments.no_children,
+        wire: !arguments.no_wire && !arguments.empty_probe,
+        inherit: !arguments.no_inherit,
     };
     let described = describe(&targets);
     let warning = |target: &Target| {
@@ -161,7 +175,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     };
     let warnings: Vec<String> = targets.iter().flat_map(warning).collect();
     let line = Line::new(io::stderr().is_terminal());
-    let profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
+    let mut profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
         if let Progress::Recording { children, follows } = progress {
             // Not before: a refusal is one line.
             for warning in &warnings {
@@ -169,7 +183,13 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             }
             eprintln!("{described}{}", with_children(children, follows, arguments.no_children));
         } else if let Progress::NoTicks(error) = progress {
-            eprintln!("greenscope: no stacks on the CPU, the rest goes on: {error}");
+            eprintln!("greenscope: no stacks on the CPU, the rest goes on: {}", first_line(error));
+        } else if let Progress::NoWire(error) = progress {
+            eprintln!(
+                "greenscope: no labels for processes without a tracer, the rest goes on (Linux 6.3 or \
+                 later has what it takes; --no-wire to be silent): {}",
+                first_line(error)
+            );
         } else if let Progress::Block { pid, name, length, frames, met } = progress
             && arguments.warn_blocks
         {
@@ -178,12 +198,18 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         line.show(progress);
     })?;
     line.clear();
+    Filter { trace: arguments.trace.clone(), endpoint: arguments.endpoint.clone() }.apply(&mut profile);
     write(&profile, arguments.format, arguments.view.map(Into::into), output)?;
     eprint!("{}", summary::text(&profile));
     if path.as_os_str() != "-" {
         eprintln!("written to {}", path.display());
     }
     Ok(())
+}
+
+/// An error without the verifier's log.
+fn first_line(error: &dyn std::error::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The pids given, each once.

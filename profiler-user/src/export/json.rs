@@ -7,11 +7,14 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Exporter, View};
+use super::{
+    Exporter, View,
+    json_labels::{Endpoint, Label, Looks, Request, Tracer, endpoint, label, looks, request, tracer},
+};
 use crate::{
     profile::{
         BlockRow, Frame, GreenletRow, IntervalRow, Profile, RunRow, StackRow, State, TargetRow, ThreadRow,
-        TotalsRow,
+        TotalsRow, endpoints,
     },
     timeline::lives::Open,
 };
@@ -36,6 +39,8 @@ struct Document<'a> {
     stacks: Vec<Stack<'a>>,
     runs: Vec<Run<'a>>,
     blocks: Vec<Block<'a>>,
+    endpoints: Vec<Endpoint<'a>>,
+    requests: Vec<Request<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     intervals: Option<Vec<Interval<'a>>>,
     cost_ns_per_hit: Option<u64>,
@@ -48,6 +53,7 @@ struct Target<'a> {
     python: &'a str,
     greenlet: Option<&'a str>,
     command: &'a str,
+    tracer: Option<Tracer<'a>>,
 }
 
 #[derive(Serialize)]
@@ -67,6 +73,7 @@ struct Totals<'a> {
     records_lost: u64,
     stacks_truncated: u64,
     probe_hits: u64,
+    labels: Option<Looks<'a>>,
     faults: &'a BTreeMap<&'static str, u64>,
 }
 
@@ -101,13 +108,12 @@ struct Greenlet<'a> {
     idle_ns: Option<u64>,
     waiting_ns: Option<u64>,
     queued_ns: Option<u64>,
-    trace_id: Option<&'a str>,
-    segment_id: Option<&'a str>,
-    endpoint: Option<&'a str>,
+    #[serde(flatten)]
+    label: Label<'a>,
 }
 
 #[derive(Serialize)]
-struct FrameDocument<'a> {
+pub(super) struct FrameDocument<'a> {
     function: Option<&'a str>,
     file: Option<&'a str>,
     line: Option<u32>,
@@ -121,9 +127,8 @@ struct Stack<'a> {
     ns: u64,
     count: u64,
     greenlet: Option<u64>,
-    trace_id: Option<&'a str>,
-    segment_id: Option<&'a str>,
-    endpoint: Option<&'a str>,
+    #[serde(flatten)]
+    label: Label<'a>,
     open: Option<&'static str>,
 }
 
@@ -151,6 +156,8 @@ struct Block<'a> {
     idle_ns: Option<u64>,
     frames: Vec<FrameDocument<'a>>,
     ticks: Vec<Ticks<'a>>,
+    #[serde(flatten)]
+    label: Label<'a>,
     victims: Option<u64>,
     held_at_most_ns: Option<u64>,
     held_most_ns: Option<u64>,
@@ -169,10 +176,12 @@ struct Interval<'a> {
     end_ns: u64,
     state: &'static str,
     frames: Option<Vec<FrameDocument<'a>>>,
+    #[serde(flatten)]
+    label: Label<'a>,
     open: Option<&'static str>,
 }
 
-fn frames(frames: &[Frame]) -> Vec<FrameDocument<'_>> {
+pub(super) fn frames(frames: &[Frame]) -> Vec<FrameDocument<'_>> {
     frames
         .iter()
         .map(|Frame { function, file, line }| FrameDocument {
@@ -203,8 +212,15 @@ const fn open(open: Open) -> &'static str {
 }
 
 fn target(row: &TargetRow) -> Target<'_> {
-    let TargetRow { pid, parent, python, greenlet, command } = row;
-    Target { pid: *pid, parent: *parent, python, greenlet: greenlet.as_deref(), command }
+    let TargetRow { pid, parent, python, greenlet, command, tracer: row_tracer } = row;
+    Target {
+        pid: *pid,
+        parent: *parent,
+        python,
+        greenlet: greenlet.as_deref(),
+        command,
+        tracer: row_tracer.as_ref().map(tracer),
+    }
 }
 
 fn totals(row: &TotalsRow) -> Totals<'_> {
@@ -222,6 +238,7 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
         stacks_truncated,
         probe_hits,
         faults,
+        observations,
     } = row;
     Totals {
         switches: *switches,
@@ -239,6 +256,7 @@ fn totals(row: &TotalsRow) -> Totals<'_> {
         records_lost: *records_lost,
         stacks_truncated: *stacks_truncated,
         probe_hits: *probe_hits,
+        labels: observations.as_ref().map(looks),
         faults,
     }
 }
@@ -259,8 +277,20 @@ fn thread(row: &ThreadRow) -> Thread<'_> {
     }
 }
 
-fn greenlet(row: &GreenletRow) -> Greenlet<'_> {
-    let GreenletRow { id, pid, tid, name, main, alive, switches_in, running_ns, clock, waiting_ns } = row;
+fn greenlet<'a>(row: &'a GreenletRow, profile: &'a Profile) -> Greenlet<'a> {
+    let GreenletRow {
+        id,
+        pid,
+        tid,
+        name,
+        main,
+        alive,
+        switches_in,
+        running_ns,
+        clock,
+        waiting_ns,
+        label: row_label,
+    } = row;
     Greenlet {
         id: *id,
         pid: *pid,
@@ -277,14 +307,21 @@ fn greenlet(row: &GreenletRow) -> Greenlet<'_> {
         idle_ns: clock.map(|clock| clock.idle_ns),
         waiting_ns: *waiting_ns,
         queued_ns: None,
-        trace_id: None,
-        segment_id: None,
-        endpoint: None,
+        label: label(*row_label, profile),
     }
 }
 
-fn stack(row: &StackRow) -> Stack<'_> {
-    let StackRow { frames: row_frames, state: row_state, pid, ns, count, greenlet, open: row_open } = row;
+fn stack<'a>(row: &'a StackRow, profile: &'a Profile) -> Stack<'a> {
+    let StackRow {
+        frames: row_frames,
+        state: row_state,
+        pid,
+        ns,
+        count,
+        greenlet,
+        open: row_open,
+        label: row_label,
+    } = row;
     Stack {
         frames: frames(row_frames),
         state: state(*row_state),
@@ -292,9 +329,7 @@ fn stack(row: &StackRow) -> Stack<'_> {
         ns: *ns,
         count: *count,
         greenlet: *greenlet,
-        trace_id: None,
-        segment_id: None,
-        endpoint: None,
+        label: label(*row_label, profile),
         open: row_open.map(open),
     }
 }
@@ -304,8 +339,20 @@ fn run(row: &RunRow) -> Run<'_> {
     Run { ns: *ns, greenlet: *greenlet, name: name.as_deref(), pid: *pid, frames: frames(row_frames) }
 }
 
-fn block(row: &BlockRow) -> Block<'_> {
-    let BlockRow { pid, tid, greenlet, name, begin_ns, ns, clock, frames: row_frames, ticks, victims } = row;
+fn block<'a>(row: &'a BlockRow, profile: &'a Profile) -> Block<'a> {
+    let BlockRow {
+        pid,
+        tid,
+        greenlet,
+        name,
+        begin_ns,
+        ns,
+        clock,
+        frames: row_frames,
+        ticks,
+        victims,
+        label: row_label,
+    } = row;
     Block {
         pid: *pid,
         tid: *tid,
@@ -320,20 +367,23 @@ fn block(row: &BlockRow) -> Block<'_> {
         idle_ns: clock.map(|clock| clock.idle_ns),
         frames: frames(row_frames),
         ticks: ticks.iter().map(|(met, count)| Ticks { frames: frames(met), count: *count }).collect(),
+        label: label(*row_label, profile),
         victims: victims.map(|victims| victims.count),
         held_at_most_ns: victims.map(|victims| victims.held_ns),
         held_most_ns: victims.map(|victims| victims.held_most_ns),
     }
 }
 
-fn interval(row: &IntervalRow) -> Interval<'_> {
-    let IntervalRow { greenlet, begin_ns, end_ns, frames: row_frames, open: row_open } = row;
+fn interval<'a>(row: &'a IntervalRow, profile: &'a Profile) -> Interval<'a> {
+    let IntervalRow { greenlet, begin_ns, end_ns, frames: row_frames, open: row_open, label: row_label } =
+        row;
     Interval {
         greenlet: *greenlet,
         begin_ns: *begin_ns,
         end_ns: *end_ns,
         state: if row_frames.is_some() { "wait" } else { "running" },
         frames: row_frames.as_deref().map(frames),
+        label: label(*row_label, profile),
         open: row_open.map(open),
     }
 }
@@ -351,9 +401,12 @@ impl Exporter for Json {
             stacks,
             runs,
             blocks,
+            labels: _,
+            requests,
             intervals,
             cost,
         } = profile;
+        let by_endpoint = endpoints(profile);
         let document = Document {
             version: 1,
             targets: targets.iter().map(target).collect(),
@@ -362,15 +415,17 @@ impl Exporter for Json {
             first_stack_ns: *first_stack_ns,
             totals: totals(profile_totals),
             threads: threads.iter().map(thread).collect(),
-            greenlets: greenlets.iter().map(greenlet).collect(),
+            greenlets: greenlets.iter().map(|row| greenlet(row, profile)).collect(),
             stacks: stacks
                 .iter()
                 .filter(|row| self.view.is_none_or(|view| view.shows(row.state)))
-                .map(stack)
+                .map(|row| stack(row, profile))
                 .collect(),
             runs: runs.iter().map(run).collect(),
-            blocks: blocks.iter().map(block).collect(),
-            intervals: intervals.as_ref().map(|rows| rows.iter().map(interval).collect()),
+            blocks: blocks.iter().map(|row| block(row, profile)).collect(),
+            endpoints: by_endpoint.iter().map(endpoint).collect(),
+            requests: requests.iter().map(request).collect(),
+            intervals: intervals.as_ref().map(|rows| rows.iter().map(|row| interval(row, profile)).collect()),
             cost_ns_per_hit: cost.map(|cost| cost.ns_per_hit),
         };
         serde_json::to_writer(&mut *out, &document)?;

@@ -2,6 +2,7 @@
 
 pub mod folded;
 pub mod json;
+mod json_labels;
 pub mod svg;
 
 use std::io::{self, Write};

@@ -1,12 +1,8 @@
 //! The kernel part while it is loaded.
 
 use std::{
-    fs,
     num::NonZeroU32,
-    os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -24,10 +20,10 @@ use aya::{
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
+    label::{Label, PairKey, PairTotals},
     limits::MAX_TARGETS,
     record::{
-        ANY_TARGET, Greenlet, GreenletKey, KernelLayout, SLOT_BYTES, StackTotals, TargetConfig, Thread,
-        Totals, Watch,
+        ANY_TARGET, Greenlet, GreenletKey, SLOT_BYTES, StackTotals, TargetConfig, Thread, Totals, Watch,
     },
     walk::StackKey,
 };
@@ -36,13 +32,13 @@ use rustc_hash::FxHashMap;
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
 use super::{
-    KernelError, btf,
+    KernelError,
+    layout::kernel_layout,
     map::{Row, Storage, Table},
+    pairs::Pairs,
     trap,
 };
 
-/// The kernel's own type information.
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const FREE: &str = "FREE";
 /// The number of no target: a hit with it costs what a hit costs, and counts nothing.
 const NOBODY: u32 = MAX_TARGETS;
@@ -61,12 +57,15 @@ pub enum Probe {
     Initialstub,
     /// At the deleting destructors.
     Freed,
+    /// At the function that makes a greenlet ready to start.
+    Made,
     /// Does nothing: what a probe alone costs.
     Empty,
 }
 
 impl Probe {
-    const ALL: [Self; 5] = [Self::Switchstack, Self::Switch, Self::Initialstub, Self::Freed, Self::Empty];
+    const ALL: [Self; 6] =
+        [Self::Switchstack, Self::Switch, Self::Initialstub, Self::Freed, Self::Made, Self::Empty];
 
     const fn program(self) -> &'static str {
         match self {
@@ -74,6 +73,7 @@ impl Probe {
             Self::Switch => "g_switch",
             Self::Initialstub => "g_initialstub",
             Self::Freed => "greenlet_freed",
+            Self::Made => "greenlet_made",
             Self::Empty => "empty",
         }
     }
@@ -131,6 +131,8 @@ pub struct Engine {
     slots: Storage<SLOT_BYTES>,
     free: Queue<MapData, u32>,
     processes: Table<u32, u32, 4, 4>,
+    pairs: Pairs,
+    unstarted: Table<GreenletKey, Label, { size_of::<GreenletKey>() }, { size_of::<Label>() }>,
     ring: RingBuf<MapData>,
     clocks: bool,
     follows: bool,
@@ -195,6 +197,8 @@ impl Engine {
             slots: Storage::take(&mut ebpf, "SLOTS")?,
             free,
             processes: Table::take(&mut ebpf, "PROCESSES")?,
+            pairs: Pairs::take(&mut ebpf)?,
+            unstarted: Table::take(&mut ebpf, "UNSTARTED")?,
             ring,
             clocks,
             follows: clocks && layout.task_pid != 0,
@@ -263,6 +267,34 @@ impl Engine {
                 .map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Has the sockets watched that targets read requests from.
+    ///
+    /// # Kernel
+    ///
+    /// 6.3, with BTF: from then on `sock_recv_length` tells of each receipt.
+    /// <https://github.com/torvalds/linux/commit/6e6eda44b939>
+    ///
+    /// # Errors
+    ///
+    /// When the kernel lacks the tracepoints, or refuses them.
+    pub fn start_wire(&mut self) -> Result<(), KernelError> {
+        let btf = Btf::from_sys_fs().map_err(KernelError::Btf)?;
+        for name in ["sock_recv_length", "sock_send_length", "inet_sock_set_state"] {
+            tracepoint(&mut self.ebpf, name, &btf)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the time by stack and label that was counted up to the call before this one, of
+    /// all targets. What is counted from now on is told by the call after the next.
+    ///
+    /// # Errors
+    ///
+    /// When a map can't be read.
+    pub fn turn_pairs(&mut self) -> Result<Vec<(PairKey, PairTotals)>, KernelError> {
+        self.pairs.turn()
     }
 
     /// Has a thread watched that has not switched yet; false if it is watched already.
@@ -468,6 +500,11 @@ impl Engine {
         for (key, _) in &kept.threads {
             self.threads.remove(key)?;
         }
+        for (key, _) in self.unstarted.entries()? {
+            if key.target == u64::from(target) {
+                self.unstarted.remove(&key)?;
+            }
+        }
         self.release(target, first_pid)
     }
 
@@ -513,36 +550,6 @@ fn take_free(ebpf: &mut Ebpf) -> Result<Queue<MapData, u32>, KernelError> {
     Queue::try_from(map).map_err(|source| KernelError::Map { map: FREE, source })
 }
 
-/// What the kernel tells of its own structures.
-fn kernel_layout() -> KernelLayout {
-    let Ok(data) = fs::read(VMLINUX) else {
-        return KernelLayout::default();
-    };
-    let Some(types) = btf::Types::parse(&data) else {
-        return KernelLayout::default();
-    };
-    let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
-    let task_exec_start = types.offset("task_struct", &["se", "exec_start"]).unwrap_or_default();
-    let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
-    let pids = || {
-        Some(KernelLayout {
-            task_runtime,
-            task_exec_start,
-            task_memory,
-            task_pid: types.offset("task_struct", &["thread_pid"])?,
-            pid_level: types.offset("pid", &["level"])?,
-            pid_numbers: types.offset("pid", &["numbers"])?,
-            upid_bytes: types.size("upid")?,
-            upid_number: types.offset("upid", &["nr"])?,
-            upid_namespace: types.offset("upid", &["ns"])?,
-            namespace_inode: types.offset("pid_namespace", &["ns", "inum"])?,
-            // The kernel's number of it has 32 bits.
-            own_namespace: u32::try_from(fs::metadata("/proc/self/ns/pid").ok()?.ino()).ok()?,
-        })
-    };
-    pids().unwrap_or(KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() })
-}
-
 /// ns from one tick to the next.
 #[must_use]
 pub fn tick_ns(rate: u32) -> u64 {
@@ -550,13 +557,15 @@ pub fn tick_ns(rate: u32) -> u64 {
 }
 
 fn clocks(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), KernelError> {
-    for name in ["task_newtask", "sched_switch"] {
-        let failed = |source| KernelError::Program { program: name, source };
-        let program: &mut BtfTracePoint =
-            ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
-        program.load(name, btf).map_err(failed)?;
-        program.attach().map_err(failed)?;
-    }
+    ["task_newtask", "sched_switch"].into_iter().try_for_each(|name| tracepoint(ebpf, name, btf))
+}
+
+fn tracepoint(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelError> {
+    let failed = |source| KernelError::Program { program: name, source };
+    let program: &mut BtfTracePoint =
+        ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
+    program.load(name, btf).map_err(failed)?;
+    program.attach().map_err(failed)?;
     Ok(())
 }
 

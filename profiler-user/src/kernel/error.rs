@@ -48,6 +48,9 @@ pub enum KernelError {
     /// The list of CPUs could not be read.
     #[error("which CPUs are online can't be read: {0}")]
     Cpus(#[source] io::Error),
+    /// The kernel's types could not be read.
+    #[error("the kernel's types can't be read: {0}")]
+    Btf(#[source] aya::BtfError),
     /// A pid that no process can have.
     #[error("pid 0 is no process")]
     PidZero,

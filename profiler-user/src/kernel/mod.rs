@@ -5,9 +5,11 @@
 mod btf;
 mod engine;
 mod error;
+mod layout;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod map;
+mod pairs;
 mod trap;
 
 pub use engine::{Engine, Kept, Probe, Scope, Site, tick_ns};

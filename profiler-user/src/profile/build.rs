@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::{Frame, StackRow, State};
+use super::{Frame, Labelled, Sample, StackRow, State};
 use crate::timeline::lives::Open;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -14,6 +14,7 @@ struct Key {
     pid: u32,
     greenlet: Option<u64>,
     open: Option<Open>,
+    label: Labelled,
 }
 
 /// The line for time that no tick was seen for.
@@ -27,8 +28,17 @@ pub struct Builder {
 
 impl Builder {
     /// Adds completed time.
-    pub fn add(&mut self, frames: &Arc<[Frame]>, state: State, pid: u32, ns: u64, count: u64) {
-        self.row(Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: None }, ns, count);
+    pub fn add(
+        &mut self,
+        frames: &Arc<[Frame]>,
+        state: State,
+        pid: u32,
+        label: Labelled,
+        ns: u64,
+        count: u64,
+    ) {
+        let key = Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: None, label };
+        self.row(key, ns, count);
     }
 
     /// Adds what a clock measured of `name`, of which `samples` were seen by ticks of
@@ -36,48 +46,50 @@ impl Builder {
     ///
     /// What no tick was seen for is a row of its own under the name. Ticks that say more
     /// than the clock are scaled down to it.
-    pub fn add_sampled(
-        &mut self,
-        name: &str,
-        pid: u32,
-        samples: Vec<(Arc<[Frame]>, u64)>,
-        tick_ns: u64,
-        ns: Option<u64>,
-    ) {
-        let ticks: u64 = samples.iter().map(|(_, count)| count).sum();
+    pub fn add_sampled(&mut self, name: &str, pid: u32, samples: Vec<Sample>, tick_ns: u64, ns: Option<u64>) {
+        let ticks: u64 = samples.iter().map(|sample| sample.count).sum();
         let sampled = ticks * tick_ns;
         let ns = ns.unwrap_or(sampled);
         let mut left = ns;
         let scaled = sampled.min(ns);
-        for (frames, count) in samples {
+        for Sample { frames, label, count } in samples {
             let part = u128::from(count) * u128::from(scaled) / u128::from(ticks.max(1));
             let part = u64::try_from(part).unwrap_or(u64::MAX).min(left);
             left -= part;
-            self.add(&frames, State::Cpu, pid, part, count);
+            self.add(&frames, State::Cpu, pid, label, part, count);
         }
         if left > 0 {
             let frames: Arc<[Frame]> = Arc::new([Frame::label(name), Frame::label(UNSAMPLED)]);
-            self.add(&frames, State::Cpu, pid, left, 0);
+            self.add(&frames, State::Cpu, pid, None, left, 0);
         }
     }
 
-    /// Adds the part inside of a wait that began before or is not over.
+    /// Adds the part inside of a wait that began before or is not over, of the greenlet with
+    /// that number.
     pub fn add_open(
         &mut self,
         frames: &Arc<[Frame]>,
         state: State,
         pid: u32,
+        label: Labelled,
         ns: u64,
-        greenlet: u64,
-        open: Open,
+        (greenlet, open): (u64, Open),
     ) {
-        let key = Key { frames: Arc::clone(frames), state, pid, greenlet: Some(greenlet), open: Some(open) };
+        let key =
+            Key { frames: Arc::clone(frames), state, pid, greenlet: Some(greenlet), open: Some(open), label };
         self.row(key, ns, 1);
     }
 
     /// Adds what was inside of waits that began before, of greenlets that are not listed.
     pub fn add_unlisted(&mut self, frames: &Arc<[Frame]>, state: State, pid: u32, ns: u64, count: u64) {
-        let key = Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: Some(Open::Begin) };
+        let key = Key {
+            frames: Arc::clone(frames),
+            state,
+            pid,
+            greenlet: None,
+            open: Some(Open::Begin),
+            label: None,
+        };
         self.row(key, ns, count);
     }
 
@@ -93,7 +105,7 @@ impl Builder {
         let mut rows: Vec<StackRow> = self
             .rows
             .into_iter()
-            .map(|(Key { frames, state, pid, greenlet, open }, (ns, count))| StackRow {
+            .map(|(Key { frames, state, pid, greenlet, open, label }, (ns, count))| StackRow {
                 frames,
                 state,
                 pid,
@@ -101,10 +113,11 @@ impl Builder {
                 count,
                 greenlet,
                 open,
+                label,
             })
             .collect();
         rows.sort_by(|a, b| {
-            let order = |row: &StackRow| (row.pid, row.state, row.greenlet, row.open);
+            let order = |row: &StackRow| (row.pid, row.state, row.greenlet, row.open, row.label);
             b.ns.cmp(&a.ns).then_with(|| order(a).cmp(&order(b))).then_with(|| a.frames.cmp(&b.frames))
         });
         rows
@@ -122,12 +135,29 @@ mod tests {
             .collect()
     }
 
+    fn sample(name: &str, count: u64) -> Sample {
+        Sample { frames: frames(&[name]), label: None, count }
+    }
+
+    #[test]
+    fn time_is_kept_apart_by_label() {
+        let mut builder = Builder::default();
+        builder.add(&frames(&["a"]), State::Wait, 1, Some(0), 10, 1);
+        builder.add(&frames(&["a"]), State::Wait, 1, Some(1), 20, 1);
+        builder.add(&frames(&["a"]), State::Wait, 1, Some(1), 5, 1);
+        let rows = builder.finish();
+        assert_eq!(
+            rows.iter().map(|row| (row.label, row.ns)).collect::<Vec<_>>(),
+            [(Some(1), 25), (Some(0), 10)]
+        );
+    }
+
     #[test]
     fn stacks_that_read_the_same_are_one() {
         let mut builder = Builder::default();
-        builder.add(&frames(&["a", "b"]), State::Wait, 1, 10, 1);
-        builder.add(&frames(&["a", "b"]), State::Wait, 1, 20, 2);
-        builder.add(&frames(&["a", "b"]), State::Wait, 2, 5, 1);
+        builder.add(&frames(&["a", "b"]), State::Wait, 1, None, 10, 1);
+        builder.add(&frames(&["a", "b"]), State::Wait, 1, None, 20, 2);
+        builder.add(&frames(&["a", "b"]), State::Wait, 2, None, 5, 1);
         let rows = builder.finish();
         assert_eq!(
             rows.iter().map(|row| (row.pid, row.ns, row.count)).collect::<Vec<_>>(),
@@ -139,22 +169,22 @@ mod tests {
     fn samples_and_the_rest_are_what_the_clock_says() {
         for ns in [0, 5, 30, 31, 100] {
             let mut builder = Builder::default();
-            let samples = vec![(frames(&["a"]), 2), (frames(&["b"]), 1)];
+            let samples = vec![sample("a", 2), sample("b", 1)];
             builder.add_sampled("one", 1, samples, 10, Some(ns));
             let rows = builder.finish();
             assert_eq!(rows.iter().map(|row| row.ns).sum::<u64>(), ns);
             assert!(rows.iter().all(|row| row.state == State::Cpu));
         }
         let mut builder = Builder::default();
-        builder.add_sampled("one", 1, vec![(frames(&["a"]), 2)], 10, None);
+        builder.add_sampled("one", 1, vec![sample("a", 2)], 10, None);
         assert_eq!(builder.finish()[0].ns, 20);
     }
 
     #[test]
     fn an_open_wait_is_no_part_of_the_completed_ones() {
         let mut builder = Builder::default();
-        builder.add(&frames(&["a"]), State::Wait, 1, 10, 1);
-        builder.add_open(&frames(&["a"]), State::Wait, 1, 7, 3, Open::End);
+        builder.add(&frames(&["a"]), State::Wait, 1, None, 10, 1);
+        builder.add_open(&frames(&["a"]), State::Wait, 1, None, 7, (3, Open::End));
         let rows = builder.finish();
         assert_eq!(rows.len(), 2);
         assert_eq!(rows[1].greenlet, Some(3));

@@ -3,14 +3,35 @@
 //! Pure: no I/O, no clock.
 
 mod build;
+mod endpoints;
+mod filter;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use profiler_common::clock::OFF_KINDS;
 
-use crate::timeline::lives::Open;
+use crate::{
+    timeline::lives::Open,
+    trace::{Called, Source},
+};
 
 pub use build::Builder;
+pub use endpoints::{EndpointRow, endpoints};
+pub use filter::Filter;
+
+/// The place of a label among [`Profile::labels`]; none for time without one.
+pub type Labelled = Option<u32>;
+
+/// Ticks of the CPU clock that met the same.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Root first.
+    pub frames: Arc<[Frame]>,
+    /// Whose work it was.
+    pub label: Labelled,
+    /// How many.
+    pub count: u64,
+}
 
 /// A frame as people read it. What is not known is `None`, never a guess.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +87,63 @@ pub struct TargetRow {
     pub greenlet: Option<String>,
     /// Its command line.
     pub command: String,
+    /// What tells of requests in it; none if nothing does.
+    pub tracer: Option<TracerRow>,
+}
+
+/// What tells of requests in a process, and who the process is to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TracerRow {
+    /// Which.
+    pub source: Source,
+    /// The service's name.
+    pub service: Option<String>,
+    /// The instance's.
+    pub instance: Option<String>,
+    /// Whether it has a profiler of its own, and that one is on.
+    pub profiler: Option<bool>,
+}
+
+/// What came of the looks for a label: at each switch, at each tick.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observations {
+    /// The greenlet's own context told.
+    pub own: u64,
+    /// Its request or its maker had.
+    pub given: u64,
+    /// There was none, by reason; only those that happened.
+    pub blank: BTreeMap<&'static str, u64>,
+    /// Runs at whose end it was another than before: what lies between the last look and the
+    /// end is the later one's.
+    pub changed: u64,
+}
+
+/// A request that was seen.
+#[derive(Clone, Debug)]
+pub struct RequestRow {
+    /// The process.
+    pub pid: u32,
+    /// What told of it.
+    pub source: Option<Source>,
+    /// Its trace.
+    pub trace_id: Option<Arc<str>>,
+    /// SkyWalking's segment.
+    pub segment_id: Option<Arc<str>>,
+    /// What it asked for.
+    pub endpoint: Option<Arc<str>>,
+    /// From the start of the recording. None if it began before.
+    pub begin_ns: Option<u64>,
+    /// From the begin of the run in which it was first seen to the last moment it was. None
+    /// if it was not wholly inside.
+    pub wall_ns: Option<u64>,
+    /// Where the time went in which a greenlet of its own was current.
+    pub clock: Option<Clocked>,
+    /// A greenlet of its own was suspended.
+    pub waiting_ns: u64,
+    /// The same of greenlets that it made.
+    pub inherited_clock: Option<Clocked>,
+    /// The same of greenlets that it made.
+    pub inherited_waiting_ns: u64,
 }
 
 /// What was counted over all targets.
@@ -97,6 +175,8 @@ pub struct TotalsRow {
     pub probe_hits: u64,
     /// By name; only those that happened.
     pub faults: BTreeMap<&'static str, u64>,
+    /// Looks for labels. None if there was nothing to look for.
+    pub observations: Option<Observations>,
 }
 
 /// What became of a time in which something was current on its thread: all of it is in
@@ -179,6 +259,8 @@ pub struct GreenletRow {
     pub clock: Option<Clocked>,
     /// Suspended. None if it was not measured.
     pub waiting_ns: Option<u64>,
+    /// Whose work it did when it last stopped.
+    pub label: Labelled,
 }
 
 /// Time spent in one stack.
@@ -198,6 +280,8 @@ pub struct StackRow {
     pub greenlet: Option<u64>,
     /// Of an open wait: which end.
     pub open: Option<Open>,
+    /// Whose work it was.
+    pub label: Labelled,
 }
 
 /// A run without a switch.
@@ -250,6 +334,8 @@ pub struct BlockRow {
     pub ticks: Vec<(Arc<[Frame]>, u64)>,
     /// Whom it held up. None if the round after it was not over at the end.
     pub victims: Option<Victims>,
+    /// Whose work it was at its end.
+    pub label: Labelled,
 }
 
 /// A greenlet's time in one state.
@@ -265,6 +351,8 @@ pub struct IntervalRow {
     pub frames: Option<Arc<[Frame]>>,
     /// Which end lies outside.
     pub open: Option<Open>,
+    /// Of a wait: whose work it was.
+    pub label: Labelled,
 }
 
 /// What the recording cost the targets.
@@ -297,6 +385,10 @@ pub struct Profile {
     pub runs: Vec<RunRow>,
     /// The runs over the threshold, in the order of their ends.
     pub blocks: Vec<BlockRow>,
+    /// The labels that time has.
+    pub labels: Vec<Called>,
+    /// The requests, in the order of their begins.
+    pub requests: Vec<RequestRow>,
     /// The timeline, if it was asked for.
     pub intervals: Option<Vec<IntervalRow>>,
     /// What it cost, if it could be measured.

@@ -53,6 +53,17 @@ pub fn get(
     Ok(find(memory, layout, &entries, wanted))
 }
 
+/// The keys of a keys object, in their order: of a class's shared ones, the place of a key is
+/// that of its value in every instance.
+///
+/// # Errors
+///
+/// As [`entries`].
+pub fn keys(memory: &mut impl Bytes, layout: &ObjectLayout, keys: Addr) -> Result<Vec<Addr>, Fault> {
+    let entries = Table::read(memory, layout, keys)?.entries(memory)?;
+    Ok(entries.into_iter().map(|entry| entry.key).collect())
+}
+
 /// The value of a string key among entries.
 #[must_use]
 pub fn find(memory: &mut impl Bytes, layout: &ObjectLayout, entries: &[Entry], wanted: &str) -> Option<Addr> {

@@ -98,6 +98,8 @@ pub struct ObjectLayout {
     pub type_base: u32,
     /// `PyTypeObject.tp_dict`.
     pub type_dict: u32,
+    /// `PyTypeObject.tp_init`.
+    pub type_init: u32,
     /// `PyTypeObject.tp_dictoffset`.
     pub type_dictoffset: u32,
     /// `PyHeapTypeObject.ht_qualname`.
@@ -152,6 +154,20 @@ pub struct ObjectLayout {
     pub code_nlocalsplus: u32,
     /// `PyCodeObject.co_stacksize` (i32).
     pub code_stacksize: u32,
+    /// `PyContext.ctx_vars`.
+    pub context_vars: u32,
+    /// `PyContextVar.var_hash`.
+    pub contextvar_hash: u32,
+    /// `PyHamtObject.h_root`.
+    pub hamt_root: u32,
+    /// `PyHamtNode_Bitmap.b_bitmap` (u32).
+    pub bitmap_bits: u32,
+    /// `PyHamtNode_Bitmap.b_array`.
+    pub bitmap_items: u32,
+    /// `PyHamtNode_Array.a_array`.
+    pub array_items: u32,
+    /// `PyHamtNode_Collision.c_array`.
+    pub collision_items: u32,
     /// Words that lie before an object with a managed dictionary: the dictionary's
     /// (3.11: and, [`Self::managed_values`], the values') offset counted backwards.
     pub managed_dict: u32,

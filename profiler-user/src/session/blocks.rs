@@ -5,8 +5,10 @@ use std::{collections::VecDeque, sync::Arc};
 use profiler_common::record::{BlockRecord, TickRecord};
 use rustc_hash::FxHashMap;
 
-use super::ticks::Samples;
 use crate::profile::Frame;
+
+/// Stacks, root first, and how many ticks met each.
+type Met = Vec<(Arc<[Frame]>, u64)>;
 
 /// Ticks that are remembered for a block that may follow: ten seconds of one thread at the
 /// usual rate.
@@ -21,7 +23,7 @@ pub(super) struct Block {
     /// The stack at its end.
     pub(super) frames: Arc<[Frame]>,
     /// What the ticks met, most first.
-    pub(super) ticks: Samples,
+    pub(super) ticks: Met,
 }
 
 /// The blocks of one target.
@@ -64,7 +66,7 @@ impl Blocks {
                 *met.entry(frames).or_default() += 1;
             }
         }
-        let mut ticks: Samples = met.into_iter().map(|(frames, count)| (Arc::clone(frames), count)).collect();
+        let mut ticks: Met = met.into_iter().map(|(frames, count)| (Arc::clone(frames), count)).collect();
         ticks.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         self.kept.push(Block { record: *record, frames, ticks });
     }

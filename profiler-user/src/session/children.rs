@@ -140,6 +140,9 @@ impl Session {
             target.stop(&mut self.engine)?;
         }
         self.drain(recorded, options)?;
+        // Their numbers are others' soon.
+        self.turn_pairs(recorded)?;
+        self.turn_pairs(recorded)?;
         let cookies: Vec<u32> =
             gone.iter().filter_map(|place| recorded.get(*place)).map(|target| target.cookie).collect();
         let mut kept = self.engine.kept(&cookies)?;

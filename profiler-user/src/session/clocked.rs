@@ -95,10 +95,12 @@ impl Closing<'_> {
                 continue;
             }
             let name = row.name.as_deref().unwrap_or("thread");
-            builder.add_sampled(name, pid, samples, tick_ns, row.clock.map(|clock| clock.on_cpu_ns));
+            let (name, on_cpu_ns) = (name.to_owned(), row.clock.map(|clock| clock.on_cpu_ns));
+            let samples = self.labelled(samples, profile);
+            builder.add_sampled(&name, pid, samples, tick_ns, on_cpu_ns);
         }
         // Together by name: one that lived shorter than a tick has none, or too much.
-        let mut groups: BTreeMap<&str, (Samples, Option<u64>)> = BTreeMap::new();
+        let mut groups: BTreeMap<String, (Samples, Option<u64>)> = BTreeMap::new();
         for (kernel_id, id) in ids {
             let mut samples = self.target.ticks.take(Whose::Greenlet(*kernel_id));
             samples.extend(before_first.remove(kernel_id).into_iter().flatten());
@@ -107,15 +109,17 @@ impl Closing<'_> {
                 continue;
             };
             let name = row.name.as_deref().unwrap_or("greenlet");
-            let group = groups.entry(name).or_insert_with(|| (Vec::new(), Some(0)));
+            let group = groups.entry(name.to_owned()).or_insert_with(|| (Vec::new(), Some(0)));
             group.0.extend(samples);
             group.1 = group.1.zip(row.clock).map(|(sum, clock)| sum + clock.on_cpu_ns);
         }
         for (name, (samples, on_cpu_ns)) in groups {
-            builder.add_sampled(name, pid, samples, tick_ns, on_cpu_ns);
+            let samples = self.labelled(samples, profile);
+            builder.add_sampled(&name, pid, samples, tick_ns, on_cpu_ns);
         }
         let mut samples = self.target.ticks.rest();
         samples.extend(before_first.into_values().flatten());
+        let samples = self.labelled(samples, profile);
         let unlisted = profile.totals.unlisted_clock.map(|clock| clock.on_cpu_ns);
         builder.add_sampled("greenlets not listed", pid, samples, tick_ns, unlisted);
     }
@@ -150,7 +154,7 @@ impl Closing<'_> {
                     continue;
                 };
                 *self.seen.entry(state).or_default() += ns;
-                builder.add(&frames, state, pid, ns, 0);
+                builder.add(&frames, state, pid, None, ns, 0);
             }
         }
         for (state, label) in [
@@ -162,7 +166,7 @@ impl Closing<'_> {
             let left = of(&truth).saturating_sub(of(&self.seen));
             if left > 0 {
                 let frames: Arc<[Frame]> = Arc::new([Frame::label(label)]);
-                builder.add(&frames, state, pid, left, 0);
+                builder.add(&frames, state, pid, None, left, 0);
             }
         }
     }

@@ -6,6 +6,7 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     greenlet::{Head, Life as Stage},
+    label::Label,
     memory::Memory as _,
     record::{Thread, Totals, off_of},
     walk::{SCRATCH_WORDS, StackKey},
@@ -16,6 +17,7 @@ use super::{
     SessionError,
     blocks::Block,
     clocked::{Watched, asleep},
+    labelled::{Sorted, count_looks},
     recorded::{Recorded, Unlisted},
 };
 use crate::{
@@ -62,6 +64,8 @@ pub(super) fn finish(
         stacks: Vec::new(),
         runs: Vec::new(),
         blocks: Vec::new(),
+        labels: Vec::new(),
+        requests: Vec::new(),
         intervals: None,
         cost: about.cost,
     };
@@ -86,6 +90,7 @@ pub(super) fn finish(
             has_clocks: engine.has_clocks(),
             tick_ns: about.tick_ns,
             seen: FxHashMap::default(),
+            sorted: Sorted::default(),
         };
         closing.close(&mut profile, &mut builder);
         closing.count(&mut profile.totals, &mut faults);
@@ -104,7 +109,7 @@ pub(super) struct Closing<'a> {
     pub(super) totals: Totals,
     pub(super) bounds: Bounds,
     /// When the recording began.
-    origin_ns: u64,
+    pub(super) origin_ns: u64,
     pub(super) faults: FxHashMap<Fault, u64>,
     /// By the kernel's key.
     pub(super) threads: FxHashMap<u64, Watched>,
@@ -113,6 +118,8 @@ pub(super) struct Closing<'a> {
     pub(super) tick_ns: Option<u64>,
     /// The time of the stacks in the profile so far, by state.
     pub(super) seen: FxHashMap<State, u64>,
+    /// Whose work its time was.
+    pub(super) sorted: Sorted,
 }
 
 impl Closing<'_> {
@@ -126,9 +133,11 @@ impl Closing<'_> {
                 greenlet.version.map_or_else(|| "unknown".to_owned(), |version| version.to_string())
             }),
             command: self.target.target.command.join(" "),
+            tracer: self.tracer(),
         });
         self.threads(profile);
         let lives = self.lives();
+        self.close_labels(&lives);
         let base = profile.greenlets.len() as u64;
         let ids: FxHashMap<u64, u64> = lives.iter().zip(base + 1..).map(|(life, id)| (life.id, id)).collect();
         for (life, id) in lives.iter().zip(base + 1..) {
@@ -149,21 +158,28 @@ impl Closing<'_> {
                 running_ns: Some(life.running_ns),
                 clock,
                 waiting_ns: Some(life.waiting_ns),
+                label: None,
             });
+            let label = self.label(&life.label, profile);
+            if let Some(row) = profile.greenlets.last_mut() {
+                row.label = label;
+            }
             for wait in &life.open_waits {
                 let frames = self.frames(&wait.stack);
                 let state = state(hub, &frames);
-                builder.add_open(&frames, state, pid, wait.ns, id, wait.open);
+                let label = self.open_label(&wait.label, wait.ns, wait.open, profile);
+                builder.add_open(&frames, state, pid, label, wait.ns, (id, wait.open));
             }
         }
         self.never_switched(&lives, profile, builder);
         self.unlisted(profile, builder);
         self.on_cpu(&ids, profile, builder);
-        self.stacks(builder);
+        self.stacks(profile, builder);
         self.off_cpu(profile, builder);
         self.runs(&ids, profile);
         self.blocks(&ids, profile);
         self.intervals(&ids, &lives, profile);
+        self.requests(profile);
     }
 
     fn threads(&mut self, profile: &mut Profile) {
@@ -329,10 +345,16 @@ impl Closing<'_> {
                 running_ns: if running { same.then_some(duration_ns) } else { Some(0) },
                 clock: clock.flatten(),
                 waiting_ns: if running { Some(0) } else { same.then_some(duration_ns) },
+                label: None,
             });
             if !running && same {
                 let state = state(found.kind.is_hub, &frames);
-                builder.add_open(&frames, state, pid, duration_ns, id, Open::Both);
+                let label = if alive { self.target.label_of_suspended(found.pimpl) } else { Label::NONE };
+                let label = self.open_label(&label, duration_ns, Open::Both, profile);
+                if let Some(row) = profile.greenlets.last_mut() {
+                    row.label = label;
+                }
+                builder.add_open(&frames, state, pid, label, duration_ns, (id, Open::Both));
             }
         }
     }
@@ -373,12 +395,14 @@ impl Closing<'_> {
         }
     }
 
-    fn stacks(&mut self, builder: &mut Builder) {
+    fn stacks(&mut self, profile: &mut Profile, builder: &mut Builder) {
         let pid = self.target.target.pid;
         let parts = self.target.stacks.parts(&self.kept.stacks);
         let mut known = FxHashSet::default();
         for (key, parts) in parts {
             known.insert(key);
+            // Time that was split because a code became another can't be split by label.
+            let single = parts.len() == 1;
             for part in parts {
                 if part.count == 0 && part.ns == 0 {
                     continue;
@@ -394,14 +418,20 @@ impl Closing<'_> {
                     }
                 };
                 *self.seen.entry(state).or_default() += part.ns;
-                builder.add(&part.frames, state, pid, part.ns, part.count);
+                if !single {
+                    builder.add(&part.frames, state, pid, None, part.ns, part.count);
+                    continue;
+                }
+                for (label, ns, count) in self.by_label(&key, part.ns, part.count, profile) {
+                    builder.add(&part.frames, state, pid, label, ns, count);
+                }
             }
         }
         for (key, totals) in &self.kept.stacks {
             if totals.count > 0 && !known.contains(key) {
                 *self.faults.entry(Fault::StackUnknown).or_default() += 1;
                 let unknown: Arc<[Frame]> = Arc::new([Frame::UNKNOWN]);
-                builder.add(&unknown, State::Wait, pid, totals.ns, totals.count);
+                builder.add(&unknown, State::Wait, pid, None, totals.ns, totals.count);
             }
         }
     }
@@ -431,6 +461,7 @@ impl Closing<'_> {
             let begin_ns = record.head.time_ns.saturating_sub(record.ns);
             // What a hub polled in it is idle.
             let hub = self.target.hubs.contains(&record.greenlet);
+            let label = self.label(&record.label, profile);
             profile.blocks.push(BlockRow {
                 pid: self.target.target.pid,
                 tid: self.threads.get(&record.thread).and_then(|thread| thread.tid),
@@ -447,6 +478,7 @@ impl Closing<'_> {
                     held_ns: record.held_ns,
                     held_most_ns: record.held_most_ns,
                 }),
+                label,
             });
         }
         profile.blocks.sort_by_key(|block| block.begin_ns);
@@ -456,7 +488,7 @@ impl Closing<'_> {
         let Some(mut intervals) = self.target.intervals.take() else {
             return;
         };
-        let rows = profile.intervals.get_or_insert_default();
+        let mut rows = profile.intervals.take().unwrap_or_default();
         for life in lives {
             let head_start = self.threads.get(&life.thread).map_or(0, |thread| thread.head_start_ns);
             if life.born {
@@ -472,11 +504,12 @@ impl Closing<'_> {
                 continue;
             };
             for interval in lane {
-                let frames = match interval.state {
-                    LaneState::Running => None,
-                    LaneState::Waiting(key) => Some(self.frames(&key)),
+                let (frames, label) = match interval.state {
+                    LaneState::Running => (None, None),
+                    LaneState::Waiting(key, label) => (Some(self.frames(&key)), self.label(&label, profile)),
                 };
                 rows.push(IntervalRow {
+                    label,
                     greenlet: *id,
                     begin_ns: interval.begin_ns.saturating_sub(self.origin_ns),
                     end_ns: interval.end_ns.saturating_sub(self.origin_ns),
@@ -485,6 +518,7 @@ impl Closing<'_> {
                 });
             }
         }
+        profile.intervals = Some(rows);
     }
 
     /// Adds this target's counts to the totals.
@@ -503,12 +537,14 @@ impl Closing<'_> {
             *all.entry(fault).or_default() += count;
         }
         let of = |fault: Fault| all.get(&fault).copied().unwrap_or_default();
+        count_looks(&kept, target, totals);
         totals.switches += kept.switches;
         totals.probe_hits += kept.hits;
         totals.records_lost += of(Fault::RingFullStack)
             + of(Fault::RingFullEnd)
             + of(Fault::RingFullSwitch)
-            + of(Fault::RingFullTick);
+            + of(Fault::RingFullTick)
+            + of(Fault::RingFullLabel);
         totals.stacks_truncated += of(Fault::StackTruncated);
         totals.greenlets_seen += kept.greenlets;
         for (fault, count) in all {

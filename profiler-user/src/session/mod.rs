@@ -8,6 +8,7 @@ mod children;
 mod clocked;
 mod error;
 mod finish;
+mod labelled;
 mod recorded;
 mod stacks;
 mod ticks;
@@ -66,8 +67,8 @@ pub enum Sites {
 impl Sites {
     const fn probes(self) -> &'static [Probe] {
         match self {
-            Self::Switchstack => &[Probe::Switchstack, Probe::Freed],
-            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed],
+            Self::Switchstack => &[Probe::Switchstack, Probe::Freed, Probe::Made],
+            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made],
             // The engine always has it.
             Self::Empty => &[],
         }
@@ -95,6 +96,10 @@ pub struct Options {
     pub rate: Option<u32>,
     /// The targets' children as well.
     pub children: bool,
+    /// Look for requests on the sockets of processes that have no tracer.
+    pub wire: bool,
+    /// A greenlet has its maker's label until its context tells another.
+    pub inherit: bool,
 }
 
 /// What the recorder tells while it works.
@@ -110,6 +115,8 @@ pub enum Progress<'a> {
     },
     /// The CPU clock can't be had: no stacks on the CPU.
     NoTicks(&'a KernelError),
+    /// Sockets can't be watched: no labels for processes without a tracer.
+    NoWire(&'a KernelError),
     /// A greenlet held up its thread.
     Block {
         /// The process.
@@ -163,7 +170,12 @@ pub fn record(
             Err(error) => Err(error),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    attach(&recorded, options.sites, follows, &mut engine)?;
+    attach(&recorded, options, follows, &mut engine)?;
+    if recorded.iter().any(Recorded::wants_wire)
+        && let Err(error) = engine.start_wire()
+    {
+        progress(Progress::NoWire(&error));
+    }
     let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {
         Ok(()) => true,
         Err(error) => {
@@ -205,13 +217,13 @@ pub fn record(
 /// the probes that were set for their parent alone; else in the targets only.
 fn attach(
     recorded: &[Recorded],
-    choice: Sites,
+    options: &Options,
     follows: bool,
     engine: &mut Engine,
 ) -> Result<(), SessionError> {
     let mut set = HashSet::new();
     for target in recorded {
-        for site in sites(&target.target, choice, engine.has_clocks())? {
+        for site in sites(&target.target, options, engine.has_clocks())? {
             if !follows {
                 engine.attach(Scope::Process { pid: target.target.pid, target: target.cookie }, &site)?;
             } else if set.insert((site.probe, site.file, site.offset)) {
@@ -286,6 +298,7 @@ impl Session {
                     continue;
                 }
                 target.notice_exec(&totals);
+                target.notice_unready(&totals);
                 if !target.looked_at {
                     target.enumerate(false);
                     target.name_threads();
@@ -359,10 +372,23 @@ impl Session {
     }
 
     fn validate(&mut self, recorded: &mut [Recorded], last: bool) -> Result<(), SessionError> {
+        self.turn_pairs(recorded)?;
         let totals = self.engine.stacks()?.into_iter().collect();
         for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
+            target.find_tracer();
             target.validate(&totals, &mut self.engine)?;
             target.enumerate(last);
+        }
+        Ok(())
+    }
+
+    /// Takes the time by label that was counted in the last turn but one.
+    fn turn_pairs(&mut self, recorded: &mut [Recorded]) -> Result<(), SessionError> {
+        for (key, totals) in self.engine.turn_pairs()? {
+            let place = self.places.get(&u64::from(key.label.target));
+            if let Some(target) = place.and_then(|place| recorded.get_mut(*place)) {
+                target.work.add(key, &totals);
+            }
         }
         Ok(())
     }
@@ -390,6 +416,9 @@ impl Session {
         let cost = self.engine.ns_per_hit().ok().flatten().map(|ns_per_hit| Cost { ns_per_hit });
         self.engine.detach()?;
         self.drain(recorded, options)?;
+        // What was counted in this turn, and in the one before.
+        self.turn_pairs(recorded)?;
+        self.turn_pairs(recorded)?;
         Ok((ended_ns, cost))
     }
 }
@@ -407,7 +436,7 @@ fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
     }
 }
 
-fn sites(target: &Target, choice: Sites, has_clocks: bool) -> Result<Vec<Site>, SessionError> {
+fn sites(target: &Target, options: &Options, has_clocks: bool) -> Result<Vec<Site>, SessionError> {
     if target.greenlet.is_none() && has_clocks {
         // Its threads are recorded.
         return Ok(Vec::new());
@@ -423,7 +452,7 @@ fn sites(target: &Target, choice: Sites, has_clocks: bool) -> Result<Vec<Site>, 
         Some(switchstack) => Ok(site(probe, switchstack)),
         None => Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" }),
     };
-    let mut sites: Vec<Site> = match choice {
+    let mut sites: Vec<Site> = match options.sites {
         Sites::Switchstack => vec![switchstack(Probe::Switchstack)?],
         Sites::Empty => return Ok(vec![switchstack(Probe::Empty)?]),
         Sites::Pair => {
@@ -434,6 +463,9 @@ fn sites(target: &Target, choice: Sites, has_clocks: bool) -> Result<Vec<Site>, 
         }
     };
     sites.extend(found.sites.freed.iter().map(|found| site(Probe::Freed, found)));
+    if options.inherit && !options.accounting_only {
+        sites.extend(found.made.iter().map(|found| site(Probe::Made, found)));
+    }
     Ok(sites)
 }
 

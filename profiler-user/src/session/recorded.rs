@@ -6,12 +6,13 @@ use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
     fault::Fault,
+    label::LabelConfig,
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     record::{
-        ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, EndRecord,
-        ForkRecord, GREENLET_BORN, GREENLET_FIRST, Greenlet, Kind, ON_CPU_OWNER, RecordHead, StackHead,
-        StackTotals, SwitchRecord, TargetConfig, TickRecord, Totals, VERSION, off_of,
+        ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, CONFIG_WIRE,
+        EndRecord, ForkRecord, GREENLET_BORN, GREENLET_FIRST, Greenlet, Kind, LabelRecord, ON_CPU_OWNER,
+        RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig, TickRecord, Totals, VERSION, off_of,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -20,6 +21,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     Options, SessionError,
     blocks::Blocks,
+    labelled::Work,
     stacks::{Stacks, Taken},
     ticks::Ticks,
 };
@@ -108,6 +110,8 @@ pub(super) struct Recorded {
     pub(super) first_pid: Option<u32>,
     /// The kernel part's books, once they are closed.
     pub(super) kept: Option<Kept>,
+    /// Whose work it does.
+    pub(super) work: Work,
     config: TargetConfig,
     config_changed: bool,
 }
@@ -128,6 +132,7 @@ impl Recorded {
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
         let children = if options.children && engine.follows() { CONFIG_CHILDREN } else { 0 };
+        let wire = if options.wire && !options.accounting_only { CONFIG_WIRE } else { 0 };
         let config = TargetConfig {
             started_ns: ARMED,
             block_ns: options.block.map_or(u64::MAX, super::ns),
@@ -136,7 +141,7 @@ impl Recorded {
             interpreter: target.python.interp,
             module_start: Addr(module.start),
             module_end: Addr(module.end),
-            flags: stacks | switches | children,
+            flags: stacks | switches | children | wire,
             epoch: 1,
             layout: target.layout(),
             threads: field(target.python.interp, target.python.objects.interp_threads),
@@ -145,6 +150,7 @@ impl Recorded {
             code_framesize: target.python.objects.code_framesize,
             code_nlocalsplus: target.python.objects.code_nlocalsplus,
             code_stacksize: target.python.objects.code_stacksize,
+            label: LabelConfig::default(),
             namespace_device: device,
             namespace_inode: inode,
             hub_types: [Addr::NULL; HUB_TYPES],
@@ -157,7 +163,13 @@ impl Recorded {
         }
         let stacks = Stacks::new(target.python.layout, target.python.objects);
         let max_ended = options.max_greenlets as usize;
-        Ok(Self { parent, first_pid, ..Self::new(target, cookie, memory, stacks, config, max_ended) })
+        let mut recorded =
+            Self { parent, first_pid, ..Self::new(target, cookie, memory, stacks, config, max_ended) };
+        if !options.accounting_only {
+            recorded.find_tracer();
+        }
+        recorded.reconfigure(engine)?;
+        Ok(recorded)
     }
 
     /// A process that `parent` forked; the kernel part counts already, or will when it
@@ -173,6 +185,7 @@ impl Recorded {
             began_ns: fork.head.time_ns,
             // What the parent's had that the kernel part did not know yet.
             config_changed: true,
+            work: parent.work.forked(),
             ..Self::new(
                 target,
                 cookie,
@@ -220,6 +233,7 @@ impl Recorded {
             parent: None,
             first_pid: None,
             kept: None,
+            work: Work::default(),
             config,
             config_changed: false,
         }
@@ -333,6 +347,22 @@ impl Recorded {
         }
         self.config_changed = false;
         Ok(())
+    }
+
+    /// Changes what the kernel part is told the next time.
+    pub(super) fn change_config(&mut self, change: impl FnOnce(&mut TargetConfig)) {
+        change(&mut self.config);
+        self.config_changed = true;
+    }
+
+    /// Where the labels are.
+    pub(super) fn config_label(&self) -> LabelConfig {
+        self.config.label
+    }
+
+    /// Whether its requests are looked for on its sockets.
+    pub(super) fn wants_wire(&self) -> bool {
+        self.config.flags & CONFIG_WIRE != 0 && self.target.greenlet.is_some()
     }
 
     /// The offsets that the kernel part got.
@@ -510,8 +540,8 @@ pub(super) fn take(
         && let Some(switch) = part::<SwitchRecord>(record)
     {
         if let Some(intervals) = &mut target.intervals {
-            let SwitchRecord { head, from, to, stack } = switch;
-            intervals.switched(&Switch { time_ns: head.time_ns, from, to, stack });
+            let SwitchRecord { head, from, to, stack, label } = switch;
+            intervals.switched(&Switch { time_ns: head.time_ns, from, to, stack, label });
         }
     } else if known == Kind::Undone as u32
         && let Some(switch) = part::<SwitchRecord>(record)
@@ -527,6 +557,10 @@ pub(super) fn take(
         && let Some(block) = part::<BlockRecord>(record)
     {
         target.block(&block);
+    } else if known == Kind::Label as u32
+        && let Some(label) = part::<LabelRecord>(record)
+    {
+        target.work.labels.take(&label);
     } else {
         target.fault(Fault::BadRecord);
     }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use profiler_common::record::{TICK_SWITCHING, TICK_UNSWITCHED, TickRecord};
+use profiler_common::{
+    label::{Blank, KIND_INHERITED, KIND_SOURCE, Label, Source},
+    record::{TICK_SWITCHING, TICK_UNSWITCHED, TickRecord},
+};
 use rustc_hash::FxHashMap;
 
 use crate::profile::Frame;
 
-/// Stacks, root first, and how many ticks met each.
-pub(super) type Samples = Vec<(Arc<[Frame]>, u64)>;
+/// Stacks, root first, with the label that they had, and how many ticks met each.
+pub(super) type Samples = Vec<(Arc<[Frame]>, Label, u64)>;
 
 /// Whose time a tick is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,15 +22,23 @@ pub(super) enum Whose {
     Thread(u64),
 }
 
+/// Ticks by what they met.
+type Seen = FxHashMap<(Arc<[Frame]>, Label), u64>;
+
 /// The ticks of one target.
 #[derive(Debug, Default)]
 pub(super) struct Ticks {
     /// With a stack.
-    seen: FxHashMap<Whose, FxHashMap<Arc<[Frame]>, u64>>,
+    seen: FxHashMap<Whose, Seen>,
     /// Inside of a switch, by thread.
     switching: FxHashMap<u64, u64>,
     /// How many in all.
     count: u64,
+    /// With a label of the greenlet's own, with one that it was given, and (by
+    /// [`profiler_common::label::Blank`]) without any.
+    pub(super) labelled: u64,
+    pub(super) given: u64,
+    pub(super) blank: [u64; Blank::COUNT],
 }
 
 impl Ticks {
@@ -43,8 +54,27 @@ impl Ticks {
         } else {
             Whose::Greenlet(tick.greenlet)
         };
+        self.count_look(tick);
         if let Some(frames) = frames {
-            *self.seen.entry(whose).or_default().entry(frames).or_default() += 1;
+            *self.seen.entry(whose).or_default().entry((frames, tick.label)).or_default() += 1;
+        }
+    }
+
+    fn count_look(&mut self, tick: &TickRecord) {
+        let from_context = tick.label.kind & (KIND_SOURCE | KIND_INHERITED);
+        let reason = match tick.blank.checked_sub(1) {
+            Some(reason) => usize::try_from(reason).unwrap_or(usize::MAX),
+            // No tracer was asked.
+            None => Blank::NoRequest as usize,
+        };
+        if tick.label.is_none() {
+            if let Some(count) = self.blank.get_mut(reason) {
+                *count += 1;
+            }
+        } else if [Source::Agent as u32, Source::Otel as u32].contains(&from_context) {
+            self.labelled += 1;
+        } else {
+            self.given += 1;
         }
     }
 
@@ -60,11 +90,15 @@ impl Ticks {
 
     /// Takes what was seen of one.
     pub(super) fn take(&mut self, whose: Whose) -> Samples {
-        self.seen.remove(&whose).map(|seen| seen.into_iter().collect()).unwrap_or_default()
+        self.seen.remove(&whose).map(|seen| listed(seen).collect()).unwrap_or_default()
     }
 
     /// Takes all that is left.
     pub(super) fn rest(&mut self) -> Samples {
-        std::mem::take(&mut self.seen).into_values().flatten().collect()
+        std::mem::take(&mut self.seen).into_values().flat_map(listed).collect()
     }
+}
+
+fn listed(seen: FxHashMap<(Arc<[Frame]>, Label), u64>) -> impl Iterator<Item = (Arc<[Frame]>, Label, u64)> {
+    seen.into_iter().map(|((frames, label), count)| (frames, label, count))
 }

@@ -111,6 +111,8 @@ pub enum HowFound {
     Dynsym,
     /// In `.symtab`.
     Symtab,
+    /// In a slot of a type object in the process.
+    Slot,
 }
 
 /// The defined symbols of these names, in their order.

@@ -7,13 +7,16 @@ use profiler_common::{address::Addr, clock::Gil, memory::Memory as _};
 use super::{
     Greenlet, MappedFile, Python, Target, TargetError, Version, Warning,
     debug_offsets::DebugOffsets,
-    elf::{self, Elf, Source},
+    elf::{self, Elf, HowFound, Source},
     extract, layouts,
     maps::Mapping,
     process::Facts,
-    site::Sites,
+    site::{Site, Sites},
 };
-use crate::{memory::LiveProcess, python::objects::NONE};
+use crate::{
+    memory::LiveProcess,
+    python::{field, objects::NONE},
+};
 
 /// The oldest greenlet that is covered.
 const FIRST_GREENLET: Version = Version::new(3, 0, 0);
@@ -236,11 +239,19 @@ impl Look<'_> {
             version,
             module: self.extent(mapping),
             greenlet_type: file.address(type_vaddr),
+            made: self.made(python, &elf, &file, type_vaddr),
             file,
             layout,
             sites,
             source: layout_source,
         }))
+    }
+
+    /// `green_init`, which has no name in a stripped library, by the type's `tp_init`.
+    fn made(&mut self, python: &Python, elf: &Elf<'_>, file: &MappedFile, type_vaddr: u64) -> Option<Site> {
+        let class = file.address(type_vaddr);
+        let init = self.memory.word(field(class, python.objects.type_init)).ok()?;
+        Site::at(elf, "green_init", init.wrapping_sub(file.bias), HowFound::Slot)
     }
 
     /// From the first to the last mapping of a file.

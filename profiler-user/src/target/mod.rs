@@ -13,6 +13,7 @@ mod kinds;
 pub mod layouts;
 pub mod layouts_generated;
 pub mod maps;
+mod natives;
 mod process;
 mod python_threads;
 mod site;
@@ -33,6 +34,7 @@ pub use error::TargetError;
 pub use faults::Faults;
 pub use inspect::inspect;
 pub use kinds::{Kinds, TypeInfo, type_info};
+pub use natives::{Natives, natives};
 pub use process::{Incarnation, Namespaces, Thread};
 pub use python_threads::{PythonThread, python_threads};
 pub use site::{Site, Sites};
@@ -101,6 +103,8 @@ pub struct Greenlet {
     pub layout: GreenletLayout,
     /// Where to probe it.
     pub sites: Sites,
+    /// The function that makes a greenlet ready to start, by its type's `tp_init`.
+    pub made: Option<Site>,
     /// Where the layout comes from, in words.
     pub source: String,
 }

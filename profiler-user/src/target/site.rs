@@ -72,7 +72,7 @@ impl Sites {
 }
 
 impl Site {
-    fn at(elf: &Elf<'_>, symbol: &'static str, address: u64, how_found: HowFound) -> Option<Self> {
+    pub(super) fn at(elf: &Elf<'_>, symbol: &'static str, address: u64, how_found: HowFound) -> Option<Self> {
         let skipped_endbr = elf::bytes_at::<4>(elf, address) == Some(&ENDBR64);
         let vaddr = if skipped_endbr { address.checked_add(4)? } else { address };
         let first_bytes = *elf::bytes_at::<8>(elf, vaddr)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use profiler_common::{limits::MAX_INTERVALS, walk::StackKey};
+use profiler_common::{label::Label, limits::MAX_INTERVALS, walk::StackKey};
 
 use super::lives::{Bounds, Open};
 
@@ -17,6 +17,8 @@ pub struct Switch {
     pub to: u64,
     /// The leaver's stack.
     pub stack: StackKey,
+    /// Whose work it did.
+    pub label: Label,
 }
 
 /// What a greenlet was in.
@@ -24,8 +26,8 @@ pub struct Switch {
 pub enum State {
     /// Current on its thread.
     Running,
-    /// Suspended with this stack.
-    Waiting(StackKey),
+    /// Suspended with this stack, and that label.
+    Waiting(StackKey, Label),
 }
 
 /// A greenlet's time in one state.
@@ -79,9 +81,9 @@ impl Intervals {
             self.dropped += 1;
             return;
         }
-        self.change(switch.from, switch.time_ns, State::Waiting(switch.stack), State::Running);
+        self.change(switch.from, switch.time_ns, State::Waiting(switch.stack, switch.label), State::Running);
         // Where a greenlet waited before its first switch is not in the stream.
-        let before = State::Waiting(StackKey { id: 0, check: 0 });
+        let before = State::Waiting(StackKey { id: 0, check: 0 }, Label::NONE);
         self.change(switch.to, switch.time_ns, State::Running, before);
         self.kept += 2;
         if self.kept >= MAX_INTERVALS {
@@ -108,7 +110,7 @@ impl Intervals {
     pub fn born(&mut self, id: u64) {
         let lane = self.lanes.entry(id).or_default();
         if let [first, ..] = lane.closed.as_slice()
-            && matches!(first.state, State::Waiting(_))
+            && matches!(first.state, State::Waiting(..))
             && first.open == Some(Open::Begin)
         {
             lane.closed.remove(0);
@@ -182,7 +184,7 @@ mod tests {
     }
 
     fn switch(time_ns: u64, from: u64, to: u64) -> Switch {
-        Switch { time_ns, from, to, stack: key(from) }
+        Switch { time_ns, from, to, stack: key(from), label: Label::NONE }
     }
 
     #[test]
@@ -191,7 +193,8 @@ mod tests {
         intervals.switched(&switch(100, 1, 2));
         intervals.switched(&switch(300, 2, 1));
         let lanes = intervals.finish(BOUNDS);
-        let wait = Interval { begin_ns: 100, end_ns: 300, state: State::Waiting(key(1)), open: None };
+        let wait =
+            Interval { begin_ns: 100, end_ns: 300, state: State::Waiting(key(1), Label::NONE), open: None };
         assert!(lanes[&1].contains(&wait));
     }
 
@@ -202,7 +205,8 @@ mod tests {
         intervals.switched(&switch(300, 2, 1));
         intervals.first_seen(1, 100);
         let lanes = intervals.finish(BOUNDS);
-        let wait = Interval { begin_ns: 100, end_ns: 300, state: State::Waiting(key(1)), open: None };
+        let wait =
+            Interval { begin_ns: 100, end_ns: 300, state: State::Waiting(key(1), Label::NONE), open: None };
         assert_eq!(lanes[&1].first(), Some(&wait));
     }
 

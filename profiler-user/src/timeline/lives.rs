@@ -3,6 +3,7 @@
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
+    label::Label,
     record::{EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread},
     walk::StackKey,
 };
@@ -36,6 +37,8 @@ pub struct OpenWait {
     pub ns: u64,
     /// Which ends are open.
     pub open: Open,
+    /// Whose work it was.
+    pub label: Label,
 }
 
 /// What a greenlet did inside the recording.
@@ -73,6 +76,8 @@ pub struct Life {
     pub seen_ns: u64,
     /// Its waits that are not wholly inside.
     pub open_waits: Vec<OpenWait>,
+    /// Whose work it was when it last stopped.
+    pub label: Label,
 }
 
 /// How long the thread's first greenlet had run before the thread's first switch.
@@ -113,7 +118,8 @@ pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bound
         life.waiting_ns += ns;
         // A greenlet that is known but was never switched into was the current one
         // when we came, and its wait began inside.
-        life.open_waits.push(OpenWait { stack: greenlet.stack, ns, open: Open::End });
+        let (stack, label) = (greenlet.stack, greenlet.label);
+        life.open_waits.push(OpenWait { stack, ns, open: Open::End, label });
     }
     life
 }
@@ -131,7 +137,12 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
     let first = greenlet.flags & GREENLET_FIRST != 0;
     let mut open_waits = Vec::new();
     if greenlet.begun_ns > 0 {
-        let wait = OpenWait { stack: greenlet.begun_stack, ns: greenlet.begun_ns, open: Open::Begin };
+        let wait = OpenWait {
+            stack: greenlet.begun_stack,
+            ns: greenlet.begun_ns,
+            open: Open::Begin,
+            label: greenlet.begun_label,
+        };
         open_waits.push(wait);
     }
     Life {
@@ -151,6 +162,7 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         waiting_ns: greenlet.waiting_ns,
         seen_ns: greenlet.seen_ns,
         open_waits,
+        label: greenlet.label,
     }
 }
 
@@ -180,6 +192,13 @@ mod tests {
             flags,
             sent: 1,
             off_ns: [0; OFF_KINDS],
+            begun_label: Label::NONE,
+            label: Label::NONE,
+            given: Label::NONE,
+            label_running_ns: 0,
+            label_off_ns: [0; OFF_KINDS],
+            label_since_ns: 0,
+            socket: 0,
         }
     }
 
@@ -194,7 +213,8 @@ mod tests {
     fn the_last_wait_counts_its_part_inside_and_is_marked() {
         let life = alive(Addr(8), &greenlet(0), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (300, 500));
-        let wait = OpenWait { stack: StackKey { id: 5, check: 6 }, ns: 100, open: Open::End };
+        let wait =
+            OpenWait { stack: StackKey { id: 5, check: 6 }, ns: 100, open: Open::End, label: Label::NONE };
         assert_eq!(life.open_waits, [wait]);
     }
 
@@ -204,7 +224,7 @@ mod tests {
         kept.begun_ns = 70;
         kept.begun_stack = StackKey { id: 9, check: 9 };
         let life = alive(Addr(8), &kept, 0, BOUNDS);
-        let wait = OpenWait { stack: kept.begun_stack, ns: 70, open: Open::Begin };
+        let wait = OpenWait { stack: kept.begun_stack, ns: 70, open: Open::Begin, label: Label::NONE };
         assert_eq!(life.open_waits, [wait]);
     }
 

@@ -28,7 +28,10 @@ impl Line {
             return;
         };
         match progress {
-            Progress::Recording { .. } | Progress::NoTicks(_) | Progress::Block { .. } => {}
+            Progress::Recording { .. }
+            | Progress::NoTicks(_)
+            | Progress::NoWire(_)
+            | Progress::Block { .. } => {}
             Progress::Turn { elapsed, switches, stacks } => {
                 let seconds = elapsed.as_secs_f64();
                 let rate = if seconds > 0.0 { switches as f64 / seconds } else { 0.0 };

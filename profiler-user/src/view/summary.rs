@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use crate::profile::{Clocked, Frame, Profile, StackRow, State, Victims};
+use crate::profile::{Clocked, Frame, Profile, StackRow, State, Victims, endpoints};
 
 /// Stacks and runs shown.
 const SHOWN: usize = 10;
@@ -36,6 +36,7 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
     top(profile, State::Cpu, "most time on the CPU", "ticks", out)?;
     top(profile, State::Blocked, "most blocked time", "times", out)?;
     top(profile, State::Wait, "most waiting time", "waits", out)?;
+    requests(profile, out)?;
     blocks(profile, out)?;
     if !profile.runs.is_empty() {
         writeln!(out, "\nlongest runs without a switch:")?;
@@ -141,6 +142,41 @@ fn top(profile: &Profile, state: State, title: &str, unit: &str, out: &mut Strin
         let Merged { ns, count, open, frames } = row;
         let open = if open > 0 { format!(", {open} open") } else { String::new() };
         writeln!(out, "  {:>9}  {count:>7} {unit}{open}  {}", time(ns), leaf(frames))?;
+    }
+    Ok(())
+}
+
+/// Why each endpoint takes the time that it takes.
+fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
+    let rows = endpoints(profile);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nrequests by endpoint, of {} seen (wall of those wholly inside; the rest sums):",
+        profile.requests.len()
+    )?;
+    writeln!(
+        out,
+        "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  endpoint, and where it waited most",
+        "requests", "p50", "p95", "on CPU", "blocked", "waiting"
+    )?;
+    let or = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), time);
+    for row in rows.iter().take(SHOWN) {
+        let endpoint = row.endpoint.as_deref().unwrap_or("(unknown)");
+        let waited =
+            row.top_wait.as_ref().map_or_else(String::new, |(frames, _)| format!(": {}", leaf(frames)));
+        writeln!(
+            out,
+            "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  {endpoint}{waited}",
+            row.requests,
+            or(row.wall_p50_ns),
+            or(row.wall_p95_ns),
+            or(row.clock.map(|clock| clock.on_cpu_ns)),
+            or(row.clock.map(|clock| clock.blocked_ns)),
+            time(row.waiting_ns),
+        )?;
     }
     Ok(())
 }

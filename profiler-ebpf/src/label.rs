@@ -1,0 +1,321 @@
+//! Whose work is done: the label at a switch, at a tick, at a sleep, and its time.
+//!
+//! A label is a greenlet's own (its context tells it), or what its request or its maker gave
+//! it. Time by label is kept where it costs least: a greenlet's entry says what it had when
+//! its label began, and only when the label changes, or a wait ends, a map is touched.
+
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::ProbeContext};
+use profiler_common::{
+    address::Addr,
+    clock::OFF_KINDS,
+    fault::Fault,
+    greenlet,
+    label::{self, KIND_INHERITED, Label},
+    limits::MAX_PARTS,
+    memory::Memory as _,
+    record::{
+        ARMED, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, LabelRecord, RecordHead, TargetConfig, Totals,
+        VERSION,
+    },
+    walk::StackKey,
+};
+
+use crate::{
+    clock, emit,
+    maps::{self, count},
+    memory::UserMemory,
+    slot::Slot,
+};
+
+/// Finds the label of the context of the thread state `tstate`, into `slot.label`.
+///
+/// Returns 0, or 1 + the [`Blank`] that is the reason why there is none. Out of line: its
+/// words would not fit on the stack with those of the walk.
+#[inline(never)]
+pub fn own(config: &TargetConfig, slot: &mut Slot, tstate: Addr) -> u32 {
+    let context = UserMemory.pointer(tstate.at(config.layout.python.tstate_context));
+    of_context(config, slot, context.unwrap_or(Addr(1)))
+}
+
+/// The same of a context.
+#[inline(never)]
+pub fn of_context(config: &TargetConfig, slot: &mut Slot, context: Addr) -> u32 {
+    match label::read(&config.label, &mut UserMemory, context, &mut slot.chain) {
+        Ok(()) => {
+            slot.label = slot.chain.label;
+            slot.label.target = slot.target as u32;
+            0
+        }
+        Err(blank) => {
+            slot.label = Label::NONE;
+            blank as u32 + 1
+        }
+    }
+}
+
+/// Whether anything of the target can have a label.
+#[inline(always)]
+pub fn wanted(config: &TargetConfig, given: &Label) -> bool {
+    config.label.source != 0 || !given.is_none()
+}
+
+/// Says what the label in `slot.label`, which [`own`] just found, is; false if there is no
+/// room for that now.
+#[inline(never)]
+pub fn tell(config: &TargetConfig, slot: &mut Slot, now: u64) -> bool {
+    label::describe(&config.label, &mut UserMemory, &mut slot.chain, &mut slot.label_record.about);
+    send(slot, now)
+}
+
+#[inline(always)]
+pub fn send(slot: &mut Slot, now: u64) -> bool {
+    let record = &mut slot.label_record;
+    record.head =
+        RecordHead { kind: Kind::Label as u32, version: VERSION, target: slot.target, time_ns: now };
+    record.label = slot.label;
+    emit::send(&raw const slot.label_record, size_of::<LabelRecord>() as u64, false)
+}
+
+/// The label of the greenlet that leaves, of the thread state `slot.tstate`; and what came
+/// of the time since it had another.
+///
+/// The run is in its books already, and `slot.undo` says how long it was.
+#[inline(never)]
+pub fn at_leave(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, from: &mut Greenlet) -> u32 {
+    slot.label = Label::NONE;
+    if config.label.source != 0 {
+        match own(config, slot, slot.tstate) {
+            0 => totals.labelled += 1,
+            _ if !from.given.is_none() => totals.given += 1,
+            blank => {
+                if let Some(counter) = totals.blank.get_mut(blank.wrapping_sub(1) as usize) {
+                    *counter += 1;
+                }
+            }
+        }
+    } else if !from.given.is_none() {
+        totals.given += 1;
+    }
+    let now = from.since_ns;
+    if slot.label.is_none() {
+        slot.label = from.given;
+    } else if !slot.label.is(&from.label) && !slot.label.is(&slot.told) || from.flags & GREENLET_UNTOLD != 0 {
+        if tell(config, slot, now) {
+            from.flags &= !GREENLET_UNTOLD;
+        } else {
+            count(totals, Fault::RingFullLabel);
+            from.flags |= GREENLET_UNTOLD;
+        }
+    }
+    if slot.parts_count != 0 || !slot.label.is(&from.label) {
+        let changed = change(slot, from);
+        if changed != 0 {
+            totals.changed += 1;
+        }
+        if changed == FULL {
+            count(totals, Fault::LabelsFull);
+        }
+    }
+    0
+}
+
+/// [`change`]: there was no room for the time of a label.
+const FULL: u32 = 2;
+
+/// The label of `from` is `slot.label` now and was another before, or others were seen in
+/// between: each gets its time.
+#[inline(never)]
+fn change(slot: &mut Slot, from: &mut Greenlet) -> u32 {
+    let mut begun_ns = slot.undo.from_since_ns;
+    let mut running_ns = from.running_ns.wrapping_sub(slot.run.ns);
+    let mut full = false;
+    // What is charged for this run went through `slot.undo`.
+    for ((pair, sum), (gained, before)) in
+        slot.pair.off_ns.iter_mut().zip(from.off_ns).zip(slot.undo.off_ns.iter().zip(from.label_off_ns))
+    {
+        *pair = sum.wrapping_sub(*gained).wrapping_sub(before);
+    }
+    if !from.label.is_none() {
+        slot.pair_key.label = from.label;
+        slot.pair.ns = running_ns.wrapping_sub(from.label_running_ns);
+        slot.pair.first_ns = from.label_since_ns;
+        slot.pair.last_ns = begun_ns;
+        full |= !add_run(slot);
+    }
+    for (before, (sum, gained)) in from.label_off_ns.iter_mut().zip(from.off_ns.iter().zip(slot.undo.off_ns))
+    {
+        *before = sum.wrapping_sub(gained);
+    }
+    let mut last = from.label;
+    for number in 0..MAX_PARTS {
+        if number as u64 >= slot.parts_count {
+            break;
+        }
+        let Some(part) = slot.parts.get(number) else {
+            break;
+        };
+        let ns = part.until_ns.saturating_sub(begun_ns);
+        for ((pair, seen), (before, charged)) in slot
+            .pair
+            .off_ns
+            .iter_mut()
+            .zip(part.off_ns)
+            .zip(from.label_off_ns.iter_mut().zip(slot.part_off_ns.iter_mut()))
+        {
+            *pair = seen.wrapping_sub(*charged);
+            *before = before.wrapping_add(*pair);
+            *charged = seen;
+        }
+        slot.pair.ns = ns;
+        slot.pair.first_ns = begun_ns;
+        slot.pair.last_ns = part.until_ns;
+        slot.pair_key.label = part.label;
+        last = part.label;
+        begun_ns += ns;
+        running_ns += ns;
+        if !last.is_none() {
+            full |= !add_run(slot);
+        }
+    }
+    slot.parts_count = 0;
+    from.label_running_ns = running_ns;
+    from.label_since_ns = begun_ns;
+    from.label = slot.label;
+    if full { FULL } else { u32::from(!last.is(&slot.label)) }
+}
+
+#[inline(always)]
+fn add_run(slot: &mut Slot) -> bool {
+    slot.pair_key.stack = StackKey { id: 0, check: 0 };
+    slot.pair.count = 1;
+    maps::add_pair(&slot.pair_key, &slot.pair)
+}
+
+/// A wait or a sleep of `ns` in `stack`, that ends at `now`, had that label.
+#[inline(never)]
+pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) -> bool {
+    if stack.is_none() {
+        return true;
+    }
+    slot.pair_key.stack = *stack;
+    slot.pair_key.label = *label;
+    slot.pair.ns = ns;
+    slot.pair.count = 1;
+    slot.pair.first_ns = now.wrapping_sub(ns);
+    slot.pair.last_ns = now;
+    slot.pair.off_ns = [0; OFF_KINDS];
+    maps::add_pair(&slot.pair_key, &slot.pair)
+}
+
+/// At `now`, in the middle of a run, the current greenlet has that label.
+#[inline(always)]
+pub fn observe(slot: &mut Slot, label: &Label, now: u64) {
+    if slot.parts_count == 0 {
+        slot.part_off_ns = slot.charged.off_ns;
+    }
+    let mut number = slot.parts_count;
+    let same = number != 0
+        && slot.parts.get(number.wrapping_sub(1) as usize & 3).is_some_and(|last| last.label.is(label));
+    // Without room the last one and this one are taken for one: the later.
+    if same || number >= MAX_PARTS as u64 {
+        number -= 1;
+    } else {
+        slot.parts_count = number + 1;
+    }
+    let off_ns = slot.clock.off_ns;
+    if let Some(part) = slot.parts.get_mut(number as usize & 3) {
+        part.label = *label;
+        part.until_ns = now;
+        part.off_ns = off_ns;
+    }
+}
+
+/// The label of the greenlet that is current where a tick or a sleep found the thread state
+/// `slot.found`, into `slot.label`; 0, or 1 + why it has none of its own.
+#[inline(always)]
+pub fn at_look(config: &TargetConfig, slot: &mut Slot, current: Option<&Greenlet>, now: u64) -> u32 {
+    let mut blank = 0;
+    slot.label = Label::NONE;
+    if config.label.source != 0 {
+        blank = own(config, slot, slot.found);
+        let known = current.is_some_and(|current| current.label.is(&slot.label));
+        if blank == 0 && !known && !slot.label.is(&slot.told) && tell(config, slot, now) {
+            slot.told = slot.label;
+        }
+    }
+    if let Some(current) = current
+        && slot.label.is_none()
+    {
+        slot.label = current.given;
+    }
+    blank
+}
+
+/// A greenlet is made: what its maker works for is its work too, until its context says
+/// something else.
+#[inline(always)]
+pub fn on_made(ctx: &ProbeContext, object: Addr) {
+    let Some(slot) = maps::slot() else {
+        maps::keep_normal_stack(ctx);
+        return;
+    };
+    let Some(config) = maps::config(slot.target) else {
+        return;
+    };
+    if slot.epoch != config.epoch || config.started_ns == ARMED {
+        return;
+    }
+    slot.enter();
+    let _made = made(config, slot, object);
+    slot.leave();
+}
+
+#[inline(never)]
+fn made(config: &TargetConfig, slot: &mut Slot, object: Addr) -> u32 {
+    let Some(totals) = maps::totals(slot.target) else {
+        return 0;
+    };
+    let key = GreenletKey { target: slot.target, pimpl: slot.current };
+    let Some(current) = maps::greenlet(&key) else {
+        return 0;
+    };
+    if !wanted(config, &current.given)
+        || greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) != Ok(slot.current_object)
+    {
+        return 0;
+    }
+    let now = clock::now(config, slot, totals);
+    if now < config.started_ns {
+        return 0;
+    }
+    totals.hits += 1;
+    slot.found = slot.tstate;
+    let _blank = at_look(config, slot, Some(current), now);
+    if slot.label.is_none() {
+        return 0;
+    }
+    let mut label = slot.label;
+    label.kind |= KIND_INHERITED;
+    let Ok(pimpl) = greenlet::pimpl(&config.layout, &mut UserMemory, object) else {
+        count(totals, Fault::ReadState);
+        return 0;
+    };
+    slot.to_key = GreenletKey { target: slot.target, pimpl };
+    if !maps::insert_unstarted(&slot.to_key, &label) {
+        count(totals, Fault::LabelsFull);
+    }
+    0
+}
+
+/// The current greenlet of the calling thread, if greenlet says the same as we.
+#[inline(always)]
+pub fn current(config: &TargetConfig, slot: &Slot) -> Option<&'static mut Greenlet> {
+    if slot.epoch != config.epoch || slot.thread != bpf_get_current_pid_tgid() {
+        return None;
+    }
+    let current = greenlet::current(&config.layout, &mut UserMemory, slot.thread_state);
+    if current != Ok(slot.current_object) {
+        return None;
+    }
+    maps::greenlet(&GreenletKey { target: slot.target, pimpl: slot.current })
+}

@@ -1,0 +1,396 @@
+//! Requests as they come over sockets, for processes without an agent.
+//!
+//! Only where a greenlet reads the head of a request of HTTP/1.1 its first line and two
+//! headers are looked at: what they say is its label until it reads from that socket again
+//! after it wrote there, or closes it. The scheme is that of servers with one greenlet a
+//! connection; other threads and greenlets have none.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::generated::{bpf_ktime_get_ns, bpf_loop, bpf_task_pt_regs},
+    programs::BtfTracePointContext,
+};
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    label::{ABOUT_SW8, ABOUT_TRACEPARENT, Label, Source, TEXT_WORDS, Text},
+    limits::WIRE_BYTES,
+    memory::Memory as _,
+    record::{ARMED, CONFIG_WIRE, Greenlet, TargetConfig},
+};
+
+use crate::{
+    label,
+    maps::{self, count},
+    memory::UserMemory,
+    slot::Slot,
+};
+
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/socket.h>
+const MSG_PEEK: u32 = 2;
+/// A request's first line is at least `GET / HTTP/1.1`.
+const SHORTEST: i32 = 14;
+/// `TCP_FIN_WAIT1`, `TCP_CLOSE`, `TCP_LAST_ACK`: this side closed, or the connection broke.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/net/tcp_states.h>
+const CLOSED: [i32; 3] = [4, 7, 9];
+
+/// Where the scan of a head is.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Scan {
+    /// `IN_*`.
+    state: u32,
+    /// Characters of a header's name.
+    at: u32,
+    /// Which names it can still be: 1 `sw8`, 2 `traceparent`.
+    alive: u32,
+    /// Bytes to be looked at.
+    bytes: u32,
+    /// Fields of `sw8` before the one that is read.
+    fields: u32,
+    /// None.
+    padding: u32,
+}
+
+const IN_METHOD: u32 = 0;
+const IN_PATH: u32 = 1;
+const IN_LINE: u32 = 2;
+const IN_NAME: u32 = 3;
+const IN_SW8: u32 = 4;
+const IN_TRACEPARENT: u32 = 5;
+const OVER: u32 = 6;
+
+/// `sw8:` and `traceparent:`, the first character in the lowest byte.
+const SW8: u64 = u64::from_le_bytes(*b"sw8:\0\0\0\0");
+const TRACEPARENT: [u64; 2] = [u64::from_le_bytes(*b"tracepar"), u64::from_le_bytes(*b"ent:\0\0\0\0")];
+
+/// What the socket of an event did to the current greenlet's label.
+#[inline(always)]
+fn subject() -> Option<(&'static TargetConfig, &'static mut Slot, &'static mut Greenlet)> {
+    let slot = maps::slot()?;
+    if slot.clock.version == 0 || slot.busy != 0 {
+        return None;
+    }
+    let config = maps::config(slot.target)?;
+    if config.flags & CONFIG_WIRE == 0 || config.started_ns == ARMED {
+        return None;
+    }
+    let greenlet = label::current(config, slot)?;
+    Some((config, slot, greenlet))
+}
+
+/// The socket of an event, as a number: the verifier calculates with no pointer, and takes
+/// what comes from a map for none.
+#[inline(always)]
+fn socket(ctx: &BtfTracePointContext, slot: &mut Slot) -> u64 {
+    let socket: u64 = ctx.arg(0);
+    // SAFETY: the slot's own. Volatile, so that it does go there.
+    unsafe { ptr::write_volatile(&raw mut slot.socket, socket) };
+    // SAFETY: as above.
+    unsafe { ptr::read_volatile(&raw const slot.socket) }
+}
+
+/// `sock_recv_length`: bytes were received, or not.
+///
+/// # Kernel
+///
+/// 6.3.
+#[inline(always)]
+pub fn on_received(ctx: &BtfTracePointContext) {
+    let Some((_, slot, greenlet)) = subject() else {
+        return;
+    };
+    let socket = socket(ctx, slot);
+    let status: i32 = ctx.arg(1);
+    let flags: u32 = ctx.arg(2);
+    if greenlet.socket == socket | 1 {
+        end(slot, greenlet);
+    }
+    if status < SHORTEST || flags & MSG_PEEK != 0 {
+        return;
+    }
+    slot.enter();
+    let _read = read(slot, greenlet, socket, status as u32);
+    slot.leave();
+}
+
+/// `sock_send_length`: bytes were sent, or not.
+#[inline(always)]
+pub fn on_sent(ctx: &BtfTracePointContext) {
+    let Some((_, slot, greenlet)) = subject() else {
+        return;
+    };
+    let socket = socket(ctx, slot);
+    let status: i32 = ctx.arg(1);
+    if status > 0 && greenlet.socket == socket {
+        greenlet.socket |= 1;
+    }
+}
+
+/// `inet_sock_set_state`: a connection's state changes.
+#[inline(always)]
+pub fn on_state(ctx: &BtfTracePointContext) {
+    let state: i32 = ctx.arg(2);
+    if !CLOSED.contains(&state) {
+        return;
+    }
+    let Some((_, slot, greenlet)) = subject() else {
+        return;
+    };
+    let socket = socket(ctx, slot);
+    if greenlet.socket | 1 == socket | 1 {
+        end(slot, greenlet);
+    }
+}
+
+/// The greenlet's request is over.
+#[inline(always)]
+fn end(slot: &mut Slot, greenlet: &mut Greenlet) {
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    label::observe(slot, &greenlet.given, now);
+    greenlet.given = Label::NONE;
+    greenlet.socket = 0;
+}
+
+/// Looks at what was received.
+#[inline(never)]
+fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u32 {
+    let Some(buffer) = buffer() else {
+        return 0;
+    };
+    let Ok(first) = UserMemory.word(buffer) else {
+        return 0;
+    };
+    if !is_method(first) {
+        // A record of TLS, or the preface of HTTP/2.
+        if (first & 0xffff == 0x0316 || first == u64::from_le_bytes(*b"PRI * HT"))
+            && let Some(totals) = maps::totals(slot.target)
+        {
+            count(totals, Fault::WireUnreadable);
+        }
+        return 0;
+    }
+    let bytes = if bytes < WIRE_BYTES { bytes } else { WIRE_BYTES };
+    if UserMemory.read_part(buffer, slot.scratch.window.room(), bytes).is_err() {
+        return 0;
+    }
+    let about = &mut slot.label_record.about;
+    clear(&mut about.trace);
+    clear(&mut about.endpoint);
+    clear(&mut about.operation);
+    about.began_ms = 0;
+    about.flags = 0;
+    slot.scan = Scan { state: IN_METHOD, at: 0, alive: 0, bytes, fields: 0, padding: 0 };
+    let callback = scan as Callback as *mut c_void;
+    let mut head = Head { slot };
+    // SAFETY: the helper calls `scan` with the head while it is borrowed here.
+    unsafe { bpf_loop(WIRE_BYTES, callback, ptr::from_mut(&mut head).cast(), 0) };
+    if slot.scan.state != OVER
+        && let Some(totals) = maps::totals(slot.target)
+    {
+        count(totals, Fault::WireCut);
+    }
+    // SAFETY: takes no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // What it did until now was for the request before, or none.
+    label::observe(slot, &greenlet.given, now);
+    slot.label =
+        Label { id: [now, slot.thread], span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
+    greenlet.given = slot.label;
+    greenlet.socket = socket;
+    if !label::send(slot, now)
+        && let Some(totals) = maps::totals(slot.target)
+    {
+        count(totals, Fault::RingFullLabel);
+    }
+    0
+}
+
+#[inline(always)]
+fn clear(text: &mut Text) {
+    text.length = 0;
+    text.width = 0;
+}
+
+/// Whether a head begins so.
+#[inline(always)]
+fn is_method(first: u64) -> bool {
+    let four = first as u32;
+    let is = |method: &[u8; 4]| four == u32::from_le_bytes(*method);
+    is(b"GET ") || is(b"POST") || is(b"PUT ") || is(b"HEAD") || is(b"DELE") || is(b"PATC") || is(b"OPTI")
+}
+
+/// What the steps of a scan share: the helper wants it on the stack.
+struct Head<'a> {
+    slot: &'a mut Slot,
+}
+
+type Callback = unsafe extern "C" fn(u32, *mut c_void) -> i64;
+
+/// One byte of a head.
+unsafe extern "C" fn scan(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `read` passes its `Head`.
+    let Head { slot } = unsafe { &mut *context.cast::<Head<'_>>() };
+    let Slot { scan, scratch, label_record, .. } = slot;
+    if index >= scan.bytes {
+        return 1;
+    }
+    let word = scratch.window.room().get(index as usize >> 3 & 511).copied().unwrap_or_default();
+    let byte = word >> ((index & 7) * 8) & 0xff;
+    let about = &mut label_record.about;
+    match scan.state {
+        IN_METHOD => {
+            push(&mut about.endpoint, byte);
+            if byte == b' '.into() {
+                scan.state = IN_PATH;
+            }
+        }
+        IN_PATH => {
+            if byte == b' '.into() || byte == b'?'.into() || byte == b'\n'.into() {
+                scan.state = IN_LINE;
+            } else {
+                push(&mut about.endpoint, byte);
+            }
+        }
+        IN_NAME => name(scan, byte),
+        IN_SW8 => {
+            // 1-TRACE-SEGMENT-..., the trace as base64.
+            if byte == b'-'.into() {
+                scan.fields += 1;
+                if scan.fields == 2 {
+                    scan.state = IN_LINE;
+                }
+            } else if scan.fields == 1 {
+                if about.flags & ABOUT_SW8 == 0 {
+                    about.flags = ABOUT_SW8;
+                    about.trace.length = 0;
+                }
+                push(&mut about.trace, byte);
+            }
+        }
+        IN_TRACEPARENT if about.flags & ABOUT_SW8 == 0 && byte > b' '.into() => {
+            about.flags |= ABOUT_TRACEPARENT;
+            push(&mut about.trace, byte);
+        }
+        _ => {}
+    }
+    if byte == b'\n'.into() {
+        if scan.state == OVER {
+            return 1;
+        }
+        scan.state = IN_NAME;
+        scan.at = 0;
+        scan.alive = 3;
+        scan.fields = 0;
+    }
+    0
+}
+
+/// One byte where a header's name stands.
+#[inline(always)]
+fn name(scan: &mut Scan, byte: u64) {
+    if scan.at == 0 && byte == b'\r'.into() {
+        return;
+    }
+    if scan.at == 0 && byte == b'\n'.into() {
+        scan.state = OVER;
+        return;
+    }
+    let is_upper = byte >= b'A'.into() && byte <= b'Z'.into();
+    let lower = if is_upper { byte | 0x20 } else { byte };
+    let shift = (scan.at & 7) * 8;
+    let [head, tail] = TRACEPARENT;
+    let long = if scan.at < 8 { head } else { tail };
+    if SW8 >> shift & 0xff != lower || scan.at >= 4 {
+        scan.alive &= !1;
+    }
+    if long >> shift & 0xff != lower || scan.at >= 12 {
+        scan.alive &= !2;
+    }
+    scan.at += 1;
+    if scan.alive == 0 {
+        scan.state = IN_LINE;
+    } else if scan.alive & 1 != 0 && scan.at == 4 {
+        scan.state = IN_SW8;
+    } else if scan.alive & 2 != 0 && scan.at == 12 {
+        scan.state = IN_TRACEPARENT;
+    }
+}
+
+/// Adds a character; what has no room is counted only.
+#[inline(always)]
+fn push(text: &mut Text, byte: u64) {
+    let at = text.length;
+    text.length = at + 1;
+    text.width = 1;
+    let shift = (at & 7) * 8;
+    if let Some(word) = text.words.get_mut(at as usize >> 3)
+        && (at as usize) < TEXT_WORDS * 8
+    {
+        let kept = if shift == 0 { 0 } else { *word & ((1 << shift) - 1) };
+        *word = kept | byte << shift;
+    }
+}
+
+/// Where the bytes went that the current system call received.
+#[inline(always)]
+fn buffer() -> Option<Addr> {
+    // SAFETY: the current task's registers at its entry into the kernel lie at the top of
+    // its stack.
+    let registers = unsafe { bpf_task_pt_regs(maps::current_task()) } as *const pt_regs;
+    let (number, second) = call(registers);
+    let second = Addr(second);
+    match number {
+        READ | RECVFROM => Some(second),
+        READV => UserMemory.pointer(second).ok(),
+        RECVMSG => {
+            let vector = UserMemory.pointer(second.at(MSGHDR_IOV)).ok()?;
+            UserMemory.pointer(vector).ok()
+        }
+        _ => None,
+    }
+}
+
+/// `struct user_msghdr.msg_iov`.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/socket.h>
+const MSGHDR_IOV: u16 = 16;
+
+/// <https://github.com/torvalds/linux/blob/v6.12/arch/x86/entry/syscalls/syscall_64.tbl>
+#[cfg(bpf_target_arch = "x86_64")]
+mod number {
+    pub const READ: i64 = 0;
+    pub const READV: i64 = 19;
+    pub const RECVFROM: i64 = 45;
+    pub const RECVMSG: i64 = 47;
+}
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/asm-generic/unistd.h>
+#[cfg(bpf_target_arch = "aarch64")]
+mod number {
+    pub const READ: i64 = 63;
+    pub const READV: i64 = 65;
+    pub const RECVFROM: i64 = 207;
+    pub const RECVMSG: i64 = 212;
+}
+use number::{READ, READV, RECVFROM, RECVMSG};
+
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn call(registers: *const pt_regs) -> (i64, u64) {
+    // SAFETY: the kernel gave the pointer and checks what is loaded through it.
+    let registers = unsafe { &*registers };
+    (registers.orig_rax as i64, registers.rsi)
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn call(registers: *const pt_regs) -> (i64, u64) {
+    // `struct pt_regs`: user_pt_regs (34 words), orig_x0, syscallno.
+    // https://github.com/torvalds/linux/blob/v6.12/arch/arm64/include/asm/ptrace.h
+    let words = registers.cast::<[u64; 36]>();
+    // SAFETY: the kernel gave the pointer and checks what is loaded through it.
+    let [_, second, .., number] = unsafe { &*words };
+    (i64::from(*number as i32), *second)
+}

@@ -1,0 +1,365 @@
+//! Whose work was done: the tracer of a target, its labels, and their times.
+
+use profiler_common::{
+    address::Addr,
+    clock::OFF_KINDS,
+    fault::Fault,
+    label::{self, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals},
+    memory::Memory as _,
+    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION, off_of},
+    walk::StackKey,
+};
+use rustc_hash::FxHashMap;
+
+use super::{finish::Closing, recorded::Recorded, ticks::Samples};
+use crate::{
+    memory::Cached,
+    profile::{Clocked, Labelled, Profile, RequestRow, Sample, TotalsRow, TracerRow},
+    target,
+    timeline::lives::{Life, Open},
+    trace::{self, Identity, Request, Tracer},
+};
+
+/// Pairs of stack and label kept of a target; what comes later has no label.
+const MAX_PAIRS: usize = 4 << 20;
+
+/// The labels of one target.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// What tells of requests in the process.
+    pub(super) tracer: Option<Tracer>,
+    /// What the labels mean.
+    pub(super) labels: trace::Labels,
+    /// Time by stack and label, and (no stack) by label as the current greenlet.
+    pub(super) pairs: FxHashMap<PairKey, PairTotals>,
+    /// Times that there was no room for.
+    dropped: u64,
+    /// How many observations met a class without instances, when it was looked at last.
+    unready: u64,
+}
+
+impl Work {
+    /// That of a process that was forked from this one's.
+    pub(super) fn forked(&self) -> Self {
+        Self { tracer: self.tracer.clone(), ..Self::default() }
+    }
+
+    /// Adds time that the kernel part counted.
+    pub(super) fn add(&mut self, key: PairKey, more: &PairTotals) {
+        let full = self.pairs.len() >= MAX_PAIRS;
+        match self.pairs.get_mut(&key) {
+            Some(known) => merge(known, more),
+            None if full => self.dropped += 1,
+            None => {
+                self.pairs.insert(key, *more);
+            }
+        }
+    }
+
+    /// Adds what a greenlet did since its label began, of which the kernel part tells only
+    /// when the label changes.
+    fn add_rest(&mut self, greenlet: &Greenlet, running_ns: u64, off_ns: [u64; OFF_KINDS], until_ns: u64) {
+        if greenlet.label.is_none() {
+            return;
+        }
+        let mut rest = PairTotals {
+            ns: running_ns.wrapping_sub(greenlet.label_running_ns),
+            count: 1,
+            first_ns: greenlet.label_since_ns,
+            last_ns: until_ns,
+            off_ns,
+        };
+        for (ns, before) in rest.off_ns.iter_mut().zip(greenlet.label_off_ns) {
+            *ns = ns.wrapping_sub(before);
+        }
+        let none = StackKey { id: 0, check: 0 };
+        self.add(PairKey { stack: none, label: greenlet.label }, &rest);
+    }
+}
+
+fn merge(known: &mut PairTotals, more: &PairTotals) {
+    known.ns = known.ns.wrapping_add(more.ns);
+    known.count = known.count.wrapping_add(more.count);
+    known.first_ns = known.first_ns.min(more.first_ns);
+    known.last_ns = known.last_ns.max(more.last_ns);
+    for (sum, ns) in known.off_ns.iter_mut().zip(more.off_ns) {
+        *sum = sum.wrapping_add(ns);
+    }
+}
+
+impl Recorded {
+    /// Looks for the process's tracer, if there is something to be learned.
+    pub(super) fn find_tracer(&mut self) {
+        if self.gone_ns.is_some() || self.work.tracer.as_ref().is_some_and(|tracer| tracer.whole) {
+            return;
+        }
+        let mut memory = Cached::new(self.memory.clone());
+        let target = &self.target;
+        // What can't be read now may be the next time.
+        let Ok(Some(tracer)) = trace::find(&mut memory, target, |memory| target::natives(memory, target))
+        else {
+            return;
+        };
+        if !target::same_image(target) || self.work.tracer.as_ref() == Some(&tracer) {
+            return;
+        }
+        let config: LabelConfig = tracer.config;
+        self.work.tracer = Some(tracer);
+        self.change_config(|kept| {
+            kept.label = config;
+            // Its own word goes before the wire's.
+            kept.flags &= !CONFIG_WIRE;
+        });
+    }
+
+    /// Looks again when the kernel part met a class that had no instances.
+    pub(super) fn notice_unready(&mut self, totals: &Totals) {
+        let unready = totals.blank.get(Blank::Unready as usize).copied().unwrap_or_default();
+        if unready > self.work.unready {
+            self.work.unready = unready;
+            self.find_tracer();
+        }
+    }
+
+    /// The label of a greenlet that is suspended, by its saved context.
+    ///
+    /// Read twice: the greenlet may go on meanwhile.
+    pub(super) fn label_of_suspended(&mut self, pimpl: Addr) -> Label {
+        let config = self.config_label();
+        let context = self.target.greenlet.as_ref().map(|greenlet| greenlet.layout.context);
+        let (true, Some(context)) = (config.source != 0, context) else {
+            return Label::NONE;
+        };
+        let mut chain = Chain::default();
+        let Some(first) = self.look_at_suspended(pimpl, context, &config, &mut chain) else {
+            return Label::NONE;
+        };
+        let mut about = label::About::default();
+        let mut described = chain.clone();
+        label::describe(&config, &mut self.memory, &mut described, &mut about);
+        if self.look_at_suspended(pimpl, context, &config, &mut chain) != Some(first) {
+            return Label::NONE;
+        }
+        let head = RecordHead {
+            kind: Kind::Label as u32,
+            version: VERSION,
+            target: self.cookie.into(),
+            time_ns: super::monotonic_ns(),
+        };
+        self.work.labels.take(&LabelRecord { head, label: first, about });
+        first
+    }
+
+    fn look_at_suspended(
+        &mut self,
+        pimpl: Addr,
+        context: u16,
+        config: &LabelConfig,
+        chain: &mut Chain,
+    ) -> Option<Label> {
+        let context = self.memory.pointer(pimpl.at(context)).ok()?;
+        label::read(config, &mut self.memory, context, chain).ok()?;
+        Some(Label { target: self.cookie, ..chain.label })
+    }
+}
+
+/// A request's time, of its own greenlets and of those that they made.
+#[derive(Default)]
+struct Books {
+    own: PairTotals,
+    waiting_ns: u64,
+    inherited: PairTotals,
+    inherited_waiting_ns: u64,
+}
+
+/// What [`Closing`] knows of labels.
+#[derive(Default)]
+pub(super) struct Sorted {
+    /// The rows of the labels that were asked for.
+    rows: FxHashMap<Label, u32>,
+    /// The time of each stack that has a label.
+    of_stack: FxHashMap<StackKey, Vec<(Label, u64, u64)>>,
+    /// Waits with a label that began before the recording or were not over.
+    open: Vec<(Label, u64, Open)>,
+}
+
+impl Closing<'_> {
+    /// What tells of requests in the process.
+    pub(super) fn tracer(&self) -> Option<TracerRow> {
+        let tracer = self.target.work.tracer.as_ref()?;
+        let Identity { service, instance, profiler } = tracer.identity.clone();
+        Some(TracerRow { source: tracer.source, service, instance, profiler })
+    }
+
+    /// The row of a label, made when it is asked for first.
+    pub(super) fn label(&mut self, label: &Label, profile: &mut Profile) -> Labelled {
+        if label.is_none() {
+            return None;
+        }
+        if let Some(known) = self.sorted.rows.get(label) {
+            return Some(*known);
+        }
+        let number = u32::try_from(profile.labels.len()).ok()?;
+        profile.labels.push(self.target.work.labels.called(label));
+        self.sorted.rows.insert(*label, number);
+        Some(number)
+    }
+
+    /// The label of an open wait.
+    pub(super) fn open_label(
+        &mut self,
+        label: &Label,
+        ns: u64,
+        open: Open,
+        profile: &mut Profile,
+    ) -> Labelled {
+        if !label.is_none() {
+            self.sorted.open.push((*label, ns, open));
+        }
+        self.label(label, profile)
+    }
+
+    /// Closes the books of the labels that the greenlets have at the end, and sorts them.
+    pub(super) fn close_labels(&mut self, lives: &[Life]) {
+        let work = &mut self.target.work;
+        for record in &self.target.ended {
+            let greenlet = &record.greenlet;
+            work.add_rest(greenlet, greenlet.running_ns, greenlet.off_ns, greenlet.since_ns);
+        }
+        let alive: FxHashMap<u64, &Life> = lives.iter().map(|life| (life.id, life)).collect();
+        for (_, greenlet) in &self.kept.greenlets {
+            // Of a run that is not over nobody knows whose it is.
+            let running = alive.get(&greenlet.id).is_some_and(|life| life.running);
+            let until_ns = if running { greenlet.since_ns } else { self.bounds.ended_ns };
+            work.add_rest(greenlet, greenlet.running_ns, greenlet.off_ns, until_ns);
+        }
+        for (PairKey { stack, label }, totals) in &work.pairs {
+            if !stack.is_none() {
+                let of_stack = self.sorted.of_stack.entry(*stack).or_default();
+                of_stack.push((*label, totals.ns, totals.count));
+            }
+        }
+        for pairs in self.sorted.of_stack.values_mut() {
+            pairs.sort_unstable();
+        }
+        let dropped = work.dropped + work.labels.dropped();
+        *self.faults.entry(Fault::LabelsFull).or_default() += dropped;
+    }
+
+    /// A stack's completed time by label; the rest of it has none.
+    pub(super) fn by_label(
+        &mut self,
+        key: &StackKey,
+        ns: u64,
+        count: u64,
+        profile: &mut Profile,
+    ) -> Vec<(Labelled, u64, u64)> {
+        let pairs = self.sorted.of_stack.get(key).cloned().unwrap_or_default();
+        let (mut ns, mut count) = (ns, count);
+        let mut parts = Vec::with_capacity(pairs.len() + 1);
+        for (label, pair_ns, pair_count) in pairs {
+            // Not more than the stack has: the two are read one after the other.
+            let (pair_ns, pair_count) = (pair_ns.min(ns), pair_count.min(count));
+            ns -= pair_ns;
+            count -= pair_count;
+            parts.push((self.label(&label, profile), pair_ns, pair_count));
+        }
+        if ns > 0 || count > 0 {
+            parts.push((None, ns, count));
+        }
+        parts
+    }
+
+    /// Ticks with the rows of their labels.
+    pub(super) fn labelled(&mut self, samples: Samples, profile: &mut Profile) -> Vec<Sample> {
+        samples
+            .into_iter()
+            .map(|(frames, label, count)| Sample { frames, label: self.label(&label, profile), count })
+            .collect()
+    }
+
+    /// The requests that were seen.
+    pub(super) fn requests(&mut self, profile: &mut Profile) {
+        let mut books: FxHashMap<Request, (Label, Books)> = FxHashMap::default();
+        let of = |label: &Label| Label { kind: label.kind & KIND_SOURCE, span: 0, ..*label };
+        for (PairKey { stack, label }, totals) in &self.target.work.pairs {
+            let (_, request) = books.entry(label.id).or_insert_with(|| (of(label), Books::default()));
+            let inherited = label.kind & KIND_INHERITED != 0;
+            if stack.is_none() {
+                let sum = if inherited { &mut request.inherited } else { &mut request.own };
+                if sum.count == 0 { *sum = *totals } else { merge(sum, totals) }
+            } else if self.target.stacks.frames(stack).is_none_or(|(_, owner)| off_of(owner).is_none()) {
+                *(if inherited { &mut request.inherited_waiting_ns } else { &mut request.waiting_ns }) +=
+                    totals.ns;
+            }
+        }
+        let mut begun: FxHashMap<Request, (bool, bool)> = FxHashMap::default();
+        for (label, ns, open) in std::mem::take(&mut self.sorted.open) {
+            let (_, request) = books.entry(label.id).or_insert_with(|| (of(&label), Books::default()));
+            if label.kind & KIND_INHERITED == 0 {
+                request.waiting_ns += ns;
+                let ends = begun.entry(label.id).or_default();
+                ends.0 |= open != Open::End;
+                ends.1 |= open != Open::Begin;
+            } else {
+                request.inherited_waiting_ns += ns;
+            }
+        }
+        let pid = self.target.target.pid;
+        let mut rows: Vec<RequestRow> = books
+            .into_values()
+            .map(|(label, Books { own, waiting_ns, inherited, inherited_waiting_ns })| {
+                let called = self.target.work.labels.called(&label);
+                let (begun, open) = begun.get(&label.id).copied().unwrap_or_default();
+                let several = self.target.work.labels.is_several(&label.id);
+                RequestRow {
+                    pid,
+                    source: called.source,
+                    trace_id: called.trace_id,
+                    segment_id: called.segment_id,
+                    endpoint: called.endpoint,
+                    begin_ns: (own.count > 0 && !begun).then(|| own.first_ns.saturating_sub(self.origin_ns)),
+                    wall_ns: (own.count > 0 && !begun && !open && !several)
+                        .then(|| own.last_ns.saturating_sub(own.first_ns)),
+                    clock: self.has_clocks.then(|| Clocked::new(own.ns, own.off_ns, false)).flatten(),
+                    waiting_ns,
+                    inherited_clock: self
+                        .has_clocks
+                        .then(|| Clocked::new(inherited.ns, inherited.off_ns, false))
+                        .flatten(),
+                    inherited_waiting_ns,
+                }
+            })
+            .collect();
+        rows.sort_by(|a, b| {
+            let order = |row: &RequestRow| (row.begin_ns, row.segment_id.clone(), row.trace_id.clone());
+            order(a).cmp(&order(b))
+        });
+        profile.requests.append(&mut rows);
+    }
+}
+
+/// Adds what came of the looks for labels, if there was anything to look for.
+pub(super) fn count_looks(kept: &Totals, target: &Recorded, totals: &mut TotalsRow) {
+    if target.work.tracer.is_none() && target.work.labels.is_empty() {
+        return;
+    }
+    let sum = totals.observations.get_or_insert_default();
+    sum.own += kept.labelled + target.ticks.labelled;
+    sum.given += kept.given + target.ticks.given;
+    sum.changed += kept.changed;
+    let mut at_switches = kept.blank;
+    if target.work.tracer.is_none() {
+        // The kernel part does not count those that it does not look at.
+        if let Some(count) = at_switches.get_mut(Blank::NoRequest as usize) {
+            *count = kept.switches.saturating_sub(kept.given);
+        }
+    }
+    for (blank, (at_switches, at_ticks)) in
+        Blank::ALL.into_iter().zip(at_switches.into_iter().zip(target.ticks.blank))
+    {
+        if at_switches + at_ticks > 0 {
+            *sum.blank.entry(blank.name()).or_default() += at_switches + at_ticks;
+        }
+    }
+}

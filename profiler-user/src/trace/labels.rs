@@ -1,0 +1,312 @@
+//! What the labels of one target mean.
+
+use std::{collections::hash_map::Entry, sync::Arc};
+
+use profiler_common::label::{
+    ABOUT_ROOT, ABOUT_SW8, ABOUT_TRACEPARENT, KIND_INHERITED, KIND_SOURCE, Label, Source, Text,
+};
+use profiler_common::record::LabelRecord;
+use rustc_hash::FxHashMap;
+
+use super::wire;
+
+/// Requests remembered of a target; what comes later has times, and no names.
+const MAX_REQUESTS: usize = 1 << 20;
+/// Spans remembered of a target.
+const MAX_SPANS: usize = 1 << 20;
+/// What stands in the place of the end of a text that was cut.
+const CUT: char = '…';
+
+/// What a label is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Called {
+    /// Where it comes from.
+    pub source: Option<Source>,
+    /// The trace's id.
+    pub trace_id: Option<Arc<str>>,
+    /// SkyWalking's segment's id.
+    pub segment_id: Option<Arc<str>>,
+    /// SkyWalking: the span's number in its segment; OpenTelemetry: its id.
+    pub span: Option<String>,
+    /// The span's operation.
+    pub operation: Option<Arc<str>>,
+    /// What the request asked for.
+    pub endpoint: Option<Arc<str>>,
+    /// It is its maker's.
+    pub inherited: bool,
+}
+
+impl Called {
+    /// What no label is called.
+    pub const NONE: Self = Self {
+        source: None,
+        trace_id: None,
+        segment_id: None,
+        span: None,
+        operation: None,
+        endpoint: None,
+        inherited: false,
+    };
+}
+
+/// A request: SkyWalking's segment, OpenTelemetry's trace in this process, one head on a
+/// socket.
+pub type Request = [u64; 2];
+
+#[derive(Debug, Default)]
+struct Known {
+    trace_id: Option<Arc<str>>,
+    endpoint: Option<Arc<str>>,
+    /// OpenTelemetry: the span that `endpoint` is of.
+    root: u64,
+    /// More than one span of it has no parent here.
+    several: bool,
+    /// When it began by the tracer's own clock, ms since 1970; 0 if that is not known.
+    began_ms: u64,
+}
+
+/// The labels of one target.
+#[derive(Debug, Default)]
+pub struct Labels {
+    requests: FxHashMap<Request, Known>,
+    spans: FxHashMap<(Request, u64), Arc<str>>,
+    /// The same text once.
+    texts: FxHashMap<String, Arc<str>>,
+    dropped: u64,
+}
+
+impl Labels {
+    /// Whether any label was seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Labels that there was no room for.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Takes what the kernel part, or a walk, read of a label.
+    pub fn take(&mut self, record: &LabelRecord) {
+        let LabelRecord { head: _, label, about } = record;
+        let source = source(label);
+        let endpoint = text(&about.endpoint);
+        let operation = text(&about.operation);
+        let (endpoint, operation) =
+            (endpoint.map(|text| self.intern(text)), operation.map(|text| self.intern(text)));
+        // A part of an id is none.
+        let trace = whole(&about.trace);
+        let trace_id = match source {
+            Some(Source::Agent) => trace,
+            Some(Source::Otel) => Some(hex(label.id)),
+            Some(Source::Wire) if about.flags & ABOUT_SW8 != 0 => trace.and_then(|trace| wire::sw8(&trace)),
+            Some(Source::Wire) if about.flags & ABOUT_TRACEPARENT != 0 => {
+                trace.and_then(|trace| wire::traceparent(&trace))
+            }
+            Some(Source::Wire) | None => None,
+        };
+        let full = self.requests.len() >= MAX_REQUESTS;
+        let known = match self.requests.entry(label.id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if full => {
+                self.dropped += 1;
+                return;
+            }
+            Entry::Vacant(place) => place.insert(Known::default()),
+        };
+        if known.trace_id.is_none() {
+            known.trace_id = trace_id.map(Into::into);
+        }
+        if about.began_ms != 0 {
+            known.began_ms = about.began_ms;
+        }
+        if source != Some(Source::Otel) {
+            known.endpoint = endpoint.or_else(|| known.endpoint.take());
+        } else if about.flags & ABOUT_ROOT != 0 {
+            known.several |= known.root != 0 && known.root != label.span;
+            known.root = label.span;
+            known.endpoint.clone_from(&operation);
+        }
+        let Some(operation) = operation else {
+            return;
+        };
+        if self.spans.len() < MAX_SPANS {
+            self.spans.insert((label.id, label.span), operation);
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    /// What a label is called; what is not known for sure is left out.
+    #[must_use]
+    pub fn called(&self, label: &Label) -> Called {
+        let Some(source) = source(label) else {
+            return Called::default();
+        };
+        let known = self.requests.get(&label.id);
+        let operation = self.spans.get(&(label.id, label.span)).cloned();
+        let endpoint = known.and_then(|known| {
+            // A process that calls itself has several spans without a parent in one trace.
+            if source != Source::Otel || !known.several || known.root == label.span {
+                known.endpoint.clone()
+            } else {
+                None
+            }
+        });
+        Called {
+            source: Some(source),
+            trace_id: match source {
+                Source::Otel => Some(hex(label.id).into()),
+                Source::Agent | Source::Wire => known.and_then(|known| known.trace_id.clone()),
+            },
+            segment_id: (source == Source::Agent).then(|| hex(label.id).into()),
+            span: match source {
+                Source::Agent => label.span.checked_sub(1).map(|span| span.to_string()),
+                Source::Otel => Some(format!("{:016x}", label.span)),
+                Source::Wire => None,
+            },
+            operation,
+            endpoint,
+            inherited: label.kind & KIND_INHERITED != 0,
+        }
+    }
+
+    /// Whether a request is several: a trace that came to the process more than once.
+    #[must_use]
+    pub fn is_several(&self, request: &Request) -> bool {
+        self.requests.get(request).is_some_and(|known| known.several)
+    }
+
+    /// When a request began by its tracer's own clock, ms since 1970.
+    #[must_use]
+    pub fn began_ms(&self, request: &Request) -> Option<u64> {
+        self.requests.get(request).map(|known| known.began_ms).filter(|began| *began != 0)
+    }
+
+    fn intern(&mut self, text: String) -> Arc<str> {
+        if let Some(known) = self.texts.get(&text) {
+            return Arc::clone(known);
+        }
+        let shared: Arc<str> = text.as_str().into();
+        if self.texts.len() < MAX_SPANS {
+            self.texts.insert(text, Arc::clone(&shared));
+        }
+        shared
+    }
+}
+
+/// Where a label comes from; `None` for no label.
+fn source(label: &Label) -> Option<Source> {
+    [Source::Agent, Source::Otel, Source::Wire]
+        .into_iter()
+        .find(|source| *source as u32 == label.kind & KIND_SOURCE)
+}
+
+fn hex([high, low]: [u64; 2]) -> String {
+    format!("{high:016x}{low:016x}")
+}
+
+/// A text that is there from its begin to its end.
+fn whole(text: &Text) -> Option<String> {
+    let (text, cut) = decode(text)?;
+    (!cut).then_some(text)
+}
+
+/// A text, marked if its end was cut.
+fn text(text: &Text) -> Option<String> {
+    let (mut text, cut) = decode(text)?;
+    if cut {
+        text.push(CUT);
+    }
+    Some(text)
+}
+
+fn decode(text: &Text) -> Option<(String, bool)> {
+    let Text { length, width, words } = text;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let width_bytes = usize::try_from(*width).ok().filter(|width| matches!(width, 1 | 2 | 4))?;
+    let kept = (bytes.len() / width_bytes).min(usize::try_from(*length).ok()?);
+    let point = |bytes: &[u8]| {
+        let number = bytes.iter().rev().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+        char::from_u32(number).unwrap_or(char::REPLACEMENT_CHARACTER)
+    };
+    let text: String = bytes.chunks_exact(width_bytes).take(kept).map(point).collect();
+    Some((text, kept < usize::try_from(*length).ok()?)).filter(|(text, _)| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::{
+        label::{About, TEXT_WORDS},
+        record::RecordHead,
+    };
+
+    use super::*;
+
+    fn of(text: &str) -> Text {
+        let mut words = [0; TEXT_WORDS];
+        for (word, bytes) in words.iter_mut().zip(text.as_bytes().chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_le_bytes(whole);
+        }
+        Text { length: text.len() as u32, width: 1, words }
+    }
+
+    fn record(source: Source, span: u64, about: About) -> LabelRecord {
+        let head = RecordHead { kind: 0, version: 0, target: 0, time_ns: 0 };
+        LabelRecord { head, label: Label { id: [1, 2], span, kind: source as u32, target: 0 }, about }
+    }
+
+    #[test]
+    fn a_segment_says_its_trace_and_its_endpoint() {
+        let mut labels = Labels::default();
+        let about =
+            About { trace: of("a.b.c"), endpoint: of("/slow"), operation: of("query"), ..About::default() };
+        let record = record(Source::Agent, 3, about);
+        labels.take(&record);
+        let called = labels.called(&record.label);
+        assert_eq!(called.trace_id.as_deref(), Some("a.b.c"));
+        assert_eq!(called.segment_id.as_deref(), Some("00000000000000010000000000000002"));
+        assert_eq!((called.span.as_deref(), called.endpoint.as_deref()), (Some("2"), Some("/slow")));
+        assert_eq!(called.operation.as_deref(), Some("query"));
+        // Another span of the segment whose operation never came.
+        let called = labels.called(&Label { span: 1, ..record.label });
+        assert_eq!((called.operation, called.endpoint.as_deref()), (None, Some("/slow")));
+    }
+
+    #[test]
+    fn a_cut_id_is_none_and_a_cut_name_is_marked() {
+        let mut labels = Labels::default();
+        let long = "x".repeat(TEXT_WORDS * 8);
+        let mut cut = of(&long);
+        cut.length += 1;
+        let about = About { trace: cut, endpoint: cut, ..About::default() };
+        let record = record(Source::Agent, 1, about);
+        labels.take(&record);
+        let called = labels.called(&record.label);
+        assert_eq!(called.trace_id, None);
+        assert_eq!(called.endpoint.as_deref(), Some(format!("{long}…").as_str()));
+    }
+
+    #[test]
+    fn a_trace_that_comes_back_to_its_process_has_two_endpoints() {
+        let mut labels = Labels::default();
+        let root = |span, name| {
+            record(Source::Otel, span, About { operation: of(name), flags: ABOUT_ROOT, ..About::default() })
+        };
+        labels.take(&root(7, "GET /a"));
+        let child = Label { span: 9, ..root(7, "").label };
+        assert_eq!(labels.called(&child).endpoint.as_deref(), Some("GET /a"));
+        labels.take(&root(8, "GET /b"));
+        assert_eq!(labels.called(&child).endpoint, None);
+        assert_eq!(labels.called(&root(8, "").label).endpoint.as_deref(), Some("GET /b"));
+    }
+
+    #[test]
+    fn no_label_is_called_nothing() {
+        assert_eq!(Labels::default().called(&Label::NONE), Called::default());
+    }
+}
