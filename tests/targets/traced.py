@@ -104,12 +104,14 @@ def own_span(name):
     """A span of one's own in the tracer, booked with its time."""
     work = getcurrent().work
     with tracer.child(name):
-        label, began_ns = tracer.current(), _now_ns()
+        label = tracer.current()
+        span = [label, _now_ns(), None]
+        if label is not None:
+            work.spans.append(span)
         try:
             yield
         finally:
-            if label is not None:
-                work.spans.append((label, began_ns, _now_ns()))
+            span[2] = _now_ns()
 
 
 def burn(milliseconds):

@@ -65,7 +65,7 @@ class Work:
             for function, state, begin_ns, end_ns, cpu_ns in self.calls
         ]
         facts["spans"] = [
-            {**{name: (label or {}).get(name)
+            {**{name: label[name]
                 for name in ("trace_id", "segment_id", "span_id", "operation")},
              "begin_ns": begin_ns, "end_ns": end_ns}
             for label, begin_ns, end_ns in self.spans

@@ -181,7 +181,7 @@ def check_switches(switches, works, labels, found):
                 count["outside, live, kept-alive"] += 1
             continue
         spans = [span for span in work["spans"]
-                 if span["begin_ns"] <= switch["ns"] <= span["end_ns"]]
+                 if span["begin_ns"] <= switch["ns"] <= (span["end_ns"] or switch["ns"])]
         line = spans[-1] if spans else work
         expected = line["trace_id"] is not None and (work["kind"] == "request" or spans)
         want(bool(expected) == live, "a label too many or too few", switch, work)
