@@ -31,6 +31,7 @@ struct Document<'a> {
     version: u32,
     targets: Vec<Target<'a>>,
     started_unix_ns: u64,
+    started_monotonic_ns: u64,
     duration_ns: u64,
     first_stack_ns: Option<u64>,
     totals: Totals<'a>,
@@ -177,7 +178,7 @@ struct Interval<'a> {
     state: &'static str,
     frames: Option<Vec<FrameDocument<'a>>>,
     #[serde(flatten)]
-    label: Label<'a>,
+    label: Option<Label<'a>>,
     open: Option<&'static str>,
 }
 
@@ -383,7 +384,7 @@ fn interval<'a>(row: &'a IntervalRow, profile: &'a Profile) -> Interval<'a> {
         end_ns: *end_ns,
         state: if row_frames.is_some() { "wait" } else { "running" },
         frames: row_frames.as_deref().map(frames),
-        label: label(*row_label, profile),
+        label: row_label.map(|_| label(*row_label, profile)),
         open: row_open.map(open),
     }
 }
@@ -393,6 +394,7 @@ impl Exporter for Json {
         let Profile {
             targets,
             started_unix_ns,
+            started_monotonic_ns,
             duration_ns,
             first_stack_ns,
             totals: profile_totals,
@@ -411,6 +413,7 @@ impl Exporter for Json {
             version: 1,
             targets: targets.iter().map(target).collect(),
             started_unix_ns: *started_unix_ns,
+            started_monotonic_ns: *started_monotonic_ns,
             duration_ns: *duration_ns,
             first_stack_ns: *first_stack_ns,
             totals: totals(profile_totals),

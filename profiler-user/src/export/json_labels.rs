@@ -30,10 +30,14 @@ pub(super) struct Looks<'a> {
 pub(super) struct Label<'a> {
     trace_id: Option<&'a str>,
     segment_id: Option<&'a str>,
-    span: Option<&'a str>,
-    operation: Option<&'a str>,
     endpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     label_source: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     inherited: Option<bool>,
 }
 

@@ -369,6 +369,8 @@ pub struct Profile {
     pub targets: Vec<TargetRow>,
     /// When every probe was in place, since 1970.
     pub started_unix_ns: u64,
+    /// The same moment by `CLOCK_MONOTONIC`.
+    pub started_monotonic_ns: u64,
     /// How long.
     pub duration_ns: u64,
     /// From the start of the program to the first stack.

@@ -56,6 +56,7 @@ pub(super) fn finish(
     let mut profile = Profile {
         targets: Vec::new(),
         started_unix_ns: about.started_unix_ns,
+        started_monotonic_ns: about.bounds.started_ns,
         duration_ns: about.bounds.ended_ns.saturating_sub(about.bounds.started_ns),
         first_stack_ns: about.first_stack_ns,
         totals: TotalsRow::default(),
