@@ -1,9 +1,13 @@
-"""Greenlets in a ring, all as deep, that hand the switch on: `ring.py GREENLETS DEPTH SHIMS`.
+"""Greenlets in a ring, all as deep, that hand the switch on:
+`ring.py GREENLETS DEPTH SHIMS [VARIABLES]`.
 
-Each frame of a stack is Python's; SHIMS of the calls between them go through C.
+Each frame of a stack is Python's; SHIMS of the calls between them go through C. With
+VARIABLES each greenlet has a context of so many, one of them with a live span of
+SkyWalking's agent (which is not started: nothing else runs).
 A unit is a switch: one pass around the ring is GREENLETS of them.
 """
 
+import contextvars
 import functools
 import sys
 import time
@@ -34,6 +38,16 @@ def descend(state):
     return descend(deeper)
 
 
+def work_for(index, variables):
+    """From here on the calling greenlet works for a request of its own."""
+    from skywalking.trace import context, span
+
+    for number in range(variables - 1):
+        contextvars.ContextVar(f"variable-{number}").set(number)
+    entry = span.EntrySpan(context=context.SpanContext(), sid=0, pid=-1, op=f"/{index}")
+    entry.start()
+
+
 def depth(one):
     frame = one.gr_frame
     count = 0
@@ -43,7 +57,7 @@ def depth(one):
     return count
 
 
-def main(size, deep, shims):
+def main(size, deep, shims, variables=0):
     worker.pin()
     kinds = ["map", "sorted", "partial", "max"]
     ways = {4 * (number + 1): kinds[number % 4] for number in range(shims)}
@@ -52,12 +66,16 @@ def main(size, deep, shims):
     ring = []
 
     def member(index):
+        if variables:
+            work_for(index, variables)
         starter.switch()
         switch = ring[(index + 1) % size].switch
         while True:
             switch()
 
     def leader(index):
+        if variables:
+            work_for(index, variables)
         starter.switch()
         switch = ring[1].switch
         passes = max(1, BATCH // size)

@@ -5,6 +5,7 @@
 //! that a machine that grows slower does not make a figure worse.
 
 mod document;
+mod labels;
 mod recording;
 mod switches;
 mod target;
@@ -68,6 +69,8 @@ enum Part {
     Lives,
     /// Ticks, context switches, and what other processes pay
     Clocks,
+    /// Labels: of a switch, of a receipt
+    Labels,
 }
 
 /// All that was measured.
@@ -106,7 +109,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("greenscope needs root to be measured: sudo -E cargo xtask bench");
     }
     let load = surroundings::load();
-    let python = python(arguments.python)?;
+    let python = python(arguments.python, REQUIREMENTS, "py")?;
     run::build()?;
     let results = measure(arguments, &python, &load)?;
     let text = document::text(&results);
@@ -127,6 +130,13 @@ fn measure(arguments: &Arguments, python: &Path, load: &str) -> Result<Results> 
     let mut benches = Vec::new();
     for (workload, modes, inside) in plan(wants) {
         println!("starting {workload:?}");
+        let own = match workload {
+            Workload::Spans { .. } => {
+                Some(self::python(arguments.python, labels::REQUIREMENTS, "labelled-py")?)
+            }
+            _ => None,
+        };
+        let python = own.as_deref().unwrap_or(python);
         benches.push((workload, Bench::start(python, workload, &modes, &inside)?));
     }
     for round in 1..=rounds {
@@ -191,21 +201,29 @@ fn plan(wants: impl Fn(Part) -> bool) -> Vec<(Workload, Vec<Mode>, Vec<Inside>)>
             modes.extend([Mode::Empty, Mode::Bystander]);
         }
     }
+    if wants(Part::Labels) {
+        for (workload, modes) in labels::PLAN {
+            match plan.iter_mut().find(|(known, ..)| known == workload) {
+                Some((_, known, _)) => known.extend(*modes),
+                None => plan.push((*workload, modes.iter().copied().collect(), Vec::new())),
+            }
+        }
+    }
     let wanted = plan.into_iter().filter(|(_, modes, inside)| !modes.is_empty() || !inside.is_empty());
     wanted.map(|(workload, modes, inside)| (workload, modes.into_iter().collect(), inside)).collect()
 }
 
-/// The interpreter of an environment with greenlet.
-fn python(wanted: (u32, u32)) -> Result<PathBuf> {
+/// The interpreter of an environment with what a file asks for.
+fn python(wanted: (u32, u32), requirements: &str, name: &str) -> Result<PathBuf> {
     let (major, minor) = wanted;
     let pythons = python::interpreters();
     let Some(python) = python::of_version(&pythons, wanted) else {
         bail!("no Python {major}.{minor} with venv on this machine: choose another --python");
     };
-    let requirements = workspace::root().join(REQUIREMENTS);
+    let requirements = workspace::root().join(requirements);
     let packages = fs::read_to_string(&requirements)
         .with_context(|| format!("cannot read {}", requirements.display()))?;
-    let environment = Environment::new(&format!("py{major}.{minor}"), python, &packages);
+    let environment = Environment::new(&format!("{name}{major}.{minor}"), python, &packages);
     environment.make(python, &requirements)?;
     Ok(environment.python())
 }
@@ -236,8 +254,10 @@ mod tests {
         let all = plan(|_| true);
         let workloads: BTreeSet<Workload> = all.iter().map(|(workload, _, _)| *workload).collect();
         assert_eq!(workloads.len(), all.len());
-        let without = [Workload::Burn, Workload::Pipes];
-        let with = all.iter().filter(|(workload, ..)| !without.contains(workload));
+        let without = |workload: &Workload| {
+            matches!(workload, Workload::Burn | Workload::Pipes | Workload::Sockets { .. })
+        };
+        let with = all.iter().filter(|(workload, ..)| !without(workload));
         assert!(
             with.clone().count() > 0 && with.into_iter().all(|(_, modes, _)| modes.contains(&Mode::Empty))
         );

@@ -15,7 +15,7 @@ use super::{Failure, output::Output, signals};
 use crate::{
     export::{self, Exporter, folded::Folded, json::Json, svg::Svg},
     profile::{Filter, Profile},
-    session::{self, Options, Progress, Sites},
+    session::{self, Labels, Options, Progress, Sites},
     target::{self, Target, TargetError},
     view::{progress::Line, summary},
 };
@@ -65,11 +65,14 @@ pub(super) struct Arguments {
     #[arg(long)]
     warn_blocks: bool,
     /// Only the stacks, blocks and requests of that trace, or (SkyWalking) that segment
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "no_labels")]
     trace: Option<String>,
     /// Only those of requests to endpoints like that: * is any text, ? any character
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(long, value_name = "PATTERN", conflicts_with = "no_labels")]
     endpoint: Option<String>,
+    /// Don't look whose work anything is
+    #[arg(long)]
+    no_labels: bool,
     /// Don't look at the sockets of processes without SkyWalking's agent or OpenTelemetry
     #[arg(long)]
     no_wire: bool,
@@ -161,7 +164,13 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         rate: (arguments.rate > 0 && !arguments.empty_probe && !arguments.accounting_only)
             .then_some(arguments.rate),
         children: !arguments.no_children,
-        wire: !arguments.no_wire && !arguments.empty_probe,
+        labels: if arguments.no_labels || arguments.empty_probe || arguments.accounting_only {
+            Labels::None
+        } else if arguments.no_wire {
+            Labels::Tracers
+        } else {
+            Labels::All
+        },
         inherit: !arguments.no_inherit,
     };
     let described = describe(&targets);

@@ -26,6 +26,8 @@ const MAX_PAIRS: usize = 4 << 20;
 /// The labels of one target.
 #[derive(Debug, Default)]
 pub(super) struct Work {
+    /// Labels are looked for.
+    pub(super) wanted: bool,
     /// What tells of requests in the process.
     pub(super) tracer: Option<Tracer>,
     /// What the labels mean.
@@ -41,7 +43,7 @@ pub(super) struct Work {
 impl Work {
     /// That of a process that was forked from this one's.
     pub(super) fn forked(&self) -> Self {
-        Self { tracer: self.tracer.clone(), ..Self::default() }
+        Self { wanted: self.wanted, tracer: self.tracer.clone(), ..Self::default() }
     }
 
     /// Adds time that the kernel part counted.
@@ -90,7 +92,10 @@ fn merge(known: &mut PairTotals, more: &PairTotals) {
 impl Recorded {
     /// Looks for the process's tracer, if there is something to be learned.
     pub(super) fn find_tracer(&mut self) {
-        if self.gone_ns.is_some() || self.work.tracer.as_ref().is_some_and(|tracer| tracer.whole) {
+        if !self.work.wanted
+            || self.gone_ns.is_some()
+            || self.work.tracer.as_ref().is_some_and(|tracer| tracer.whole)
+        {
             return;
         }
         let mut memory = Cached::new(self.memory.clone());

@@ -75,6 +75,17 @@ impl Sites {
     }
 }
 
+/// Where it is looked for whose work anything is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// Nowhere.
+    None,
+    /// In processes with a tracer.
+    Tracers,
+    /// And on the sockets of those without.
+    All,
+}
+
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -96,8 +107,8 @@ pub struct Options {
     pub rate: Option<u32>,
     /// The targets' children as well.
     pub children: bool,
-    /// Look for requests on the sockets of processes that have no tracer.
-    pub wire: bool,
+    /// Where it is looked for whose work anything is.
+    pub labels: Labels,
     /// A greenlet has its maker's label until its context tells another.
     pub inherit: bool,
 }
@@ -463,7 +474,7 @@ fn sites(target: &Target, options: &Options, has_clocks: bool) -> Result<Vec<Sit
         }
     };
     sites.extend(found.sites.freed.iter().map(|found| site(Probe::Freed, found)));
-    if options.inherit && !options.accounting_only {
+    if options.inherit && options.labels != Labels::None {
         sites.extend(found.made.iter().map(|found| site(Probe::Made, found)));
     }
     Ok(sites)

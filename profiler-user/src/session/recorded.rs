@@ -19,7 +19,7 @@ use profiler_common::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    Options, SessionError,
+    Labels, Options, SessionError,
     blocks::Blocks,
     labelled::Work,
     stacks::{Stacks, Taken},
@@ -132,7 +132,7 @@ impl Recorded {
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
         let children = if options.children && engine.follows() { CONFIG_CHILDREN } else { 0 };
-        let wire = if options.wire && !options.accounting_only { CONFIG_WIRE } else { 0 };
+        let wire = if options.labels == Labels::All { CONFIG_WIRE } else { 0 };
         let config = TargetConfig {
             started_ns: ARMED,
             block_ns: options.block.map_or(u64::MAX, super::ns),
@@ -165,9 +165,8 @@ impl Recorded {
         let max_ended = options.max_greenlets as usize;
         let mut recorded =
             Self { parent, first_pid, ..Self::new(target, cookie, memory, stacks, config, max_ended) };
-        if !options.accounting_only {
-            recorded.find_tracer();
-        }
+        recorded.work.wanted = options.labels != Labels::None;
+        recorded.find_tracer();
         recorded.reconfigure(engine)?;
         Ok(recorded)
     }

@@ -67,7 +67,9 @@ impl Ticks {
             // No tracer was asked.
             None => Blank::NoRequest as usize,
         };
-        if tick.label.is_none() {
+        if tick.stack.is_none() {
+            // Nobody looked.
+        } else if tick.label.is_none() {
             if let Some(count) = self.blank.get_mut(reason) {
                 *count += 1;
             }

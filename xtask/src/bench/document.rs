@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Results,
+    Results, labels,
     switches::{Bench, Mode, Workload},
     target::Inside,
     whole::Storm,
@@ -12,7 +12,7 @@ use crate::measure::spread::{Goal, Spread};
 
 /// The unit of a figure, and how it is written.
 #[derive(Clone, Copy)]
-enum Unit {
+pub(super) enum Unit {
     Times,
     Percent,
     Milliseconds,
@@ -125,6 +125,7 @@ fn write(results: &Results, out: &mut String) -> std::fmt::Result {
     }
     lives(results, out)?;
     clocks(results, out)?;
+    labels::write(results, out)?;
     let notes = results.notes();
     if !notes.is_empty() {
         writeln!(out, "## Losses while measuring\n")?;
@@ -300,7 +301,13 @@ fn clocks(results: &Results, out: &mut String) -> std::fmt::Result {
     writeln!(out)
 }
 
-fn row(out: &mut String, name: &str, goal: Option<Goal>, spread: &Spread, unit: Unit) -> std::fmt::Result {
+pub(super) fn row(
+    out: &mut String,
+    name: &str,
+    goal: Option<Goal>,
+    spread: &Spread,
+    unit: Unit,
+) -> std::fmt::Result {
     let Spread { median, least, most } = *spread;
     let goal_text = goal.map_or_else(|| "-".to_owned(), |goal| format!("at most {}", figure(goal.0, unit)));
     let verdict = goal.map_or_else(String::new, |goal| spread.against(goal).to_string());

@@ -36,6 +36,10 @@ pub(super) enum Mode {
     Recorded,
     /// The default, but of another process with the same library.
     Bystander,
+    /// The default without labels.
+    Unlabelled,
+    /// The default without a look at sockets.
+    Unwired,
 }
 
 /// What a target does over and over.
@@ -49,6 +53,10 @@ pub(super) enum Workload {
     Burn,
     /// Two processes that wake each other.
     Pipes,
+    /// A ring of ten, five deep, each greenlet with a span among so many variables.
+    Spans { variables: u32 },
+    /// A greenlet that receives: so many bytes, or (0) the head of a request.
+    Sockets { bytes: u32 },
 }
 
 /// A target and what was measured on it.
@@ -80,6 +88,8 @@ impl Mode {
             Self::Accounting => &["--no-hit-cost", "--accounting-only"],
             Self::Aggregated | Self::Bystander => &["--no-hit-cost"],
             Self::Recorded => &["--no-hit-cost", "--intervals"],
+            Self::Unlabelled => &["--no-hit-cost", "--no-labels"],
+            Self::Unwired => &["--no-hit-cost", "--no-wire"],
         }
     }
 }
@@ -94,15 +104,20 @@ impl Workload {
             Self::Lives => Target::start(python, "lives.py", &[]),
             Self::Burn => Target::start(python, "burn.py", &[]),
             Self::Pipes => Target::start(python, "pipes.py", &[]),
+            Self::Spans { variables } => {
+                Target::start(python, "ring.py", &[10, 5, 0, variables].map(|number| number.to_string()))
+            }
+            Self::Sockets { bytes: 0 } => Target::start(python, "sockets.py", &["head".to_owned()]),
+            Self::Sockets { bytes } => Target::start(python, "sockets.py", &[bytes.to_string()]),
         }
     }
 
     const fn switches_per_unit(self) -> u64 {
         match self {
-            Self::Ring { .. } => 1,
+            Self::Ring { .. } | Self::Spans { .. } => 1,
             // In, and out at its end.
             Self::Lives => 2,
-            Self::Burn | Self::Pipes => 0,
+            Self::Burn | Self::Pipes | Self::Sockets { .. } => 0,
         }
     }
 
@@ -110,7 +125,12 @@ impl Workload {
         match self {
             Self::Ring { greenlets: MANY.., .. } => LONG_SAMPLE,
             // Three batches are longer.
-            Self::Ring { .. } | Self::Lives | Self::Burn | Self::Pipes => SAMPLE,
+            Self::Ring { .. }
+            | Self::Lives
+            | Self::Burn
+            | Self::Pipes
+            | Self::Spans { .. }
+            | Self::Sockets { .. } => SAMPLE,
         }
     }
 }
@@ -176,7 +196,8 @@ impl Bench {
         let summary = recording.stop()?;
         let did = (first + sample.units) * self.workload.switches_per_unit();
         let did = if mode == Mode::Bystander { 0 } else { did };
-        if mode != Mode::Empty && summary.switches != did {
+        let counts = mode != Mode::Empty && !matches!(self.workload, Workload::Sockets { .. });
+        if counts && summary.switches != did {
             let counted = summary.switches;
             self.notes.insert(format!("{:?}, {mode:?}: {counted} of {did} switches counted", self.workload));
         }
@@ -214,6 +235,11 @@ impl Round {
     /// What a mode adds, in percent of a unit.
     pub(super) fn percent(&self, mode: Mode) -> Option<f64> {
         Some(self.added(mode)? / self.bare * 100.0)
+    }
+
+    /// What a mode adds more than another does, in what the empty probe adds.
+    pub(super) fn more(&self, mode: Mode, than: Mode) -> Option<f64> {
+        Some((self.added(mode)? - self.added(than)?) / self.added(Mode::Empty)?)
     }
 
     /// A whole unit with a mode, in whole units with the empty probe.
