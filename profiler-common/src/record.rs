@@ -500,7 +500,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_424;
+pub const SLOT_BYTES: usize = 7_480;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -4,13 +4,18 @@
 //! it. Time by label is kept where it costs least: a greenlet's entry says what it had when
 //! its label began, and only when the label changes, or a wait ends, a map is touched.
 
-use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::ProbeContext};
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_loop},
+    programs::ProbeContext,
+};
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
     fault::Fault,
     greenlet,
-    label::{self, KIND_INHERITED, Label},
+    label::{KIND_INHERITED, Label, MAX_CHAIN},
     limits::MAX_PARTS,
     memory::Memory as _,
     record::{
@@ -27,30 +32,61 @@ use crate::{
     slot::Slot,
 };
 
+/// What the steps of a chain share: the helper wants it on the stack.
+struct Steps<'a> {
+    config: &'a TargetConfig,
+    slot: &'a mut Slot,
+}
+
+type Callback = unsafe extern "C" fn(u32, *mut c_void) -> i64;
+
+unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `run` passes its `Steps`.
+    let Steps { config, slot } = unsafe { &mut *context.cast::<Steps<'_>>() };
+    let Slot { chain, label_record, .. } = &mut **slot;
+    i64::from(!chain.step(&config.label, &mut UserMemory, &mut label_record.about))
+}
+
+/// Runs the chain in the slot.
+///
+/// A global function: the verifier looks at it once, and not at each of its calls.
+/// <https://github.com/torvalds/linux/commit/51c39bb1d5d1>, with pointers to memory
+/// <https://github.com/torvalds/linux/commit/e5069b9c23b3> (5.13)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn label_run(config: *const TargetConfig, slot: *mut Slot) -> u32 {
+    // It is told nothing of the pointers but their types.
+    if config.is_null() || slot.is_null() {
+        return 0;
+    }
+    let callback = step as Callback as *mut c_void;
+    // SAFETY: both are references of the callers, which are here only.
+    let mut steps = unsafe { Steps { config: &*config, slot: &mut *slot } };
+    // SAFETY: the helper calls `step` with the steps while they are borrowed here.
+    unsafe { bpf_loop(MAX_CHAIN, callback, ptr::from_mut(&mut steps).cast(), 0) };
+    0
+}
+
 /// Finds the label of the context of the thread state `tstate`, into `slot.label`.
 ///
-/// Returns 0, or 1 + the [`Blank`] that is the reason why there is none. Out of line: its
-/// words would not fit on the stack with those of the walk.
-#[inline(never)]
+/// Returns 0, or 1 + the [`profiler_common::label::Blank`] that is the reason why there is
+/// none.
+#[inline(always)]
 pub fn own(config: &TargetConfig, slot: &mut Slot, tstate: Addr) -> u32 {
     let context = UserMemory.pointer(tstate.at(config.layout.python.tstate_context));
     of_context(config, slot, context.unwrap_or(Addr(1)))
 }
 
 /// The same of a context.
-#[inline(never)]
+#[inline(always)]
 pub fn of_context(config: &TargetConfig, slot: &mut Slot, context: Addr) -> u32 {
-    match label::read(&config.label, &mut UserMemory, context, &mut slot.chain) {
-        Ok(()) => {
-            slot.label = slot.chain.label;
-            slot.label.target = slot.target as u32;
-            0
-        }
-        Err(blank) => {
-            slot.label = Label::NONE;
-            blank as u32 + 1
-        }
+    slot.chain.begin(context);
+    let _ran = label_run(config, slot);
+    slot.label = slot.chain.label;
+    if !slot.label.is_none() {
+        slot.label.target = slot.target as u32;
     }
+    slot.chain.blank
 }
 
 /// Whether anything of the target can have a label.
@@ -63,7 +99,9 @@ pub fn wanted(config: &TargetConfig, given: &Label) -> bool {
 /// room for that now.
 #[inline(never)]
 pub fn tell(config: &TargetConfig, slot: &mut Slot, now: u64) -> bool {
-    label::describe(&config.label, &mut UserMemory, &mut slot.chain, &mut slot.label_record.about);
+    let Slot { chain, label_record, .. } = &mut *slot;
+    chain.begin_about(&mut label_record.about);
+    let _ran = label_run(config, slot);
     send(slot, now)
 }
 
@@ -80,8 +118,31 @@ pub fn send(slot: &mut Slot, now: u64) -> bool {
 /// of the time since it had another.
 ///
 /// The run is in its books already, and `slot.undo` says how long it was.
+#[inline(always)]
+pub fn at_leave(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, from: &mut Greenlet) {
+    let _left = label_left(config, slot, totals, from);
+}
+
+/// A global function, as [`label_run`] is.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn at_leave(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, from: &mut Greenlet) -> u32 {
+extern "C" fn label_left(
+    config: *const TargetConfig,
+    slot: *mut Slot,
+    totals: *mut Totals,
+    from: *mut Greenlet,
+) -> u32 {
+    if config.is_null() || slot.is_null() || totals.is_null() || from.is_null() {
+        return 0;
+    }
+    // SAFETY: references of `at_leave`'s caller.
+    let config = unsafe { &*config };
+    // SAFETY: as above.
+    let slot = unsafe { &mut *slot };
+    // SAFETY: as above.
+    let totals = unsafe { &mut *totals };
+    // SAFETY: as above.
+    let from = unsafe { &mut *from };
     slot.label = Label::NONE;
     if config.label.source != 0 {
         match own(config, slot, slot.tstate) {
@@ -234,6 +295,27 @@ pub fn observe(slot: &mut Slot, label: &Label, now: u64) {
 /// `slot.found`, into `slot.label`; 0, or 1 + why it has none of its own.
 #[inline(always)]
 pub fn at_look(config: &TargetConfig, slot: &mut Slot, current: Option<&Greenlet>, now: u64) -> u32 {
+    label_seen(config, slot, current.map_or(ptr::null(), ptr::from_ref), now)
+}
+
+/// A global function, as [`label_run`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn label_seen(
+    config: *const TargetConfig,
+    slot: *mut Slot,
+    current: *const Greenlet,
+    now: u64,
+) -> u32 {
+    if config.is_null() || slot.is_null() {
+        return 0;
+    }
+    // SAFETY: references of `at_look`'s caller.
+    let config = unsafe { &*config };
+    // SAFETY: as above.
+    let slot = unsafe { &mut *slot };
+    // SAFETY: as above, or null.
+    let current = unsafe { current.as_ref() };
     let mut blank = 0;
     slot.label = Label::NONE;
     if config.label.source != 0 {

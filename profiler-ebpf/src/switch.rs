@@ -349,7 +349,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         slot.run.greenlet = from.id;
         let had = !from.label.is_none() || hit.slot.parts_count != 0;
         if had || label::wanted(hit.config, &from.given) {
-            let _label = label::at_leave(hit.config, hit.slot, hit.totals, from);
+            label::at_leave(hit.config, hit.slot, hit.totals, from);
         } else {
             hit.slot.label = Label::NONE;
         }

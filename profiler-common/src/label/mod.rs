@@ -10,14 +10,32 @@
 //! user space for greenlets that never switch.
 
 mod chain;
-mod describe;
-mod find;
+mod hex;
 
-pub use chain::Chain;
-pub use describe::describe;
-pub use find::{hex, read};
+pub use chain::{Chain, MAX_CHAIN, run};
+pub use hex::hex;
 
 use crate::address::Addr;
+
+/// Where an instance stands in a chain; the attributes that are asked for are in [`agent`] and
+/// [`otel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum PlaceOf {
+    /// A span.
+    Span = 0,
+    /// SkyWalking's `SpanContext`.
+    Context = 1,
+    /// SkyWalking's `Segment`.
+    Segment = 2,
+    /// SkyWalking's `ID`.
+    Identity = 3,
+    /// SkyWalking's `PrimaryEndpoint`.
+    Endpoint = 4,
+}
+
+/// How many places there are.
+pub const PLACES: usize = 5;
 
 /// Classes that may stand at one place of a chain.
 pub const SHAPES: usize = 4;
@@ -200,17 +218,8 @@ pod! {
         pub dict_class: Addr,
         /// The class of a span's context (OpenTelemetry): a tuple.
         pub tuple_class: Addr,
-        /// A span. SkyWalking: `_depth`, `context`, `end_time`, `sid`, `op`. OpenTelemetry:
-        /// `_context`, `_end_time`, `_name`, `_parent`.
-        pub span: Place,
-        /// SkyWalking's `SpanContext`: `segment`, `primary_endpoint`.
-        pub context: Place,
-        /// SkyWalking's `Segment`: `segment_id`, `related_traces`, `timestamp`.
-        pub segment: Place,
-        /// SkyWalking's `ID`: `value`.
-        pub identity: Place,
-        /// SkyWalking's `PrimaryEndpoint`: `span`.
-        pub endpoint: Place,
+        /// By [`PlaceOf`].
+        pub places: [Place; PLACES],
         /// Where the fields lie.
         pub layout: LabelLayout,
     }

@@ -4,7 +4,9 @@ use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
     fault::Fault,
-    label::{self, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals},
+    label::{
+        self, About, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals,
+    },
     memory::Memory as _,
     record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION, off_of},
     walk::StackKey,
@@ -139,9 +141,10 @@ impl Recorded {
         let Some(first) = self.look_at_suspended(pimpl, context, &config, &mut chain) else {
             return Label::NONE;
         };
-        let mut about = label::About::default();
+        let mut about = About::default();
         let mut described = chain.clone();
-        label::describe(&config, &mut self.memory, &mut described, &mut about);
+        described.begin_about(&mut about);
+        label::run(&mut described, &config, &mut self.memory, &mut about);
         if self.look_at_suspended(pimpl, context, &config, &mut chain) != Some(first) {
             return Label::NONE;
         }
@@ -163,8 +166,9 @@ impl Recorded {
         chain: &mut Chain,
     ) -> Option<Label> {
         let context = self.memory.pointer(pimpl.at(context)).ok()?;
-        label::read(config, &mut self.memory, context, chain).ok()?;
-        Some(Label { target: self.cookie, ..chain.label })
+        chain.begin(context);
+        label::run(chain, config, &mut self.memory, &mut About::default());
+        (!chain.label.is_none()).then_some(Label { target: self.cookie, ..chain.label })
     }
 }
 

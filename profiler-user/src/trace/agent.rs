@@ -2,7 +2,11 @@
 //!
 //! <https://github.com/apache/skywalking-python/tree/v1.1.0/skywalking/trace>
 
-use profiler_common::{address::Addr, fault::Fault, label::Source};
+use profiler_common::{
+    address::Addr,
+    fault::Fault,
+    label::{Place, Source},
+};
 
 use super::{Identity, Look, Tracer, shape::Places};
 use crate::{
@@ -33,25 +37,24 @@ pub(super) fn find<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<Tracer>, F
     let mut places = Places { whole: true };
     // Those that are reported; `NoopSpan` is not among them.
     let classes = ["Span", "EntrySpan", "ExitSpan"].map(|name| look.pick(&spans, name));
-    config.span = places.make(look, &classes, &["_depth", "context", "end_time", "sid", "op"])?;
+    let span_place = places.make(look, &classes, &["_depth", "context", "end_time", "sid", "op"])?;
     let context = look.pick(&contexts, "SpanContext");
     let primary = look.pick(&contexts, "PrimaryEndpoint");
     // Up to 0.8 a context has no primary endpoint.
     let names: &[&str] = if primary.is_some() { &["segment", "primary_endpoint"] } else { &["segment"] };
-    config.context = places.make(look, &[context], names)?;
+    let context_place = places.make(look, &[context], names)?;
     let segment = look.pick(&segments, "Segment");
-    config.segment = places.make(look, &[segment], &["segment_id", "related_traces", "timestamp"])?;
+    let segment_place = places.make(look, &[segment], &["segment_id", "related_traces", "timestamp"])?;
     // The id of a trace that was begun here is of a class of its own.
     let classes = [look.pick(&identities, "ID"), look.pick(&segments, "_NewID")];
-    let mut ids = Places { whole: true };
-    config.identity = ids.make(look, &classes, &["value"])?;
-    if primary.is_some() {
-        config.endpoint = places.make(look, &[primary], &["span"])?;
-    }
-    // Of both classes of ids one may never be made: that the first one is known is enough.
-    let known = config.identity.shapes.iter().any(|shape| !shape.class.is_null());
+    let identity_place = places.make(look, &classes, &["value"])?;
+    let endpoint_place = match primary {
+        Some(_) => places.make(look, &[primary], &["span"])?,
+        None => Place::default(),
+    };
+    config.places = [span_place, context_place, segment_place, identity_place, endpoint_place];
     let identity = identity(look).unwrap_or_default();
-    Ok(Some(Tracer { source: Source::Agent, identity, config, whole: places.whole && known && ids.whole }))
+    Ok(Some(Tracer { source: Source::Agent, identity, config, whole: places.whole }))
 }
 
 fn identity<M: Bytes>(look: &mut Look<'_, M>) -> Result<Identity, Fault> {

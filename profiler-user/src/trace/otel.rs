@@ -44,8 +44,10 @@ pub(super) fn find<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<Tracer>, F
     // `_Span` is what the tracer makes.
     let classes = [look.pick(&spans, "_Span"), look.pick(&spans, "Span")];
     let mut places = Places { whole: true };
-    config.span = places.make(look, &classes, &["_context", "_end_time", "_name", "_parent"])?;
-    let made = config.span.shapes.iter().any(|shape| shape.at.first().is_some_and(|at| *at != u8::MAX));
+    let span = places.make(look, &classes, &["_context", "_end_time", "_name", "_parent"])?;
+    let made = span.shapes.iter().any(|shape| shape.at.first().is_some_and(|at| *at != u8::MAX));
+    let [first, ..] = &mut config.places;
+    *first = span;
     let identity = identity(look).unwrap_or_default();
     Ok(Some(Tracer { source: Source::Otel, identity, config, whole: made }))
 }
