@@ -60,8 +60,11 @@ extern "C" fn label_run(config: *const TargetConfig, slot: *mut Slot) -> u32 {
         return 0;
     }
     let callback = step as Callback as *mut c_void;
-    // SAFETY: both are references of the callers, which are here only.
-    let mut steps = unsafe { Steps { config: &*config, slot: &mut *slot } };
+    // SAFETY: a reference of the callers, which are in this file.
+    let config = unsafe { &*config };
+    // SAFETY: as above.
+    let slot = unsafe { &mut *slot };
+    let mut steps = Steps { config, slot };
     // SAFETY: the helper calls `step` with the steps while they are borrowed here.
     unsafe { bpf_loop(MAX_CHAIN, callback, ptr::from_mut(&mut steps).cast(), 0) };
     0
@@ -169,7 +172,7 @@ extern "C" fn label_left(
         }
     }
     if slot.parts_count != 0 || !slot.label.is(&from.label) {
-        let changed = change(slot, from);
+        let changed = change(from);
         if changed != 0 {
             totals.changed += 1;
         }
@@ -185,8 +188,14 @@ const FULL: u32 = 2;
 
 /// The label of `from` is `slot.label` now and was another before, or others were seen in
 /// between: each gets its time.
+///
+/// The slot is looked up again: a key of a map must lie in a map's value or on the stack, and
+/// up to 6.2 or so the verifier takes what a global function is given for neither.
 #[inline(never)]
-fn change(slot: &mut Slot, from: &mut Greenlet) -> u32 {
+fn change(from: &mut Greenlet) -> u32 {
+    let Some(slot) = maps::slot() else {
+        return 0;
+    };
     let mut begun_ns = slot.undo.from_since_ns;
     let mut running_ns = from.running_ns.wrapping_sub(slot.run.ns);
     let mut full = false;

@@ -9,8 +9,12 @@
 //! What a chain needs to know is data ([`LabelConfig`]); the kernel runs it at a switch,
 //! user space for greenlets that never switch.
 
+mod about;
 mod chain;
 mod hex;
+mod instance;
+mod spans;
+mod state;
 
 pub use chain::{Chain, MAX_CHAIN, run};
 pub use hex::hex;
