@@ -170,6 +170,24 @@ impl Clock {
     }
 }
 
+/// Takes from what a clock has gained since `charged` the part of a greenlet that ran for
+/// `ran_ns`: no more than that, for it can't have been off the CPU for longer. What is left
+/// is the next one's: the time that the hypervisor took is known only when the thread leaves
+/// the CPU, and may be of one that ran before.
+#[inline(always)]
+#[must_use]
+pub fn charge(off_ns: &[u64; OFF_KINDS], charged: &mut [u64; OFF_KINDS], ran_ns: u64) -> [u64; OFF_KINDS] {
+    let mut gained = *off_ns;
+    let mut left = ran_ns;
+    for (ns, charged) in gained.iter_mut().zip(charged) {
+        let gain = ns.saturating_sub(*charged);
+        *ns = if gain < left { gain } else { left };
+        left -= *ns;
+        *charged += *ns;
+    }
+    gained
+}
+
 /// Where an interpreter's GIL lies: `struct _gil_runtime_state`.
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -339,6 +357,18 @@ mod tests {
         clock.enter(10, 0, 100);
         clock.enter(50, 0, 115);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [10, 0, 0, 25]));
+    }
+
+    #[test]
+    fn a_greenlet_is_not_off_the_cpu_for_longer_than_it_ran() {
+        let off_ns = [5, 0, 10, 300];
+        let mut charged = [5, 0, 0, 0];
+        assert_eq!(charge(&off_ns, &mut charged, 100), [0, 0, 10, 90]);
+        assert_eq!(charge(&off_ns, &mut charged, 0), [0; OFF_KINDS]);
+        assert_eq!(charge(&off_ns, &mut charged, 1000), [0, 0, 0, 210]);
+        assert_eq!(charged, off_ns);
+        // What was reckoned came out a little less.
+        assert_eq!(charge(&[4, 0, 12, 300], &mut charged, 1000), [0, 0, 2, 0]);
     }
 
     #[test]
