@@ -22,10 +22,6 @@ pub const OFF_KINDS: usize = 4;
 /// [`Clock::state`]: on a CPU; below it are the numbers of [`Off`].
 pub const ON_CPU: u32 = OFF_KINDS as u32;
 
-/// The scheduler starts its clock of a thread before it tells that the thread comes, by
-/// less than this; the sum of a run is not longer by more.
-const MAX_EARLY_NS: u64 = 100_000;
-
 /// A thread's clock. Written by the scheduler's tracepoint only, never while the thread
 /// itself runs; times are ns since the thread is watched.
 #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -36,7 +32,8 @@ pub struct Clock {
     pub version: u64,
     /// Since when it is watched.
     pub watched_ns: u64,
-    /// The last change.
+    /// The last change; ahead of it by what the scheduler's sum was more than the time since
+    /// the one before.
     pub since_ns: u64,
     /// On a CPU up to `since_ns`.
     pub on_cpu_ns: u64,
@@ -76,20 +73,26 @@ impl Clock {
     ///
     /// The scheduler stops its own clock before it looks for another thread, which can
     /// take longer than the run did: that, and what the hypervisor took, is no time on
-    /// the CPU but the first of the time off it.
+    /// the CPU but the first of the time off it. It starts it before it tells that the thread
+    /// comes, mostly by a few microseconds, on a CPU that was idle by a hundred, and by more
+    /// where the hypervisor took the CPU in between: that is taken from the time off that
+    /// follows.
     #[inline(always)]
     pub fn leave(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64, why: Off) {
         let elapsed = self.elapsed(now_ns, started_ns);
         let ran = runtime_ns.wrapping_sub(self.runtime_ns);
-        // 0: the kernel does not tell. The recording may have begun in the middle of it.
-        let ran = if runtime_ns == 0 || ran > elapsed + MAX_EARLY_NS { elapsed } else { ran };
+        // Of a run that was not seen from its begin the sum is not known then. (It is 0 when
+        // a thread is made, too.)
+        let cut = self.since_ns < started_ns || self.runtime_ns == 0;
+        // 0: the kernel does not tell.
+        let ran = if runtime_ns == 0 || cut && ran > elapsed { elapsed } else { ran };
         self.on_cpu_ns += ran;
         if let Some(off) = self.off_ns.get_mut(why as usize & (OFF_KINDS - 1)) {
             *off += elapsed.saturating_sub(ran);
         }
-        // What it ran before it was seen to come is taken from the time off that follows.
         self.runtime_ns = runtime_ns;
-        self.turn(now_ns + ran.saturating_sub(elapsed), why as u32);
+        let ahead_ns = self.since_ns.saturating_sub(now_ns) + ran.saturating_sub(elapsed);
+        self.turn(now_ns + ahead_ns, why as u32);
     }
 
     /// The thread runs, and was not seen to come onto the CPU: how much of the time since
@@ -160,9 +163,29 @@ impl Clock {
     #[inline(always)]
     const fn turn(&mut self, now_ns: u64, state: u32) {
         self.version += 1;
-        self.since_ns = now_ns;
+        if now_ns > self.since_ns {
+            self.since_ns = now_ns;
+        }
         self.state = state;
     }
+}
+
+/// Takes from what a clock has gained since `charged` the part of a greenlet that ran for
+/// `ran_ns`: no more than that, for it can't have been off the CPU for longer. What is left
+/// is the next one's: the time that the hypervisor took is known only when the thread leaves
+/// the CPU, and may be of one that ran before.
+#[inline(always)]
+#[must_use]
+pub fn charge(off_ns: &[u64; OFF_KINDS], charged: &mut [u64; OFF_KINDS], ran_ns: u64) -> [u64; OFF_KINDS] {
+    let mut gained = *off_ns;
+    let mut left = ran_ns;
+    for (ns, charged) in gained.iter_mut().zip(charged) {
+        let gain = ns.saturating_sub(*charged);
+        *ns = if gain < left { gain } else { left };
+        left -= *ns;
+        *charged += *ns;
+    }
+    gained
 }
 
 /// Where an interpreter's GIL lies: `struct _gil_runtime_state`.
@@ -263,6 +286,27 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn the_schedulers_sum_is_kept_whatever_it_is(
+            turns in prop::collection::vec((0_u64..300_000, 0_u64..300_000, 0_u64..500_000), 0..40),
+        ) {
+            let (mut now, mut runtime) = (1_000, 5_000);
+            let mut clock = Clock::begin(now, Off::Polled as u32);
+            for (off, on, ran) in turns {
+                now += off;
+                clock.enter(now, 500, runtime);
+                now += on;
+                runtime += ran;
+                clock.leave(now, 500, runtime, Off::Blocked);
+            }
+            prop_assert_eq!(clock.on_cpu_ns, runtime - 5_000);
+            // What it had more than there was is taken from what follows.
+            prop_assert_eq!(sum(&clock), clock.since_ns - 1_000);
+            prop_assert_eq!(sum(&clock.at(clock.since_ns + 9, 500)), clock.since_ns + 9 - 1_000);
+        }
+    }
+
     #[test]
     fn what_seemed_to_run_and_comes_was_runnable() {
         let mut clock = Clock::begin(0, ON_CPU);
@@ -285,6 +329,15 @@ mod tests {
         let mut clock = Clock::begin(0, ON_CPU);
         clock.leave(30, 20, 1_000_000, Off::Blocked);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (10, [0; OFF_KINDS]));
+        let mut clock = Clock::begin(0, Off::Preempted as u32);
+        clock.enter(10, 20, 100);
+        clock.leave(30, 20, 115, Off::Blocked);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (10, [0; OFF_KINDS]));
+        // It is new, and the scheduler had counted nothing yet.
+        let mut clock = Clock::begin(0, Off::Preempted as u32);
+        clock.enter(10, 0, 0);
+        clock.leave(30, 0, 15, Off::Blocked);
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [5, 0, 0, 10]));
     }
 
     #[test]
@@ -304,6 +357,18 @@ mod tests {
         clock.enter(10, 0, 100);
         clock.enter(50, 0, 115);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [10, 0, 0, 25]));
+    }
+
+    #[test]
+    fn a_greenlet_is_not_off_the_cpu_for_longer_than_it_ran() {
+        let off_ns = [5, 0, 10, 300];
+        let mut charged = [5, 0, 0, 0];
+        assert_eq!(charge(&off_ns, &mut charged, 100), [0, 0, 10, 90]);
+        assert_eq!(charge(&off_ns, &mut charged, 0), [0; OFF_KINDS]);
+        assert_eq!(charge(&off_ns, &mut charged, 1000), [0, 0, 0, 210]);
+        assert_eq!(charged, off_ns);
+        // What was reckoned came out a little less.
+        assert_eq!(charge(&[4, 0, 12, 300], &mut charged, 1000), [0, 0, 2, 0]);
     }
 
     #[test]

@@ -202,7 +202,8 @@ fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &Green
         return;
     };
     if is_current && greenlet.flags & GREENLET_RUNNING != 0 {
-        clock::charge(slot, Some(greenlet));
+        let ran_ns = now.saturating_sub(greenlet.since_ns);
+        clock::charge(slot, Some(greenlet), ran_ns);
     }
     slot.from_key = *key;
     ended(greenlet, now, End::Freed, slot, totals);

@@ -16,7 +16,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use profiler_common::{
-    clock::{Gil, OFF_KINDS, ON_CPU, Off},
+    clock::{self, Gil, OFF_KINDS, ON_CPU, Off},
     fault::Fault,
     record::{Greenlet, TargetConfig, Thread, Totals},
     walk::StackKey,
@@ -100,29 +100,29 @@ fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
     0
 }
 
-/// Adds to `greenlet`, which ran until now, what its thread was off the CPU meanwhile.
+/// Adds to `greenlet`, which ran until now for `ran_ns`, what its thread was off the CPU
+/// meanwhile. Without one it is nobody's.
 #[inline(always)]
-pub fn charge(slot: &mut Slot, greenlet: Option<&mut Greenlet>) {
+pub fn charge(slot: &mut Slot, greenlet: Option<&mut Greenlet>, ran_ns: u64) {
     slot.undo.off_ns = [0; OFF_KINDS];
     if slot.reading.version != slot.charged.version {
-        charge_off(slot, greenlet);
+        charge_off(slot, greenlet, ran_ns);
     }
 }
 
 /// Out of line: the CPU is left far less often than a greenlet.
 #[inline(never)]
-fn charge_off(slot: &mut Slot, greenlet: Option<&mut Greenlet>) -> u32 {
-    for ((gained, read), charged) in
-        slot.undo.off_ns.iter_mut().zip(slot.reading.off_ns).zip(slot.charged.off_ns)
-    {
-        *gained = read.wrapping_sub(charged);
-    }
+fn charge_off(slot: &mut Slot, greenlet: Option<&mut Greenlet>, ran_ns: u64) -> u32 {
     if let Some(greenlet) = greenlet {
+        slot.undo.off_ns = clock::charge(&slot.reading.off_ns, &mut slot.charged.off_ns, ran_ns);
         for (sum, gained) in greenlet.off_ns.iter_mut().zip(slot.undo.off_ns) {
             *sum = sum.wrapping_add(gained);
         }
+    } else {
+        slot.charged.off_ns = slot.reading.off_ns;
     }
-    slot.charged = slot.reading;
+    let all = slot.charged.off_ns == slot.reading.off_ns;
+    slot.charged.version = if all { slot.reading.version } else { 0 };
     if let Some(thread) = maps::thread(slot.thread) {
         thread.charged_ns = slot.charged.off_ns;
     }

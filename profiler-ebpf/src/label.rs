@@ -225,16 +225,9 @@ fn change(from: &mut Greenlet) -> u32 {
             break;
         };
         let ns = part.until_ns.saturating_sub(begun_ns);
-        for ((pair, seen), (before, charged)) in slot
-            .pair
-            .off_ns
-            .iter_mut()
-            .zip(part.off_ns)
-            .zip(from.label_off_ns.iter_mut().zip(slot.part_off_ns.iter_mut()))
-        {
-            *pair = seen.wrapping_sub(*charged);
-            *before = before.wrapping_add(*pair);
-            *charged = seen;
+        slot.pair.off_ns = profiler_common::clock::charge(&part.off_ns, &mut slot.part_off_ns, ns);
+        for (before, off) in from.label_off_ns.iter_mut().zip(slot.pair.off_ns) {
+            *before = before.wrapping_add(off);
         }
         slot.pair.ns = ns;
         slot.pair.first_ns = begun_ns;

@@ -341,7 +341,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         let ns = now.saturating_sub(from.since_ns);
         slot.undo.from_since_ns = from.since_ns;
         from.running_ns += ns;
-        clock::charge(slot, Some(from));
+        clock::charge(slot, Some(from), ns);
         from.since_ns = now;
         from.flags &= !GREENLET_RUNNING;
         slot.run.ns = ns;
@@ -362,7 +362,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         }
     } else {
         // Not in the map, which is full: nobody gets what the thread was off the CPU.
-        clock::charge(slot, None);
+        clock::charge(slot, None, 0);
     }
     let Hit { config, slot, totals, now } = hit;
     let now = *now;

@@ -180,15 +180,20 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
         count(totals, Fault::ReadState);
         return false;
     }
-    let first = GreenletKey { target: slot.target, pimpl: slot.current };
-    let greenlet = maps::greenlet(&first).map_or(0, |greenlet| greenlet.id);
+    let key = GreenletKey { target: slot.target, pimpl: slot.current };
+    let greenlet = maps::greenlet(&key);
+    let current = greenlet.as_ref().map_or(0, |greenlet| greenlet.id);
     match clock::thread(slot) {
         Some(thread) => {
             thread.tstate = slot.tstate;
             thread.seen_ns = now_ns;
-            thread.first_greenlet = greenlet;
+            thread.first_greenlet = current;
         }
         None => count(totals, Fault::ThreadsFull),
+    }
+    if first != 0 {
+        // It ran since before it is known, and user space will say how long.
+        clock::charge(slot, greenlet, u64::MAX);
     }
     slot.epoch = config.epoch;
     true
@@ -241,7 +246,7 @@ pub fn resync(config: &TargetConfig, slot: &mut Slot, now_ns: u64, totals: &mut 
     slot.undo.valid = 0;
     slot.parts_count = 0;
     // Nor whose the thread's time off the CPU was.
-    clock::charge(slot, None);
+    clock::charge(slot, None, 0);
     adopt(&config.layout, slot, now_ns, 0, totals)
 }
 
@@ -285,7 +290,8 @@ pub fn on_exit() {
         // Its address may be another thread's greenlet by now.
         && greenlet.thread == slot.thread
     {
-        clock::charge(slot, Some(greenlet));
+        let ran_ns = now.saturating_sub(greenlet.since_ns);
+        clock::charge(slot, Some(greenlet), ran_ns);
         slot.from_key = key;
         account::ended(greenlet, now, End::ThreadExit, slot, totals);
     }

@@ -101,9 +101,30 @@ def doze(seconds):
     gevent_sleep(seconds)
 
 
+class Booked:
+    """A watcher that wakes a greenlet through its line in the books."""
+
+    def __init__(self, watcher, life):
+        self.watcher = watcher
+        self.life = life
+
+    def start(self, switch, *args):
+        self.watcher.start(self.life.around, switch, *args)
+
+    def stop(self):
+        self.watcher.stop()
+
+
+def wait_booked(watcher):
+    """The hub's `wait`, which `gevent.sleep` calls."""
+    hub_wait(Booked(watcher, resting))
+
+
 def rest(life, seconds):
     """The only way by which a greenlet here switches."""
+    global resting
     life.leave()
+    resting = life  # nobody else runs before it waits
     doze(seconds)
     life.enter()
 
@@ -190,13 +211,15 @@ CREWS = {
 
 
 def run_greenlets(workload, seconds):
-    global gevent, gevent_sleep
+    global gevent, gevent_sleep, hub_wait
     import gevent
     import gevent.lock
 
     gevent_sleep = gevent.sleep
     crew = CREWS[workload]()
     gevent_sleep(0)  # the hub is there, and waits
+    hub = gevent.get_hub()
+    hub_wait, hub.wait = hub.wait, wait_booked
     books.ready()
     book.begin()
     spawn_all(now_ns() + int(seconds * 1e9), crew)

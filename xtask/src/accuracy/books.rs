@@ -28,7 +28,10 @@ pub(super) struct Life {
     pub(super) name: String,
     pub(super) role: Role,
     pub(super) tid: u32,
+    /// Between its own readings.
     pub(super) cpu_ns: u64,
+    /// Around these, by the hub's readings before it switches to it and when it is back.
+    pub(super) switch_ns: u64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]

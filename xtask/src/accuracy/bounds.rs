@@ -12,7 +12,7 @@ use super::{
 const THREAD: Bound = Bound::Relative(0.01);
 /// Of the CPU time of a greenlet that burns.
 const BURNS: Bound = Bound::Relative(0.02);
-/// Of the recording, for a greenlet that sleeps.
+/// Of the recording, for a greenlet that sleeps, beyond what waking it took.
 const SLEEPS: Bound = Bound::OfRecording(0.001);
 
 /// How far greenscope may be from the truth.
@@ -20,7 +20,7 @@ const SLEEPS: Bound = Bound::OfRecording(0.001);
 pub(super) enum Bound {
     /// By this share of the truth.
     Relative(f64),
-    /// At most this share of the recording, whatever the truth is.
+    /// By this share of the recording, however small the truth is.
     OfRecording(f64),
     /// Shown, not judged.
     None,
@@ -50,10 +50,11 @@ impl Figure {
     /// The distance from the truth, as a share of what the bound is of.
     pub(super) fn error(&self) -> Option<f64> {
         let (seen, truth) = (self.seen_ns? as f64, self.truth_ns as f64);
-        Some(match self.bound {
-            Bound::Relative(_) | Bound::None => (seen - truth) / truth,
-            Bound::OfRecording(_) => seen / self.recording_ns as f64,
-        })
+        let whole = match self.bound {
+            Bound::Relative(_) | Bound::None => truth,
+            Bound::OfRecording(_) => self.recording_ns as f64,
+        };
+        Some((seen - truth) / whole)
     }
 
     pub(super) fn verdict(&self) -> Verdict {
@@ -142,16 +143,13 @@ pub(super) fn figures(
         let seen = profile.greenlet(&life.name).and_then(|greenlet| greenlet.blocked_ns);
         figures.push(figure(format!("blocked, `{}`", life.name), truth_ns, seen, Bound::None));
     }
-    let sleepers = books.lives.iter().filter(|life| life.role == Role::Sleeps);
-    // One that was not measured makes the whole unknown.
-    let measured: Option<Vec<(u64, u64)>> = sleepers.map(|life| Some((on_cpu(life)?, life.cpu_ns))).collect();
-    let worst = measured.map(|sleepers| sleepers.into_iter().max());
-    if worst != Some(None) {
-        let worst = worst.flatten();
-        let what = "on CPU, the busiest sleeper".to_owned();
-        let truth_ns = worst.map_or(0, |(_, truth_ns)| truth_ns);
-        figures.push(figure(what, truth_ns, worst.map(|(seen, _)| seen), SLEEPS));
-    }
+    let sleepers = books.lives.iter().filter(|life| life.role == Role::Sleeps).map(|life| {
+        let truth_ns = life.cpu_ns + life.switch_ns;
+        figure("on CPU, the worst of the sleepers".to_owned(), truth_ns, on_cpu(life), SLEEPS)
+    });
+    // One that was not measured is worse than any error.
+    let off = |figure: &Figure| figure.seen_ns.map_or(u64::MAX, |seen| seen.abs_diff(figure.truth_ns));
+    figures.extend(sleepers.max_by_key(off));
     figures
 }
 
@@ -181,6 +179,8 @@ mod tests {
         assert_eq!(figure(1000, Some(1), Bound::None).verdict(), Verdict::NotJudged);
         assert_eq!(figure(0, Some(10), SLEEPS).verdict(), Verdict::Inside);
         assert_eq!(figure(0, Some(11), SLEEPS).verdict(), Verdict::Outside);
+        assert_eq!(figure(30, Some(20), SLEEPS).verdict(), Verdict::Inside);
+        assert_eq!(figure(30, Some(19), SLEEPS).verdict(), Verdict::Outside);
     }
 
     #[test]
@@ -192,19 +192,19 @@ mod tests {
     #[test]
     fn each_greenlet_stands_beside_its_line_in_the_books() {
         let books = r#"{"threads": [{"tid": 1, "wall_ns": 9000, "cpu_ns": 800}], "functions": [],
-            "lives": [{"name": "burn", "role": "burns", "tid": 1, "cpu_ns": 700},
-                      {"name": "one", "role": "sleeps", "tid": 1, "cpu_ns": 2},
-                      {"name": "two", "role": "sleeps", "tid": 1, "cpu_ns": 1}]}"#;
-        let profile = r#"{"duration_ns": 10000, "stacks": [], "threads": [{"tid": 1, "on_cpu_ns": 801}],
-            "greenlets": [{"tid": 1, "name": "burn", "on_cpu_ns": 760}, {"tid": 1, "name": "one", "on_cpu_ns": 1},
+            "lives": [{"name": "burn", "role": "burns", "tid": 1, "cpu_ns": 700, "switch_ns": 0},
+                      {"name": "one", "role": "sleeps", "tid": 1, "cpu_ns": 2, "switch_ns": 40},
+                      {"name": "two", "role": "sleeps", "tid": 1, "cpu_ns": 1, "switch_ns": 19}]}"#;
+        let profile = r#"{"duration_ns": 10000, "stacks": [], "threads": [{"tid": 1, "on_cpu_ns": 841}],
+            "greenlets": [{"tid": 1, "name": "burn", "on_cpu_ns": 760}, {"tid": 1, "name": "one", "on_cpu_ns": 41},
                           {"tid": 1, "name": "two", "on_cpu_ns": 40}]}"#;
         let between = Between {
-            threads: [(1, super::super::books::Scheduled { cpu_ns: 800, delayed_ns: 5 })].into(),
+            threads: [(1, super::super::books::Scheduled { cpu_ns: 840, delayed_ns: 5 })].into(),
             steal_ms: 0,
         };
         let books = serde_json::from_str(books).unwrap();
         let profile = serde_json::from_str(profile).unwrap();
-        let figures = figures(Workload::Shares, &books, &between, &profile);
+        let mut figures = figures(Workload::Shares, &books, &between, &profile);
         let verdicts: Vec<_> =
             figures.iter().map(|figure| (figure.what.as_str(), figure.verdict())).collect();
         assert_eq!(
@@ -214,8 +214,11 @@ mod tests {
                 ("on CPU, the thread", Verdict::Inside),
                 ("preempted, the thread", Verdict::NotJudged),
                 ("on CPU, `burn`", Verdict::Outside),
-                ("on CPU, the busiest sleeper", Verdict::Outside),
+                ("on CPU, the worst of the sleepers", Verdict::Outside),
             ]
         );
+        // The first had more, and is nearer to its books.
+        let worst = figures.pop().unwrap();
+        assert_eq!((worst.truth_ns, worst.seen_ns), (20, Some(40)));
     }
 }

@@ -15,6 +15,11 @@ Each tool has runs of its own, on targets (`tests/targets/wall.py`) that keep bo
 their own: a function that burns reads its thread's CPU clock at its begin and its end,
 and does not yield in between. A tool is held against the books of the same run. Every
 figure is the median of the rounds.
+
+Of a greenlet that sleeps, waking it is most of its CPU time: the first that is woken after
+100 ms of idling finds the caches cold. So the hub reads the clock too, before it switches to
+one and when it is back. That counts all of the switch to and from it, the hub's own part and
+a tool's probe included.
 ";
 
 const EXACT: &str = "\
