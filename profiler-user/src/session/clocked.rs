@@ -57,22 +57,14 @@ impl Closing<'_> {
         }
     }
 
-    /// Where the time of a greenlet went that never switched.
-    pub(super) fn clock_of_one(
-        &self,
-        tid: Option<u32>,
-        running: bool,
-        hub: bool,
-        duration_ns: u64,
-        profile: &mut Profile,
-    ) -> Option<Clocked> {
+    /// Where the time of a greenlet went that never switched, nor did its thread: it is the
+    /// thread's, whose idle time is told already.
+    pub(super) fn clock_of_one(&self, tid: Option<u32>, running: bool, duration_ns: u64) -> Option<Clocked> {
         if !running {
             return self.has_clocks.then(Clocked::default);
         }
         let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
-        let clock = Clocked::new(duration_ns, thread.clock?.off_ns, hub)?;
-        self.idles(thread, clock.idle_ns, profile);
-        Some(clock)
+        Clocked::new(duration_ns, thread.clock?.off_ns, true)
     }
 
     /// Who was on the CPU, in what stacks: all of the clocks' time.

@@ -316,8 +316,7 @@ impl Closing<'_> {
             profile.totals.greenlets_seen += 1;
             let id = profile.greenlets.len() as u64 + 1;
             let tid = found.thread.and_then(|thread| thread.tid);
-            let clock =
-                same.then(|| self.clock_of_one(tid, running, found.kind.is_hub, duration_ns, profile));
+            let clock = same.then(|| self.clock_of_one(tid, running, duration_ns));
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,

@@ -25,6 +25,15 @@ pub(crate) fn cases(cases: &mut Cases) {
     }
     cases.each("a_block_is_reported_with_its_victims", blocks);
     cases.each("plain_threads_are_what_the_ledger_says", threads);
+    cases.each("a_hub_that_never_switches_idles_no_longer_than_its_thread", |python| {
+        let target = Target::start(python, "open_waits.py", &["gevent"])?;
+        let profile = Recording::start(target.pid(), &[])?.stop()?;
+        ensure!(profile.totals.switches == 0, "{:?}", profile.totals);
+        let of_threads = profile.threads.iter().filter_map(|thread| thread.clock.sum_ns());
+        let of_greenlets = profile.greenlets.iter().filter_map(|greenlet| greenlet.clock.sum_ns());
+        near("its threads", Some(of_threads.sum()), profile.duration_ns, 0.001, 0)?;
+        near("its greenlets", Some(of_greenlets.sum()), profile.duration_ns, 0.001, 0)
+    });
     cases.each("a_process_without_greenlet_is_recorded", |python| {
         let target = Target::start(python, "idle.py", &[])?;
         let recording = Recording::start(target.pid(), &[])?;
