@@ -15,6 +15,7 @@ pub mod process;
 pub mod profile;
 pub mod reader;
 pub mod recording;
+pub mod refusing;
 pub mod runner;
 pub mod stream;
 pub mod target;

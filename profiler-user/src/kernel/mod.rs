@@ -8,7 +8,9 @@ mod error;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod map;
+mod ticks;
 mod trap;
 
-pub use engine::{Engine, Kept, Probe, Scope, Site, tick_ns};
+pub use engine::{Engine, Kept, Probe, Scope, Site};
 pub use error::KernelError;
+pub use ticks::tick_ns;

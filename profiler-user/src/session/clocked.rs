@@ -70,10 +70,11 @@ impl Closing<'_> {
     /// Who was on the CPU, in what stacks: all of the clocks' time.
     pub(super) fn on_cpu(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile, builder: &mut Builder) {
         let pid = self.target.target.pid;
-        let Some(tick_ns) = self.tick_ns else {
-            return;
-        };
-        *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
+        if self.tick_ns.is_some() {
+            *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
+        }
+        // Without ticks nothing was sampled, and the clocks are as exact.
+        let tick_ns = self.tick_ns.unwrap_or_default();
         let mut before_first: FxHashMap<u64, Samples> = FxHashMap::default();
         for (key, thread) in &self.kept.threads {
             let Some(row) = self.threads.get(key).and_then(|watched| profile.threads.get(watched.row)) else {

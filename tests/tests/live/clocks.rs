@@ -1,13 +1,13 @@
 //! Where the time goes: exact clocks and samples against a target's ledger and the
 //! scheduler's own sum.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use tests::compare;
 use tests::deadline::Deadline;
-use tests::place::Python;
+use tests::place::{Python, as_root, greenscope};
 use tests::profile::{Block, Profile, Stack, State};
 use tests::recording::Recording;
 use tests::runner::Cases;
@@ -21,10 +21,11 @@ const SLACK_NS: u64 = 15_000_000;
 pub(crate) fn cases(cases: &mut Cases) {
     for workload in ["shares", "bursts", "blocked", "driver"] {
         let name = format!("the_wall_clock_is_what_the_ledger_says/{workload}");
-        cases.each(name, move |python| greenlets(python, workload));
+        cases.each(name, move |python| greenlets(&recorded(python, workload, &[])?));
     }
     cases.each("a_block_is_reported_with_its_victims", blocks);
-    cases.each("plain_threads_are_what_the_ledger_says", threads);
+    cases
+        .each("plain_threads_are_what_the_ledger_says", |python| threads(&recorded(python, "threads", &[])?));
     cases.each("a_hub_that_never_switches_idles_no_longer_than_its_thread", |python| {
         let target = Target::start(python, "open_waits.py", &["gevent"])?;
         let profile = Recording::start(target.pid(), &[])?.stop()?;
@@ -69,15 +70,33 @@ struct Function {
     wall_ns: u64,
 }
 
-/// Records a workload; with what the scheduler counted meanwhile, by thread.
-fn recorded(
+/// A workload of wall.py that was recorded.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) profile: Profile,
+    ledger: Ledger,
+    /// What the scheduler counted meanwhile, by thread.
+    spent: BTreeMap<u32, u64>,
+    /// What greenscope said.
+    pub(crate) said: String,
+}
+
+fn recorded(python: &Python, workload: &str, options: &[&str]) -> Result<Recorded> {
+    as_root()?;
+    recorded_by(Command::new(greenscope()?), python, workload, options)
+}
+
+/// Records a workload by a greenscope that this command starts.
+pub(crate) fn recorded_by(
+    command: Command,
     python: &Python,
     workload: &str,
     options: &[&str],
-) -> Result<(Profile, Ledger, BTreeMap<u32, u64>)> {
+) -> Result<Recorded> {
     let mut target = Target::start(python, "wall.py", &[workload, SECONDS])?;
     let pid = target.pid();
-    let recording = Recording::start(pid, options)?;
+    let recording = Recording::start_by(command, pid, options)?;
+    let said = recording.process.stderr.clone();
     let before = scheduled(pid)?;
     target.go()?;
     let done = target.hear("done")?;
@@ -87,7 +106,7 @@ fn recorded(
     let ledger = done.pointer("/cpu").or_else(|| done.pointer("/books/cpu")).cloned().context("no ledger")?;
     let ledger = serde_json::from_value(ledger).context("the target's ledger")?;
     let spent = after.into_iter().map(|(tid, ns)| (tid, ns - before.get(&tid).copied().unwrap_or(0)));
-    Ok((profile, ledger, spent.collect()))
+    Ok(Recorded { profile, ledger, spent: spent.collect(), said: said.text() })
 }
 
 /// `se.sum_exec_runtime` of each thread, once all of them sleep: of one that runs it lacks
@@ -119,9 +138,10 @@ fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Re
     Ok(())
 }
 
-fn greenlets(python: &Python, workload: &str) -> Result<()> {
-    let (profile, ledger, spent) = recorded(python, workload, &[])?;
-    compare::complete(&profile)?;
+/// Each greenlet is what the ledger says.
+pub(crate) fn greenlets(recorded: &Recorded) -> Result<()> {
+    let Recorded { profile, ledger, spent, said: _ } = recorded;
+    compare::complete(profile)?;
     let tid = ledger.lives.first().context("a life")?.tid;
     let truth = spent.get(&tid).copied().context("its thread")?;
     let thread = profile.threads.iter().find(|thread| thread.tid == Some(tid)).context("the thread")?;
@@ -145,7 +165,7 @@ fn greenlets(python: &Python, workload: &str) -> Result<()> {
             near("blocked", greenlet.clock.blocked_ns, truth, 0.01, SLACK_NS)?;
         }
     }
-    samples(&profile, &ledger)
+    samples(profile, ledger)
 }
 
 /// The stacks on the CPU sum to the clocks, and are of those who burn.
@@ -168,7 +188,7 @@ fn samples(profile: &Profile, ledger: &Ledger) -> Result<()> {
 }
 
 fn blocks(python: &Python) -> Result<()> {
-    let (profile, ledger, _) = recorded(python, "blocked", &["--block-threshold", "20ms"])?;
+    let Recorded { profile, ledger, .. } = recorded(python, "blocked", &["--block-threshold", "20ms"])?;
     let truth = ledger.functions.iter().find(|function| function.state == "blocked").context("who blocks")?;
     // Each time it burns 5 ms and blocks 20; whoever else is preempted may seem to block.
     let of_blocker = |block: &&Block| block.name.as_deref() == Some("blocker");
@@ -187,8 +207,9 @@ fn blocks(python: &Python) -> Result<()> {
     Ok(())
 }
 
-fn threads(python: &Python) -> Result<()> {
-    let (profile, ledger, spent) = recorded(python, "threads", &[])?;
+/// Each thread is what the ledger says.
+pub(crate) fn threads(recorded: &Recorded) -> Result<()> {
+    let Recorded { profile, ledger, spent, said: _ } = recorded;
     ensure!(profile.totals.switches == 0, "{:?}", profile.totals);
     for life in &ledger.lives {
         let thread =
@@ -198,5 +219,5 @@ fn threads(python: &Python) -> Result<()> {
         near(&life.name, thread.clock.on_cpu_ns, truth, 0.01, 2_000_000)?;
         near("all of its time", thread.clock.sum_ns(), profile.duration_ns, 0.001, 0)?;
     }
-    samples(&profile, &ledger)
+    samples(profile, ledger)
 }

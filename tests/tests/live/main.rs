@@ -16,6 +16,7 @@ mod service;
 mod stacks;
 mod states;
 mod switches;
+mod unticked;
 mod waits;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     states::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
+    unticked::cases(&mut cases);
     refusals::cases(&mut cases);
     cases.run()
 }
