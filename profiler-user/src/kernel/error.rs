@@ -47,6 +47,14 @@ pub enum KernelError {
         /// Why.
         source: aya::maps::MapError,
     },
+    /// A map's entries could not be read.
+    #[error("map {map}: its entries can't be read: {source}")]
+    Look {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// What it logs can't be read.
     #[cfg(feature = "kernel-log")]
     #[error("what the kernel part logs can't be read: {0}")]

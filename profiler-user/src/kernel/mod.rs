@@ -2,6 +2,7 @@
 //!
 //! The only room that knows aya.
 
+mod batch;
 mod btf;
 mod engine;
 mod error;
@@ -11,6 +12,7 @@ mod map;
 mod ticks;
 mod trap;
 
+pub use batch::{Part, Place};
 pub use engine::{Engine, Kept, Probe, Scope, Site};
 pub use error::KernelError;
 pub use ticks::tick_ns;
