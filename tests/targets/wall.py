@@ -115,7 +115,7 @@ def repeat(life, end_ns, work, seconds):
         work()
         rest(life, seconds)
     life.leave()
-    # Its name is looked for at the end: it stays.
+    # Whoever looks for its name at the end finds it.
     ended.release()
     gevent.get_hub().switch()
 

@@ -34,7 +34,7 @@ use rustc_hash::FxHashMap;
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
 use super::{
-    KernelError, btf,
+    KernelError, Part, Place, btf,
     map::{Row, Storage, Table},
     trap,
 };
@@ -455,6 +455,24 @@ impl Engine {
         self.totals.set(target, &nothing)?;
         self.configs.set(target, &bytemuck::Zeroable::zeroed())?;
         self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })
+    }
+
+    /// A greenlet, while it lives.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn greenlet(&self, key: &GreenletKey) -> Result<Option<Greenlet>, KernelError> {
+        self.greenlets.get(key)
+    }
+
+    /// Some greenlets alive, of any target, from that place on, or from the beginning.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn some_greenlets(&self, place: Option<Place>) -> Result<Part<GreenletKey, Greenlet>, KernelError> {
+        self.greenlets.part(place)
     }
 
     /// The completed waits of every stack.

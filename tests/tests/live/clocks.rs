@@ -153,10 +153,6 @@ pub(crate) fn greenlets(recorded: &Recorded) -> Result<()> {
     near("its greenlets on a CPU", sum, truth, 0.01, 2_000_000)?;
     for life in &ledger.lives {
         let greenlet = profile.greenlets.iter().find(|one| one.name.as_deref() == Some(&life.name));
-        if greenlet.is_none() && life.role == "sleeps" {
-            // It is dead by now, and no tick met it: its name is not known.
-            continue;
-        }
         let greenlet = greenlet.with_context(|| format!("no greenlet {}", life.name))?;
         near(&life.name, greenlet.clock.on_cpu_ns, life.cpu_ns, 0.02, SLACK_NS)?;
         if life.role == "blocks" {

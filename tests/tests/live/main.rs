@@ -9,6 +9,7 @@ mod clocks;
 mod departures;
 mod ends;
 mod lives;
+mod names;
 mod namespaces;
 mod outputs;
 mod refusals;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     departures::cases(&mut cases);
     children::cases(&mut cases);
     states::cases(&mut cases);
+    names::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
     unticked::cases(&mut cases);
