@@ -11,6 +11,7 @@ pub mod book;
 pub mod compare;
 pub mod deadline;
 pub mod place;
+pub mod postgres;
 pub mod process;
 pub mod profile;
 pub mod reader;

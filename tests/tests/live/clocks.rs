@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tests::compare;
 use tests::deadline::Deadline;
 use tests::place::{Python, as_root, greenscope};
+use tests::postgres::Postgres;
 use tests::profile::{Block, Profile, Stack, State};
 use tests::recording::Recording;
 use tests::runner::Cases;
@@ -23,6 +24,12 @@ pub(crate) fn cases(cases: &mut Cases) {
         let name = format!("the_wall_clock_is_what_the_ledger_says/{workload}");
         cases.each(name, move |python| greenlets(&recorded(python, workload, &[])?));
     }
+    cases.each("the_wall_clock_is_what_the_ledger_says/postgres", |python| {
+        as_root()?;
+        let server = Postgres::start()?;
+        let target = Target::start(python, "wall.py", &["postgres", SECONDS, &server.address()])?;
+        greenlets(&recorded_by(Command::new(greenscope()?), target, &[])?)
+    });
     cases.each("a_block_is_reported_with_its_victims", blocks);
     cases
         .each("plain_threads_are_what_the_ledger_says", |python| threads(&recorded(python, "threads", &[])?));
@@ -81,19 +88,18 @@ pub(crate) struct Recorded {
     pub(crate) said: String,
 }
 
-fn recorded(python: &Python, workload: &str, options: &[&str]) -> Result<Recorded> {
+fn recorded(python: &Python, name: &str, options: &[&str]) -> Result<Recorded> {
     as_root()?;
-    recorded_by(Command::new(greenscope()?), python, workload, options)
+    recorded_by(Command::new(greenscope()?), workload(python, name)?, options)
+}
+
+/// A workload of wall.py that needs nothing else.
+pub(crate) fn workload(python: &Python, name: &str) -> Result<Target> {
+    Target::start(python, "wall.py", &[name, SECONDS])
 }
 
 /// Records a workload by a greenscope that this command starts.
-pub(crate) fn recorded_by(
-    command: Command,
-    python: &Python,
-    workload: &str,
-    options: &[&str],
-) -> Result<Recorded> {
-    let mut target = Target::start(python, "wall.py", &[workload, SECONDS])?;
+pub(crate) fn recorded_by(command: Command, mut target: Target, options: &[&str]) -> Result<Recorded> {
     let pid = target.pid();
     let recording = Recording::start_by(command, pid, options)?;
     let said = recording.process.stderr.clone();
@@ -131,6 +137,7 @@ fn scheduled(pid: u32) -> Result<BTreeMap<u32, u64>> {
     Ok(threads)
 }
 
+/// Within that share of the truth, and the slack.
 fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Result<()> {
     let seen = seen.with_context(|| format!("{what} was not measured"))?;
     let bound = (truth as f64 * share) as u64 + slack;
@@ -140,7 +147,7 @@ fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Re
 
 /// Each greenlet is what the ledger says.
 pub(crate) fn greenlets(recorded: &Recorded) -> Result<()> {
-    let Recorded { profile, ledger, spent, said: _ } = recorded;
+    let Recorded { profile, ledger, spent, .. } = recorded;
     compare::complete(profile)?;
     let tid = ledger.lives.first().context("a life")?.tid;
     let truth = spent.get(&tid).copied().context("its thread")?;
@@ -166,7 +173,27 @@ pub(crate) fn greenlets(recorded: &Recorded) -> Result<()> {
             near("blocked", seen, truth, 0.01, SLACK_NS)?;
         }
     }
+    blocked(profile, ledger)?;
     samples(profile, ledger)
+}
+
+/// The stacks that blocked are of the calls that did, at least once each.
+fn blocked(profile: &Profile, ledger: &Ledger) -> Result<()> {
+    for function in ledger.functions.iter().filter(|function| function.state == "blocked") {
+        let of_call = |stack: &&Stack| stack.state == State::Blocked && stack.contains(&function.function);
+        let stacks: Vec<&Stack> = profile.stacks.iter().filter(of_call).collect();
+        let (ns, count) = stacks.iter().fold((0, 0), |sum, stack| (sum.0 + stack.ns, sum.1 + stack.count));
+        let truth = function.wall_ns - function.cpu_ns;
+        let kept: u64 = profile.threads.iter().filter_map(|thread| thread.clock.preempted_ns).sum();
+        near(&function.function, Some(ns.max(truth.min(ns + kept))), truth, 0.01, SLACK_NS)?;
+        ensure!(
+            count >= function.calls,
+            "{count} times in {} of {} calls",
+            function.function,
+            function.calls
+        );
+    }
+    Ok(())
 }
 
 /// The stacks on the CPU sum to the clocks, and are of those who burn.
@@ -210,7 +237,7 @@ fn blocks(python: &Python) -> Result<()> {
 
 /// Each thread is what the ledger says.
 pub(crate) fn threads(recorded: &Recorded) -> Result<()> {
-    let Recorded { profile, ledger, spent, said: _ } = recorded;
+    let Recorded { profile, ledger, spent, .. } = recorded;
     ensure!(profile.totals.switches == 0, "{:?}", profile.totals);
     for life in &ledger.lives {
         let thread =

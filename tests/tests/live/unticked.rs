@@ -18,7 +18,8 @@ pub(crate) fn cases(cases: &mut Cases) {
         let name = format!("without_the_cpu_clock_the_ledger_is_met_as_well/{workload}");
         cases.each(name, move |python| {
             let command = greenscope_refused(python, Refused::EveryProcess)?;
-            let recorded = clocks::recorded_by(command, python, workload, &["--no-children"])?;
+            let recorded =
+                clocks::recorded_by(command, clocks::workload(python, workload)?, &["--no-children"])?;
             told(&recorded.said)?;
             unsampled(&recorded.profile)?;
             clocks::greenlets(&recorded)
@@ -27,7 +28,8 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.each("without_the_cpu_clock_waits_and_switches_are_exact", waits);
     cases.each("without_the_cpu_clock_plain_threads_are_exact", |python| {
         let command = greenscope_refused(python, Refused::EveryProcess)?;
-        let recorded = clocks::recorded_by(command, python, "threads", &["--no-children"])?;
+        let recorded =
+            clocks::recorded_by(command, clocks::workload(python, "threads")?, &["--no-children"])?;
         told(&recorded.said)?;
         unsampled(&recorded.profile)?;
         clocks::threads(&recorded)
@@ -47,14 +49,15 @@ pub(crate) fn cases(cases: &mut Cases) {
     });
     cases.each("a_cpu_clock_refused_on_one_cpu_ticks_on_none", |python| {
         let command = greenscope_refused(python, Refused::SecondCpu)?;
-        let recorded = clocks::recorded_by(command, python, "shares", &[])?;
+        let recorded = clocks::recorded_by(command, clocks::workload(python, "shares")?, &[])?;
         told(&recorded.said)?;
         unsampled(&recorded.profile)?;
         clocks::greenlets(&recorded)
     });
     cases.each("a_cpu_clock_that_is_not_wanted_is_not_missed", |python| {
         as_root()?;
-        let recorded = clocks::recorded_by(Command::new(greenscope()?), python, "shares", &["--rate", "0"])?;
+        let target = clocks::workload(python, "shares")?;
+        let recorded = clocks::recorded_by(Command::new(greenscope()?), target, &["--rate", "0"])?;
         ensure!(!recorded.said.contains("greenscope: "), "{}", recorded.said);
         unsampled(&recorded.profile)?;
         clocks::greenlets(&recorded)
