@@ -19,7 +19,7 @@ import greenlet
 import books
 
 SLEEP_S = 0.5
-WAVES = 24
+WAVES = 14
 WAVE = 150
 
 

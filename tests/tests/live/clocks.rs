@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 use tests::compare;
 use tests::deadline::Deadline;
 use tests::place::{Python, as_root, greenscope};
@@ -15,7 +16,7 @@ use tests::runner::Cases;
 use tests::target::Target;
 
 /// How long the target works.
-const SECONDS: &str = "2";
+pub(crate) const SECONDS: &str = "2";
 /// What a greenlet costs beside what it books, in two seconds.
 const SLACK_NS: u64 = 15_000_000;
 
@@ -86,6 +87,15 @@ pub(crate) struct Recorded {
     spent: BTreeMap<u32, u64>,
     /// What greenscope said.
     pub(crate) said: String,
+    /// What the target said when it was done.
+    pub(crate) done: Value,
+}
+
+impl Recorded {
+    /// The names of the greenlets or threads that have this part in the workload.
+    pub(crate) fn of_role<'a>(&'a self, role: &'a str) -> impl Iterator<Item = &'a str> {
+        self.ledger.lives.iter().filter(move |life| life.role == role).map(|life| life.name.as_str())
+    }
 }
 
 fn recorded(python: &Python, name: &str, options: &[&str]) -> Result<Recorded> {
@@ -112,7 +122,7 @@ pub(crate) fn recorded_by(command: Command, mut target: Target, options: &[&str]
     let ledger = done.pointer("/cpu").or_else(|| done.pointer("/books/cpu")).cloned().context("no ledger")?;
     let ledger = serde_json::from_value(ledger).context("the target's ledger")?;
     let spent = after.into_iter().map(|(tid, ns)| (tid, ns - before.get(&tid).copied().unwrap_or(0)));
-    Ok(Recorded { profile, ledger, spent: spent.collect(), said: said.text() })
+    Ok(Recorded { profile, ledger, spent: spent.collect(), said: said.text(), done })
 }
 
 /// `se.sum_exec_runtime` of each thread, once all of them sleep: of one that runs it lacks
@@ -138,7 +148,7 @@ fn scheduled(pid: u32) -> Result<BTreeMap<u32, u64>> {
 }
 
 /// Within that share of the truth, and the slack.
-fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Result<()> {
+pub(crate) fn near(what: &str, seen: Option<u64>, truth: u64, share: f64, slack: u64) -> Result<()> {
     let seen = seen.with_context(|| format!("{what} was not measured"))?;
     let bound = (truth as f64 * share) as u64 + slack;
     ensure!(seen.abs_diff(truth) <= bound, "{what}: {seen} ns, in truth {truth}");

@@ -11,6 +11,7 @@ mod ends;
 mod lives;
 mod names;
 mod namespaces;
+mod oracle;
 mod outputs;
 mod refusals;
 mod service;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     switches::cases(&mut cases);
     waits::cases(&mut cases);
     clocks::cases(&mut cases);
+    oracle::cases(&mut cases);
     stacks::cases(&mut cases);
     lives::cases(&mut cases);
     ends::cases(&mut cases);
