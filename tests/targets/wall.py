@@ -1,10 +1,11 @@
-"""Known shares of the wall clock: `wall.py WORKLOAD SECONDS`.
+"""Known shares of the wall clock: `wall.py WORKLOAD SECONDS [ADDRESS]`.
 
     shares    four greenlets burn 12, 9, 6 and 3 ms in turn, ten sleep
     bursts    one greenlet burns 10 ms and sleeps 20 ms, ten sleep
     blocked   one burns 5 ms, blocks its thread 20 ms in time.sleep and sleeps 5 ms;
               one burns 10 ms and sleeps 10 ms, and is held up by the first
     driver    the same, blocked in sqlite3's wait for another connection's lock
+    postgres  the same, blocked in psycopg2's wait for the PostgreSQL at ADDRESS
     sleepers  a hundred greenlets sleep 100 ms, again and again
     threads   no greenlets: a thread burns in Python, one in a C function that keeps
               the GIL, one sleeps
@@ -96,6 +97,12 @@ def ask_driver(connection):
         raise AssertionError("the other connection has lost its lock")
 
 
+@book.of("blocked")
+def ask_postgres(cursor):
+    """Waits inside of libpq for the server's answer."""
+    cursor.execute("SELECT pg_sleep(%s)", (DRIVER_S,))
+
+
 @book.of("wait")
 def doze(seconds):
     gevent_sleep(seconds)
@@ -136,7 +143,7 @@ def repeat(life, end_ns, work, seconds):
         work()
         rest(life, seconds)
     life.leave()
-    # Its name is looked for at the end: it stays.
+    # Whoever looks for its name at the end finds it.
     ended.release()
     gevent.get_hub().switch()
 
@@ -201,11 +208,22 @@ def driver():
     return held_up(ask)
 
 
+def postgres():
+    import psycopg2
+
+    connection = psycopg2.connect(address)
+    connection.autocommit = True
+    cursor = connection.cursor()
+    # The connection lives as long as the question.
+    return held_up(lambda connection=connection: ask_postgres(cursor))
+
+
 CREWS = {
     "shares": shares,
     "bursts": bursts,
     "blocked": lambda: held_up(block),
     "driver": driver,
+    "postgres": postgres,
     "sleepers": lambda: sleepers(100),
 }
 
@@ -268,7 +286,9 @@ def run_threads(seconds):
         one.join()
 
 
-def main(workload, seconds):
+def main(workload, seconds, where=None):
+    global address
+    address = where
     if workload == "threads":
         run_threads(seconds)
     else:
@@ -276,4 +296,4 @@ def main(workload, seconds):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])

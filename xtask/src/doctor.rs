@@ -289,7 +289,20 @@ fn testing() -> Vec<Check> {
         None => State::Skipped(by_apt("bpftool")),
     };
     checks.push(check("bpftool".to_owned(), bpftool));
+    // A C driver's calls block until it answers.
+    let postgres = match postgres() {
+        Some(path) => State::There(path.display().to_string()),
+        None => State::Skipped(by_apt("postgresql")),
+    };
+    checks.push(check("PostgreSQL".to_owned(), postgres));
     checks
+}
+
+/// Debian keeps its programs by version, in nobody's `PATH`.
+fn postgres() -> Option<std::path::PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let servers = versions.map(|version| version.path().join("bin/postgres"));
+    servers.filter(|path| process::is_executable(path)).max().or_else(|| process::find("postgres"))
 }
 
 /// Root's programs, which are not in everybody's `PATH`.

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use crate::{session::SessionError, target::TargetError};
+use crate::{kernel::KernelError, session::SessionError, target::TargetError};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -55,10 +55,16 @@ impl From<TargetError> for Failure {
 
 impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Self {
-        let help = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH";
+        let help = "run it as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, \
+                    in a container with a seccomp profile that allows bpf and perf_event_open";
         match error {
             SessionError::Kernel(kernel) if kernel.is_permission() => {
-                Self { code: NOT_PERMITTED, text: format!("not permitted to load eBPF programs: {help}") }
+                let what = match kernel {
+                    // By seccomp: whoever may load a program may set a probe.
+                    KernelError::Attach { .. } => "set uprobes (perf_event_open)",
+                    _ => "load eBPF programs",
+                };
+                Self { code: NOT_PERMITTED, text: format!("not permitted to {what}: {help}") }
             }
             SessionError::Memory { pid, source } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Self {

@@ -10,12 +10,10 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{MapData, Queue, RingBuf},
     programs::{
-        BtfTracePoint, PerfEvent, ProgramError, RawTracePoint, UProbe,
-        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+        BtfTracePoint, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
     sys::{Stats, enable_stats},
-    util::online_cpus,
 };
 use profiler_common::{
     address::Addr,
@@ -32,7 +30,7 @@ use rustc_hash::FxHashMap;
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
 use super::{
-    KernelError,
+    KernelError, Part, Place,
     layout::kernel_layout,
     map::{Row, Storage, Table},
     pairs::Pairs,
@@ -122,7 +120,7 @@ pub struct Kept {
 /// The kernel part while it is loaded. Dropping it detaches every probe.
 pub struct Engine {
     // Before the maps: when it goes, so do the programs and their links.
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     configs: Row<TargetConfig, { size_of::<TargetConfig>() }>,
     totals: Row<Totals, { size_of::<Totals>() }>,
     greenlets: Table<GreenletKey, Greenlet, { size_of::<GreenletKey>() }, { size_of::<Greenlet>() }>,
@@ -242,31 +240,6 @@ impl Engine {
     /// When the map can't be written.
     pub fn know(&mut self, first_pid: u32, target: u32) -> Result<(), KernelError> {
         self.processes.insert(&first_pid, &target)
-    }
-
-    /// Has the CPU clock tick `rate` times a second on every CPU.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses it (`kernel.perf_event_paranoid`, `CAP_PERFMON`).
-    pub fn start_ticks(&mut self, rate: u32) -> Result<(), KernelError> {
-        const NAME: &str = "cpu_clock";
-        let failed = |source| KernelError::Program { program: NAME, source };
-        let cpus = online_cpus().map_err(|(_, source)| KernelError::Cpus(source))?;
-        let program: &mut PerfEvent =
-            self.ebpf.program_mut(NAME).ok_or(KernelError::Missing(NAME))?.try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
-        for cpu in cpus {
-            let _link = program
-                .attach(
-                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
-                    PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Period(tick_ns(rate)),
-                    false,
-                )
-                .map_err(failed)?;
-        }
-        Ok(())
     }
 
     /// Has the sockets watched that targets read requests from.
@@ -390,12 +363,7 @@ impl Engine {
     ///
     /// When the kernel refuses it.
     pub fn detach(&mut self) -> Result<(), KernelError> {
-        if let Some(program) = self.ebpf.program_mut("cpu_clock")
-            && let Ok(program) = TryInto::<&mut PerfEvent>::try_into(program)
-        {
-            // It may never have been loaded.
-            let _unloaded = program.unload();
-        }
+        self.stop_ticks();
         for probe in Probe::ALL {
             let program = uprobe(&mut self.ebpf, probe)?;
             // Unloading drops the program's links with it.
@@ -526,6 +494,24 @@ impl Engine {
         self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })
     }
 
+    /// A greenlet, while it lives.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn greenlet(&self, key: &GreenletKey) -> Result<Option<Greenlet>, KernelError> {
+        self.greenlets.get(key)
+    }
+
+    /// Some greenlets alive, of any target, from that place on, or from the beginning.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn some_greenlets(&self, place: Option<Place>) -> Result<Part<GreenletKey, Greenlet>, KernelError> {
+        self.greenlets.part(place)
+    }
+
     /// The completed waits of every stack.
     ///
     /// # Errors
@@ -548,12 +534,6 @@ impl Engine {
 fn take_free(ebpf: &mut Ebpf) -> Result<Queue<MapData, u32>, KernelError> {
     let map = ebpf.take_map(FREE).ok_or(KernelError::Missing(FREE))?;
     Queue::try_from(map).map_err(|source| KernelError::Map { map: FREE, source })
-}
-
-/// ns from one tick to the next.
-#[must_use]
-pub fn tick_ns(rate: u32) -> u64 {
-    1_000_000_000 / u64::from(rate.max(1))
 }
 
 fn clocks(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), KernelError> {

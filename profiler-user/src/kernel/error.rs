@@ -27,6 +27,18 @@ pub enum KernelError {
         /// Why.
         source: aya::programs::ProgramError,
     },
+    /// The CPU clock could not be had.
+    #[error(
+        "the CPU clock of CPU {cpu} can't be had: {}: it takes CAP_PERFMON, and a seccomp \
+         profile that lets perf_event_open through",
+        root(.source)
+    )]
+    Ticks {
+        /// Of which CPU.
+        cpu: u32,
+        /// Why.
+        source: aya::programs::ProgramError,
+    },
     /// A map could not be used.
     #[error("map {map}: {source}")]
     Map {
@@ -34,6 +46,14 @@ pub enum KernelError {
         map: &'static str,
         /// Why.
         source: aya::maps::MapError,
+    },
+    /// A map's entries could not be read.
+    #[error("map {map}: its entries can't be read: {source}")]
+    Look {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        source: io::Error,
     },
     /// What it logs can't be read.
     #[cfg(feature = "kernel-log")]
@@ -54,6 +74,15 @@ pub enum KernelError {
     /// A pid that no process can have.
     #[error("pid 0 is no process")]
     PidZero,
+}
+
+/// The last of an error's causes: aya's name the call and leave the reason to it.
+fn root(error: &aya::programs::ProgramError) -> String {
+    let mut last: &(dyn std::error::Error + 'static) = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }
 
 impl KernelError {

@@ -3,16 +3,28 @@
 //! aya asks for its own marker trait on keys and values, which the contract's crate
 //! must not know; so the maps are used as bytes here and cast by bytemuck.
 
-use std::{io, marker::PhantomData, os::fd::RawFd};
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd as _, OwnedFd, RawFd},
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bytemuck::Pod;
 
-use super::KernelError;
+use super::{
+    KernelError,
+    batch::{self, Batch, Part, Place},
+};
+
+/// Entries that are asked for at once: some hundred KiB of them, and a short time in which
+/// the kernel runs no program of the CPU clock on this CPU.
+const AT_ONCE: u32 = 1_024;
 
 /// A hash map of the kernel part.
 pub(super) struct Table<K, V, const KN: usize, const VN: usize> {
     name: &'static str,
+    fd: OwnedFd,
     map: HashMap<MapData, [u8; KN], [u8; VN]>,
     types: PhantomData<(K, V)>,
 }
@@ -23,8 +35,13 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
     pub(super) fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Self, KernelError> {
         let () = Self::SIZES;
         let map = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
+        let Map::HashMap(data) = &map else {
+            return Err(KernelError::Missing(name));
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| KernelError::Look { map: name, source })?;
         let map = HashMap::try_from(map).map_err(|source| KernelError::Map { map: name, source })?;
-        Ok(Self { name, map, types: PhantomData })
+        Ok(Self { name, fd, map, types: PhantomData })
     }
 
     /// One entry.
@@ -62,15 +79,26 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
         }
     }
 
-    /// Every entry. An entry that comes or goes meanwhile may be missing.
+    /// Every entry, each once. One that comes or goes meanwhile may be missing.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, KernelError> {
-        self.map
-            .iter()
-            .map(|entry| {
-                let (key, value) = entry.map_err(|source| KernelError::Map { map: self.name, source })?;
-                Ok((bytemuck::pod_read_unaligned(&key), bytemuck::pod_read_unaligned(&value)))
-            })
-            .collect()
+        let Part { mut entries, mut next } = self.part(None)?;
+        while next.is_some() {
+            let more = self.part(next)?;
+            entries.extend(more.entries);
+            next = more.next;
+        }
+        Ok(entries)
+    }
+
+    /// Some entries from that place on, or from the beginning.
+    pub(super) fn part(&self, place: Option<Place>) -> Result<Part<K, V>, KernelError> {
+        let looked = batch::look::<KN, VN>(self.fd.as_fd(), place, AT_ONCE);
+        let Batch { keys, values, next } =
+            looked.map_err(|source| KernelError::Look { map: self.name, source })?;
+        let entry = |(key, value): (&[u8; KN], &[u8; VN])| {
+            (bytemuck::pod_read_unaligned(key), bytemuck::pod_read_unaligned(value))
+        };
+        Ok(Part { entries: keys.iter().zip(&values).map(entry).collect(), next })
     }
 }
 

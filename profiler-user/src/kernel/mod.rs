@@ -2,6 +2,7 @@
 //!
 //! The only room that knows aya.
 
+mod batch;
 mod btf;
 mod engine;
 mod error;
@@ -10,7 +11,10 @@ mod layout;
 mod log;
 mod map;
 mod pairs;
+mod ticks;
 mod trap;
 
-pub use engine::{Engine, Kept, Probe, Scope, Site, tick_ns};
+pub use batch::{Part, Place};
+pub use engine::{Engine, Kept, Probe, Scope, Site};
 pub use error::KernelError;
+pub use ticks::tick_ns;

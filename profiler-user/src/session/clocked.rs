@@ -57,31 +57,24 @@ impl Closing<'_> {
         }
     }
 
-    /// Where the time of a greenlet went that never switched.
-    pub(super) fn clock_of_one(
-        &self,
-        tid: Option<u32>,
-        running: bool,
-        hub: bool,
-        duration_ns: u64,
-        profile: &mut Profile,
-    ) -> Option<Clocked> {
+    /// Where the time of a greenlet went that never switched, nor did its thread: it is the
+    /// thread's, whose idle time is told already.
+    pub(super) fn clock_of_one(&self, tid: Option<u32>, running: bool, duration_ns: u64) -> Option<Clocked> {
         if !running {
             return self.has_clocks.then(Clocked::default);
         }
         let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
-        let clock = Clocked::new(duration_ns, thread.clock?.off_ns, hub)?;
-        self.idles(thread, clock.idle_ns, profile);
-        Some(clock)
+        Clocked::new(duration_ns, thread.clock?.off_ns, true)
     }
 
     /// Who was on the CPU, in what stacks: all of the clocks' time.
     pub(super) fn on_cpu(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile, builder: &mut Builder) {
         let pid = self.target.target.pid;
-        let Some(tick_ns) = self.tick_ns else {
-            return;
-        };
-        *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
+        if self.tick_ns.is_some() {
+            *profile.totals.cpu_samples.get_or_insert_default() += self.target.ticks.count();
+        }
+        // Without ticks nothing was sampled, and the clocks are as exact.
+        let tick_ns = self.tick_ns.unwrap_or_default();
         let mut before_first: FxHashMap<u64, Samples> = FxHashMap::default();
         for (key, thread) in &self.kept.threads {
             let Some(row) = self.threads.get(key).and_then(|watched| profile.threads.get(watched.row)) else {

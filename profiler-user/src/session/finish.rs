@@ -268,20 +268,13 @@ impl Closing<'_> {
     }
 
     fn name(&mut self, life: &Life) -> Option<String> {
-        let own = self
-            .target
-            .enumerated
-            .iter()
-            .find(|found| found.pimpl == life.pimpl && found.object == life.object)
-            .and_then(|found| found.name.clone());
-        let own = own.or_else(|| self.target.names.get(&life.id).cloned().flatten());
-        own.or_else(|| {
-            (life.alive && self.target.gone_ns.is_none())
-                .then(|| target::greenlet_name(&mut self.target.memory, &self.target.target, life.object))
-                .and_then(Result::ok)
-                .flatten()
-        })
-        .or_else(|| self.target.kind(life.type_object).map(|kind| kind.name.clone()))
+        let own = self.target.names.of(life.id);
+        // After a hit that was not accounted one may have been born unseen.
+        let from_before = || self.target.enumerated_name(life).filter(|_| self.totals.blind == 0);
+        match own.or_else(from_before) {
+            Some(own) => Some(own.to_owned()),
+            None => self.target.kind(life.type_object).map(|kind| kind.name.clone()),
+        }
     }
 
     /// Root first; unknown if the record with its frames never came.
@@ -333,8 +326,7 @@ impl Closing<'_> {
             profile.totals.greenlets_seen += 1;
             let id = profile.greenlets.len() as u64 + 1;
             let tid = found.thread.and_then(|thread| thread.tid);
-            let clock =
-                same.then(|| self.clock_of_one(tid, running, found.kind.is_hub, duration_ns, profile));
+            let clock = same.then(|| self.clock_of_one(tid, running, duration_ns));
             profile.greenlets.push(GreenletRow {
                 id,
                 pid,
@@ -468,7 +460,7 @@ impl Closing<'_> {
                 tid: self.threads.get(&record.thread).and_then(|thread| thread.tid),
                 greenlet,
                 name: named(profile, greenlet)
-                    .or_else(|| self.target.names.get(&record.greenlet).cloned().flatten()),
+                    .or_else(|| self.target.names.of(record.greenlet).map(str::to_owned)),
                 begin_ns: begin_ns.saturating_sub(self.origin_ns),
                 ns: record.ns,
                 clock: self.has_clocks.then(|| Clocked::new(record.ns, record.off_ns, hub)).flatten(),

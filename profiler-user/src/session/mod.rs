@@ -9,6 +9,7 @@ mod clocked;
 mod error;
 mod finish;
 mod labelled;
+mod names;
 mod recorded;
 mod stacks;
 mod ticks;
@@ -39,7 +40,10 @@ pub use error::SessionError;
 use crate::{
     kernel::{Engine, KernelError, Probe, Scope, Site, tick_ns},
     profile::{Cost, Frame, Profile},
-    session::recorded::{Recorded, Was},
+    session::{
+        names::Asking,
+        recorded::{Recorded, Was},
+    },
     target::{self, Target},
     timeline::lives::Bounds,
 };
@@ -208,7 +212,7 @@ pub fn record(
 
     let places = (0..).zip(&recorded).map(|(place, target)| (u64::from(target.cookie), place)).collect();
     let epoll = watch(&engine, &pidfds, stop)?;
-    let mut session = Session { epoll, engine, pidfds, places, first_stack: None };
+    let mut session = Session { epoll, engine, pidfds, places, first_stack: None, asking: Asking::default() };
     session.run(&mut recorded, options, started_ns, progress)?;
     let (ended_ns, cost) = session.end(&mut recorded, options)?;
     finish::finish(
@@ -269,6 +273,7 @@ struct Session {
     /// Where among the recorded ones a target is, by its number.
     places: FxHashMap<u64, usize>,
     first_stack: Option<Instant>,
+    asking: Asking,
 }
 
 impl Session {
@@ -297,14 +302,16 @@ impl Session {
                 self.validate(recorded, false)?;
                 next_validation = monotonic_ns() + ns(VALIDATION);
             }
-            let mut switches = 0;
+            let (mut switches, mut identities) = (0, 0);
             for target in recorded.iter_mut() {
                 if let Some(kept) = &target.kept {
                     switches += kept.totals.switches;
+                    identities += kept.totals.identities;
                     continue;
                 }
                 let totals = self.engine.totals(target.cookie)?;
                 switches += totals.switches;
+                identities += totals.identities;
                 if target.gone_ns.is_some() {
                     continue;
                 }
@@ -316,6 +323,7 @@ impl Session {
                 }
                 target.reconfigure(&mut self.engine)?;
             }
+            self.ask_names(recorded, identities, false)?;
             let elapsed = Duration::from_nanos(now.saturating_sub(started_ns));
             let stacks = recorded.iter().map(Recorded::stack_count).sum();
             progress(Progress::Turn { elapsed, switches, stacks });
@@ -410,6 +418,8 @@ impl Session {
         recorded: &mut Vec<Recorded>,
         options: &Options,
     ) -> Result<(u64, Option<Cost>), SessionError> {
+        // While the kernel part tells which greenlets live.
+        self.ask_names(recorded, 0, true)?;
         let mut stopped = 0;
         // They fork until they are stopped.
         while stopped < recorded.len() {
@@ -439,7 +449,7 @@ fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
     for block in target.blocks.fresh() {
         progress(Progress::Block {
             pid,
-            name: target.names.get(&block.record.greenlet).and_then(|name| name.as_deref()),
+            name: target.names.of(block.record.greenlet),
             length: Duration::from_nanos(block.record.ns),
             frames: &block.frames,
             met: block.ticks.first().map(|(frames, _)| &**frames),

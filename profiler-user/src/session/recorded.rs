@@ -22,6 +22,7 @@ use super::{
     Labels, Options, SessionError,
     blocks::Blocks,
     labelled::Work,
+    names::Names,
     stacks::{Stacks, Taken},
     ticks::Ticks,
 };
@@ -84,6 +85,10 @@ pub(super) struct Recorded {
     pub(super) enumerated: Vec<FoundGreenlet>,
     /// Stacks of the enumerated ones, root first, as they were then.
     pub(super) enumerated_frames: Vec<Arc<[Frame]>>,
+    /// Where among them a greenlet is, by its two addresses.
+    pub(super) enumerated_places: FxHashMap<(Addr, Addr), usize>,
+    /// When the last enumeration was over.
+    pub(super) enumerated_ns: u64,
     /// Whether the enumeration saw every object.
     pub(super) enumerated_whole: bool,
     enumerations: u32,
@@ -98,8 +103,7 @@ pub(super) struct Recorded {
     pub(super) blocks: Blocks,
     /// The hubs, by the kernel's identity; known at the end.
     pub(super) hubs: FxHashSet<u64>,
-    /// What the greenlets are called that a tick or a block met, by the kernel's identity.
-    pub(super) names: FxHashMap<u64, Option<String>>,
+    pub(super) names: Names,
     /// When it exited or replaced itself.
     pub(super) gone_ns: Option<u64>,
     /// When its recording began.
@@ -216,6 +220,8 @@ impl Recorded {
             max_ended,
             enumerated: Vec::new(),
             enumerated_frames: Vec::new(),
+            enumerated_places: FxHashMap::default(),
+            enumerated_ns: 0,
             enumerated_whole: false,
             enumerations: 0,
             looked_at: false,
@@ -226,7 +232,7 @@ impl Recorded {
             ticks: Ticks::default(),
             blocks: Blocks::default(),
             hubs: FxHashSet::default(),
-            names: FxHashMap::default(),
+            names: Names::new(max_ended),
             gone_ns: None,
             began_ns: 0,
             parent: None,
@@ -268,13 +274,12 @@ impl Recorded {
             return;
         }
         self.enumerated_whole = faults.of(Fault::EnumerationIncomplete) == 0;
+        self.enumerated_ns = super::monotonic_ns();
         // Whether it was complete is judged by the last one.
         for (fault, count) in faults.iter().filter(|(fault, _)| *fault != Fault::EnumerationIncomplete) {
             (0..count).for_each(|_| self.faults.count(fault));
         }
         let python = self.target.python.layout;
-        let known: FxHashMap<(Addr, Addr), usize> =
-            self.enumerated.iter().map(|found| (found.pimpl, found.object)).zip(0..).collect();
         let mut same: FxHashMap<Vec<walk::Frame>, Arc<[Frame]>> = FxHashMap::default();
         // From now on the kernel part knows a hub for one.
         self.config.flags |= CONFIG_RUNS;
@@ -283,7 +288,7 @@ impl Recorded {
             if greenlet.kind.is_hub {
                 self.add_hub(greenlet.type_addr);
             }
-            let place = known.get(&(greenlet.pimpl, greenlet.object)).copied();
+            let place = self.enumerated_places.get(&(greenlet.pimpl, greenlet.object)).copied();
             if let Some(earlier) = place.and_then(|place| self.enumerated.get(place))
                 && earlier.doubt.is_none()
             {
@@ -309,6 +314,8 @@ impl Recorded {
             match place.and_then(|at| self.enumerated.get_mut(at).zip(self.enumerated_frames.get_mut(at))) {
                 Some(earlier) => (*earlier.0, *earlier.1) = (greenlet, frames),
                 None => {
+                    let place = self.enumerated.len();
+                    self.enumerated_places.insert((greenlet.pimpl, greenlet.object), place);
                     self.enumerated.push(greenlet);
                     self.enumerated_frames.push(frames);
                 }
@@ -436,13 +443,13 @@ impl Recorded {
         self.kinds.get(&mut self.memory, &self.target, type_object).ok()
     }
 
-    fn tick(&mut self, tick: &TickRecord) {
+    fn tick(&mut self, tick: &TickRecord, engine: &Engine) {
         if let Some(fault) = tick.fault.checked_sub(1).and_then(Fault::of_number) {
             self.fault(fault);
         }
         // Its frames came before it, and hold now.
         let frames = (!tick.stack.is_none()).then(|| self.stacks.frames(&tick.stack)).flatten();
-        self.name(tick.greenlet, tick.object);
+        self.name(tick.greenlet, tick.object, engine);
         let frames = frames.map(|(frames, _)| frames);
         if let Some(frames) = &frames {
             self.blocks.tick(tick, frames);
@@ -450,17 +457,8 @@ impl Recorded {
         self.ticks.add(tick, frames);
     }
 
-    /// Asks for a greenlet's name now, for it may be dead at the end. One that has none is
-    /// not asked again.
-    fn name(&mut self, greenlet: u64, object: Addr) {
-        if greenlet != 0 && !self.names.contains_key(&greenlet) {
-            let name = target::greenlet_name(&mut self.memory, &self.target, object);
-            self.names.insert(greenlet, name.ok().flatten());
-        }
-    }
-
-    fn block(&mut self, block: &BlockRecord) {
-        self.name(block.greenlet, block.object);
+    fn block(&mut self, block: &BlockRecord, engine: &Engine) {
+        self.name(block.greenlet, block.object, engine);
         let frames = self.stacks.frames(&block.stack).map(|(frames, _)| frames);
         self.blocks.take(block, frames.unwrap_or_else(|| Arc::new([])));
     }
@@ -527,7 +525,9 @@ pub(super) fn take(
             intervals.ended(end.greenlet.id, end.greenlet.since_ns);
         }
         target.meet(end.greenlet.type_object);
-        if target.ended.len() < target.max_ended {
+        let listed = target.ended.len() < target.max_ended;
+        target.names.ended(end.greenlet.id, listed);
+        if listed {
             target.ended.push(end);
         } else {
             target.unlisted.add(&end.greenlet);
@@ -551,11 +551,11 @@ pub(super) fn take(
     } else if known == Kind::Tick as u32
         && let Some(tick) = part::<TickRecord>(record)
     {
-        target.tick(&tick);
+        target.tick(&tick, engine);
     } else if known == Kind::Block as u32
         && let Some(block) = part::<BlockRecord>(record)
     {
-        target.block(&block);
+        target.block(&block, engine);
     } else if known == Kind::Label as u32
         && let Some(label) = part::<LabelRecord>(record)
     {

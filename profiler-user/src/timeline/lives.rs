@@ -62,6 +62,8 @@ pub struct Life {
     pub first: bool,
     /// Its end was not seen.
     pub alive: bool,
+    /// When it ended, or was seen to have, if that was seen.
+    pub ended_ns: Option<u64>,
     /// It was current at the end.
     pub running: bool,
     /// Switches into it.
@@ -130,6 +132,7 @@ pub fn ended(record: &EndRecord, head_start_ns: u64) -> Life {
     let mut life = life(record.pimpl, &record.greenlet, head_start_ns);
     // When a replaced one ended is not known, only that it did.
     life.alive = false;
+    life.ended_ns = Some(record.greenlet.since_ns);
     life
 }
 
@@ -155,6 +158,7 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         born: greenlet.flags & GREENLET_BORN != 0,
         first,
         alive: false,
+        ended_ns: None,
         running: false,
         switches_in: greenlet.switches_in,
         running_ns: greenlet.running_ns + if first { head_start_ns } else { 0 },

@@ -30,6 +30,25 @@ pub(crate) fn cases(cases: &mut Cases) {
     }
     cases.each("children_are_left_out_when_they_are_not_wanted", not_wanted);
     cases.each("recycled_gunicorn_workers_are_counted_whole", gunicorn);
+    cases.each("the_greenlets_of_an_ended_child_are_counted_once", churn);
+}
+
+/// The children's greenlets are looked up among those of a process that goes on.
+fn churn(python: &Python) -> Result<()> {
+    let mut target = Target::start(python, "churn.py", &[])?;
+    let recording = Recording::start(target.pid(), &["--max-greenlets", "1000000"])?;
+    target.go()?;
+    let done = target.hear("done")?;
+    let mut profile = recording.stop()?;
+    short_lived(&mut profile);
+    compare::complete(&profile)?;
+    let own = done.pointer("/books/own").and_then(Value::as_u64).context("own")?;
+    let children = done.pointer("/books/children").cloned().context("children")?;
+    let mut truth: BTreeMap<u32, u64> = serde_json::from_value(children)?;
+    truth.insert(target.pid(), own);
+    let seen = switches_by_process(&profile);
+    ensure!(seen == truth, "greenscope {seen:?}, books {truth:?}");
+    target.finish()
 }
 
 fn forks(python: &Python, options: &[&str]) -> Result<()> {

@@ -9,13 +9,16 @@ mod clocks;
 mod departures;
 mod ends;
 mod lives;
+mod names;
 mod namespaces;
+mod oracle;
 mod outputs;
 mod refusals;
 mod service;
 mod stacks;
 mod states;
 mod switches;
+mod unticked;
 mod waits;
 
 use std::process::ExitCode;
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     switches::cases(&mut cases);
     waits::cases(&mut cases);
     clocks::cases(&mut cases);
+    oracle::cases(&mut cases);
     stacks::cases(&mut cases);
     lives::cases(&mut cases);
     ends::cases(&mut cases);
@@ -34,8 +38,10 @@ fn main() -> ExitCode {
     departures::cases(&mut cases);
     children::cases(&mut cases);
     states::cases(&mut cases);
+    names::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
+    unticked::cases(&mut cases);
     refusals::cases(&mut cases);
     cases.run()
 }

@@ -29,6 +29,8 @@ pub(crate) fn cases(cases: &mut Cases) {
         "record --pid 1 --probe main",
         "record --pid 1 --rate 10000",
         "record --pid 1 --rate -1",
+        "record --pid 1 --rate 97.5",
+        "record --pid 1 --rate often",
         "record --pid 1 --block-threshold 5",
         "record --pid 1 --nope",
         "dance",
@@ -51,6 +53,16 @@ pub(crate) fn cases(cases: &mut Cases) {
         let dead = Process::start(&mut Command::new("true"))?;
         ensure!(dead.ended(Deadline::usual())?, "true did not end");
         expect(dead.pid(), NO_TARGET, &dead.pid().to_string())
+    });
+    cases.each("a_process_whose_first_thread_has_ended_is_refused", |python| {
+        as_root()?;
+        // A zombie that leads living threads: nothing of it can be read by its pid.
+        let target = Target::start(python, "headless.py", &[])?;
+        Deadline::usual().until("the first thread's end", || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", target.pid()))?;
+            Ok(stat.contains(") Z ").then_some(()))
+        })?;
+        expect(target.pid(), NO_TARGET, &target.pid().to_string())
     });
     cases.once("a_kernel_thread_is_refused", || {
         as_root()?;
