@@ -403,6 +403,7 @@ impl Exporter for Json {
             stacks,
             runs,
             blocks,
+            only: _,
             labels: _,
             requests,
             intervals,

@@ -55,7 +55,8 @@ fn title(profile: &Profile, view: View) -> String {
         View::Wait => "Where greenlets wait",
         View::Blocked => "Where calls block their thread",
     };
-    format!("{what}: pid {}", pids.join(", "))
+    let only = profile.only.as_ref().map(|only| format!(", {only}")).unwrap_or_default();
+    format!("{what}: pid {}{only}", pids.join(", "))
 }
 
 fn subtitle(profile: &Profile, view: View) -> String {
@@ -65,6 +66,11 @@ fn subtitle(profile: &Profile, view: View) -> String {
         View::Wait => "waiting time",
         View::Blocked => "blocked time",
     };
+    if profile.only.is_some() {
+        let requests = profile.requests.len();
+        let seconds = profile.duration_ns as f64 / 1e9;
+        return format!("width: {width}, summed over {requests} requests in {seconds:.1} s");
+    }
     format!(
         "width: {width}, summed over {} greenlets on {} threads in {:.1} s (hubs' idle time left out)",
         profile.totals.greenlets_seen,
@@ -83,6 +89,11 @@ fn empty(profile: &Profile, view: View, out: &mut dyn Write) -> io::Result<()> {
 <text x="600" y="32" text-anchor="middle" font-family="monospace" font-size="17">{}</text>
 <text x="600" y="58" text-anchor="middle" font-family="monospace" font-size="12">nothing was there to show</text>
 </svg>"#,
-        title(profile, view)
+        escaped(&title(profile, view))
     )
+}
+
+/// Text of a page: a pattern of an endpoint may have anything.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

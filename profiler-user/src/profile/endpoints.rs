@@ -109,7 +109,27 @@ fn quantile(sorted: &[u64], percent: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::quantile;
+    use super::{endpoints, quantile};
+    use crate::{
+        profile::tests::{profile, request, stack},
+        trace::Called,
+    };
+
+    #[test]
+    fn an_endpoints_requests_are_summed() {
+        let called = |endpoint: &str| Called { endpoint: Some(endpoint.into()), ..Called::NONE };
+        let mut profile = profile();
+        profile.labels = vec![called("/a"), called("/b"), Called { inherited: true, ..called("/b") }];
+        profile.requests = ["/a", "/b", "/b"].map(|endpoint| request(&called(endpoint))).to_vec();
+        profile.stacks = vec![stack((Some(0), 7)), stack((Some(1), 5)), stack((Some(2), 100))];
+        let rows = endpoints(&profile);
+        let [b, a] = rows.as_slice() else { panic!("{rows:?}") };
+        assert_eq!((b.endpoint.as_deref(), b.requests, b.waiting_ns), (Some("/b"), 2, 12));
+        assert_eq!((b.wall_p50_ns, b.clock.map(|clock| clock.on_cpu_ns)), (Some(10), Some(8)));
+        // What a greenlet waited that a request made is not the request's own.
+        assert_eq!(b.top_wait.as_ref().map(|(_, ns)| *ns), Some(5));
+        assert_eq!((a.endpoint.as_deref(), a.requests), (Some("/a"), 1));
+    }
 
     #[test]
     fn quantiles_are_values_that_were_there() {

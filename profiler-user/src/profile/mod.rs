@@ -387,6 +387,8 @@ pub struct Profile {
     pub runs: Vec<RunRow>,
     /// The runs over the threshold, in the order of their ends.
     pub blocks: Vec<BlockRow>,
+    /// Which requests it is of; none for everything.
+    pub only: Option<String>,
     /// The labels that time has.
     pub labels: Vec<Called>,
     /// The requests, in the order of their begins.
@@ -395,4 +397,61 @@ pub struct Profile {
     pub intervals: Option<Vec<IntervalRow>>,
     /// What it cost, if it could be measured.
     pub cost: Option<Cost>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    //! Rows for the tests of this room.
+
+    use super::*;
+
+    pub(crate) fn profile() -> Profile {
+        Profile {
+            targets: Vec::new(),
+            started_unix_ns: 0,
+            started_monotonic_ns: 0,
+            duration_ns: 0,
+            first_stack_ns: None,
+            totals: TotalsRow::default(),
+            threads: Vec::new(),
+            greenlets: Vec::new(),
+            stacks: Vec::new(),
+            runs: Vec::new(),
+            blocks: Vec::new(),
+            only: None,
+            labels: Vec::new(),
+            requests: Vec::new(),
+            intervals: None,
+            cost: None,
+        }
+    }
+
+    pub(crate) fn stack((label, ns): (Labelled, u64)) -> StackRow {
+        StackRow {
+            frames: Arc::new([Frame::label("f")]),
+            state: State::Wait,
+            pid: 1,
+            ns,
+            count: 1,
+            greenlet: None,
+            open: None,
+            label,
+        }
+    }
+
+    pub(crate) fn request(called: &Called) -> RequestRow {
+        RequestRow {
+            pid: 1,
+            source: called.source,
+            trace_id: called.trace_id.clone(),
+            segment_id: called.segment_id.clone(),
+            endpoint: called.endpoint.clone(),
+            begin_ns: Some(0),
+            wall_ns: Some(10),
+            clock: Some(Clocked { on_cpu_ns: 4, ..Clocked::default() }),
+            waiting_ns: 6,
+            inherited_clock: None,
+            inherited_waiting_ns: 0,
+        }
+    }
 }

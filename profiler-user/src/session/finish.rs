@@ -65,6 +65,7 @@ pub(super) fn finish(
         stacks: Vec::new(),
         runs: Vec::new(),
         blocks: Vec::new(),
+        only: None,
         labels: Vec::new(),
         requests: Vec::new(),
         intervals: None,
