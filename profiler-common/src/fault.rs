@@ -74,11 +74,15 @@ pub enum Fault {
     CameUnseen = 30,
     /// A child was not followed: there is no room for one more process, or for its record.
     ChildLeftOut = 31,
+    /// A process replaced itself by another Python, which was not recorded.
+    ExecLeftOut = 32,
+    /// A process loaded a greenlet library that was not known: its greenlets' past is missing.
+    GreenletLate = 33,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 32;
+    pub const COUNT: usize = 34;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -114,6 +118,8 @@ impl Fault {
         Self::BlocksFull,
         Self::CameUnseen,
         Self::ChildLeftOut,
+        Self::ExecLeftOut,
+        Self::GreenletLate,
     ];
 
     /// The fault of that number.
@@ -158,6 +164,8 @@ impl Fault {
             Self::BlocksFull => "BLOCKS_FULL",
             Self::CameUnseen => "CAME_UNSEEN",
             Self::ChildLeftOut => "CHILD_LEFT_OUT",
+            Self::ExecLeftOut => "EXEC_LEFT_OUT",
+            Self::GreenletLate => "GREENLET_LATE",
         }
     }
 }

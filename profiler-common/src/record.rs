@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -32,11 +32,12 @@ pub const CONFIG_RUNS: u32 = 4;
 /// [`TargetConfig::flags`]: the processes that it forks become targets as well.
 pub const CONFIG_CHILDREN: u32 = 8;
 
-/// The attach cookie of a probe that fires in every process: which target a hit is of, its
-/// thread's slot tells, or its process.
-pub const ANY_TARGET: u64 = u64::MAX;
+/// In the attach cookie of a probe that fires in every process: which target a hit is of,
+/// its thread's slot tells, or its process. The rest is the number of its [`Probed`].
+pub const ANY_TARGET: u64 = 1 << 32;
 
-/// What a slot belongs to when its process is recorded no more.
+/// What a slot belongs to when its process is recorded no more, and what a process was that
+/// was no target.
 pub const NO_TARGET: u64 = u64::MAX;
 
 /// [`Greenlet::flags`]: its birth was seen.
@@ -71,6 +72,8 @@ pod! {
         /// `CLOCK_MONOTONIC` ns when every probe was in place; 0 means not recording,
         /// [`ARMED`] not yet.
         pub started_ns: u64,
+        /// When the target was made known: numbers are used again, this is not.
+        pub made_ns: u64,
         /// Where the current thread state's address lies while the GIL is held.
         pub holder: Addr,
         /// The main interpreter.
@@ -83,10 +86,6 @@ pod! {
         pub namespace_device: u64,
         /// And its inode.
         pub namespace_inode: u64,
-        /// Where greenlet's extension is mapped: its vtables lie there.
-        pub module_start: Addr,
-        /// The end of it.
-        pub module_end: Addr,
         /// Types whose greenlets are hubs: their runs are mostly idle and not kept.
         pub hub_types: [Addr; HUB_TYPES],
         /// `CONFIG_*`.
@@ -109,6 +108,33 @@ pod! {
         pub code_nlocalsplus: u32,
         /// `PyCodeObject.co_stacksize` (i32).
         pub code_stacksize: u32,
+        /// The greenlet library whose layout this is: [`Probed::library`]; 0 for none. It may
+        /// not be loaded yet.
+        pub library: u32,
+        /// None.
+        pub padding: u32,
+    }
+
+    /// Where a target has mapped greenlet's extension: its vtables lie there. Not part of its
+    /// configuration, which user space writes whole: the first hit tells it of a library that
+    /// is known.
+    pub struct Module {
+        /// Where it begins.
+        pub start: Addr,
+        /// Where it ends; null while it is not known.
+        pub end: Addr,
+        /// Not 0 once user space was told of a library that is not the expected one.
+        pub told: u64,
+    }
+
+    /// What is known of an instruction that is probed in every process.
+    pub struct Probed {
+        /// From the begin of its module to it.
+        pub from_start: u64,
+        /// How long the module is.
+        pub module_bytes: u64,
+        /// Which of the libraries it is in.
+        pub library: u64,
     }
 
     /// A run without a switch.
@@ -253,6 +279,17 @@ pod! {
         pub target: u64,
         /// [`Thread`]'s key, 0 if it is not known.
         pub thread: u64,
+        /// [`TargetConfig::made_ns`].
+        pub made_ns: u64,
+    }
+
+    /// What a process descends from that is no target itself.
+    #[derive(PartialEq, Eq)]
+    pub struct Kin {
+        /// The target that made it, or made what made it; or that it was.
+        pub target: u64,
+        /// [`TargetConfig::made_ns`].
+        pub made_ns: u64,
     }
 
     /// What every record begins with.
@@ -319,6 +356,34 @@ pod! {
         pub first_pid: u32,
     }
 
+    /// A target, or a process that descends from one, replaced itself by another program.
+    pub struct ExecRecord {
+        /// Kind `Exec`; `target` is what it was, [`NO_TARGET`] if it was none.
+        pub head: RecordHead,
+        /// What it was or descends from.
+        pub kin: Kin,
+        /// The device of the program's file, as the kernel has it; 0 if it is not known.
+        pub device: u64,
+        /// Its inode.
+        pub inode: u64,
+        /// Its pid in greenscope's pid namespace, 0 if it can't be seen from there.
+        pub pid: u32,
+        /// Its pid in the first one.
+        pub first_pid: u32,
+    }
+
+    /// A target has loaded a greenlet library since it was looked at.
+    pub struct LoadedRecord {
+        /// Kind `Loaded`.
+        pub head: RecordHead,
+        /// Where its module begins.
+        pub start: Addr,
+        /// And ends.
+        pub end: Addr,
+        /// [`Probed::library`].
+        pub library: u64,
+    }
+
     /// What the kernel part needs to know of the kernel, by its own type information;
     /// offsets in bytes.
     #[derive(Default)]
@@ -345,6 +410,16 @@ pod! {
         pub namespace_inode: u32,
         /// The inode of greenscope's own pid namespace.
         pub own_namespace: u32,
+        /// `linux_binprm.file`, 0 where that or one of the following is not known.
+        pub program_file: u32,
+        /// `file.f_inode`.
+        pub file_inode: u32,
+        /// `inode.i_ino`.
+        pub inode_number: u32,
+        /// `inode.i_sb`.
+        pub inode_super: u32,
+        /// `super_block.s_dev`.
+        pub super_device: u32,
     }
 
     /// A tick of the CPU clock.
@@ -443,10 +518,14 @@ pub enum Kind {
     Block = 6,
     /// [`ForkRecord`].
     Fork = 7,
+    /// [`ExecRecord`].
+    Exec = 8,
+    /// [`LoadedRecord`].
+    Loaded = 9,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_640;
+pub const SLOT_BYTES: usize = 5_648;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

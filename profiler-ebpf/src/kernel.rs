@@ -26,6 +26,11 @@ static KERNEL: KernelLayout = KernelLayout {
     upid_namespace: 0,
     namespace_inode: 0,
     own_namespace: 0,
+    program_file: 0,
+    file_inode: 0,
+    inode_number: 0,
+    inode_super: 0,
+    super_device: 0,
 };
 
 /// A process's numbers.
@@ -101,6 +106,29 @@ pub fn pids(task: *mut task_struct) -> Option<Pids> {
         numbers = numbers.wrapping_add(layout!(upid_bytes).into());
     }
     Some(Pids { first, own })
+}
+
+/// A file, as the kernel tells it from all others.
+#[derive(Default)]
+pub struct File {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
+}
+
+/// The file of the program in a `linux_binprm`.
+#[inline(always)]
+pub fn program(binprm: u64) -> Option<File> {
+    let offset = layout!(program_file);
+    if offset == 0 {
+        return None;
+    }
+    let file: u64 = read_at(binprm, offset)?;
+    let inode: u64 = read_at(file, layout!(file_inode))?;
+    let super_block: u64 = read_at(inode, layout!(inode_super))?;
+    let device: u32 = read_at(super_block, layout!(super_device))?;
+    Some(File { device: device.into(), inode: read_at(inode, layout!(inode_number))? })
 }
 
 #[inline(always)]

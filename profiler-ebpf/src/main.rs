@@ -12,11 +12,13 @@ mod account;
 mod block;
 mod clock;
 mod emit;
+mod exec;
 mod fork;
 mod kernel;
 mod log;
 mod maps;
 mod memory;
+mod module;
 mod off;
 mod slot;
 mod stack;
@@ -101,8 +103,8 @@ fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
 
 /// A process replaces itself.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
-    thread::on_exec();
+fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
+    exec::on_exec(&ctx);
     0
 }
 

@@ -50,12 +50,14 @@ pub struct Reading {
 /// What is kept of a thread.
 #[repr(C)]
 pub struct Slot {
-    /// Written by the scheduler's tracepoint. This and the next two are a [`Watch`].
+    /// Written by the scheduler's tracepoint. This and the next three are a [`Watch`].
     pub clock: Clock,
     /// Its target, or [`profiler_common::record::NO_TARGET`].
     pub target: u64,
     /// `bpf_get_current_pid_tgid`.
     pub thread: u64,
+    /// Its target's [`profiler_common::record::TargetConfig::made_ns`].
+    pub made_ns: u64,
     /// Not 0 while a program of this task is at work here, which a tick may interrupt.
     pub busy: u64,
     /// The stack that it left the CPU with.
@@ -164,3 +166,4 @@ const _: [(); SLOT_BYTES] = [(); size_of::<Slot>()];
 const _: () = assert!(SLOT_BYTES <= 7 * 1024, "task storage stays under 8 KiB");
 const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
 const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));
+const _: () = assert!(offset_of!(Slot, made_ns) == offset_of!(Watch, made_ns));

@@ -37,6 +37,7 @@ fn target(recorded: &Recorded) -> Target {
         pid,
         incarnation: Incarnation { start_ticks: 0, start_code: 0, start_stack: number("start_stack") },
         exe: "python".into(),
+        program: None,
         command: Vec::new(),
         namespaces: Namespaces { pid_namespace: None, pids: vec![pid] },
         threads: Vec::new(),

@@ -48,6 +48,8 @@ struct Target<'a> {
     python: &'a str,
     greenlet: Option<&'a str>,
     command: &'a str,
+    began_ns: u64,
+    unseen_ns: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -203,8 +205,16 @@ const fn open(open: Open) -> &'static str {
 }
 
 fn target(row: &TargetRow) -> Target<'_> {
-    let TargetRow { pid, parent, python, greenlet, command } = row;
-    Target { pid: *pid, parent: *parent, python, greenlet: greenlet.as_deref(), command }
+    let TargetRow { pid, parent, python, greenlet, command, began_ns, unseen_ns } = row;
+    Target {
+        pid: *pid,
+        parent: *parent,
+        python,
+        greenlet: greenlet.as_deref(),
+        command,
+        began_ns: *began_ns,
+        unseen_ns: *unseen_ns,
+    }
 }
 
 fn totals(row: &TotalsRow) -> Totals<'_> {

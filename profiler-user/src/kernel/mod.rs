@@ -5,10 +5,13 @@
 mod btf;
 mod engine;
 mod error;
+mod layout;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod map;
+mod site;
 mod trap;
 
-pub use engine::{Engine, Kept, Probe, Scope, Site, tick_ns};
+pub use engine::{Engine, Kept, tick_ns};
 pub use error::KernelError;
+pub use site::{Probe, Scope, Site};

@@ -126,6 +126,8 @@ impl Closing<'_> {
                 greenlet.version.map_or_else(|| "unknown".to_owned(), |version| version.to_string())
             }),
             command: self.target.target.command.join(" "),
+            began_ns: self.bounds.started_ns.saturating_sub(self.origin_ns),
+            unseen_ns: self.target.exec_ns.map(|exec_ns| self.bounds.started_ns.saturating_sub(exec_ns)),
         });
         self.threads(profile);
         let lives = self.lives();

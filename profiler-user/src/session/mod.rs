@@ -8,13 +8,16 @@ mod children;
 mod clocked;
 mod error;
 mod finish;
+mod images;
+mod late;
+mod probes;
 mod recorded;
+mod records;
 mod stacks;
 mod ticks;
 mod watch;
 
 use std::{
-    collections::HashSet,
     os::fd::{BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -36,10 +39,16 @@ use rustc_hash::FxHashMap;
 pub use error::SessionError;
 
 use crate::{
-    kernel::{Engine, KernelError, Probe, Scope, Site, tick_ns},
+    kernel::{Engine, KernelError, Probe, tick_ns},
     profile::{Cost, Frame, Profile},
-    session::recorded::{Recorded, Was},
-    target::{self, Target},
+    session::{
+        children::{Armed, Wanted},
+        images::Image,
+        probes::Probes,
+        recorded::Recorded,
+        records::Was,
+    },
+    target::Target,
     timeline::lives::Bounds,
 };
 
@@ -153,7 +162,9 @@ pub fn record(
         engine.start_stats();
     }
     let follows = options.children && engine.follows();
-    let mut recorded = children::arm(targets, options, &mut engine)?;
+    let mut seen = targets.iter().map(|target| target.pid).collect();
+    let wanted = targets.into_iter().map(Wanted::given).collect();
+    let Armed { mut recorded, images } = children::arm(wanted, &mut seen, options, &mut engine)?;
     let pidfds = recorded
         .iter()
         .map(|recorded| match pidfd(recorded.target.pid) {
@@ -163,7 +174,11 @@ pub fn record(
             Err(error) => Err(error),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    attach(&recorded, options.sites, follows, &mut engine)?;
+    let mut probes = Probes::new(options.sites, follows);
+    for target in &recorded {
+        probes.attach(&target.target, target.cookie, &mut engine)?;
+    }
+    probes.tell(&mut recorded, 0);
     let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {
         Ok(()) => true,
         Err(error) => {
@@ -185,7 +200,7 @@ pub fn record(
 
     let places = (0..).zip(&recorded).map(|(place, target)| (u64::from(target.cookie), place)).collect();
     let epoll = watch(&engine, &pidfds, stop)?;
-    let mut session = Session { epoll, engine, pidfds, places, first_stack: None };
+    let mut session = Session { epoll, engine, pidfds, places, images, probes, first_stack: None };
     session.run(&mut recorded, options, started_ns, progress)?;
     let (ended_ns, cost) = session.end(&mut recorded, options)?;
     finish::finish(
@@ -199,27 +214,6 @@ pub fn record(
             tick_ns: rate.map(tick_ns),
         },
     )
-}
-
-/// Sets the probes: in every process where children are followed, for these have none of
-/// the probes that were set for their parent alone; else in the targets only.
-fn attach(
-    recorded: &[Recorded],
-    choice: Sites,
-    follows: bool,
-    engine: &mut Engine,
-) -> Result<(), SessionError> {
-    let mut set = HashSet::new();
-    for target in recorded {
-        for site in sites(&target.target, choice, engine.has_clocks())? {
-            if !follows {
-                engine.attach(Scope::Process { pid: target.target.pid, target: target.cookie }, &site)?;
-            } else if set.insert((site.probe, site.file, site.offset)) {
-                engine.attach(Scope::Every, &site)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn watch(engine: &Engine, pidfds: &[Option<OwnedFd>], stop: BorrowedFd<'_>) -> Result<OwnedFd, SessionError> {
@@ -245,6 +239,9 @@ struct Session {
     pidfds: Vec<Option<OwnedFd>>,
     /// Where among the recorded ones a target is, by its number.
     places: FxHashMap<u64, usize>,
+    /// Programs that may become targets.
+    images: Vec<Image>,
+    probes: Probes,
     first_stack: Option<Instant>,
 }
 
@@ -261,6 +258,9 @@ impl Session {
         loop {
             self.drain(recorded, options)?;
             self.retire(recorded, options)?;
+            // After that: a new program's thread has its predecessor's number.
+            self.look(recorded, options)?;
+            self.reload(recorded, options)?;
             for target in recorded.iter_mut() {
                 announce(target, progress);
             }
@@ -272,6 +272,7 @@ impl Session {
                 // What a hit costs was measured long enough.
                 self.engine.stop_stats();
                 self.validate(recorded, false)?;
+                self.look_for_greenlet(recorded);
                 next_validation = monotonic_ns() + ns(VALIDATION);
             }
             let mut switches = 0;
@@ -296,13 +297,14 @@ impl Session {
             let stacks = recorded.iter().map(Recorded::stack_count).sum();
             progress(Progress::Turn { elapsed, switches, stacks });
             if recorded.iter().all(|target| target.gone_ns.is_some()) {
-                // The last one may have forked just before.
+                // The last one may have forked just before, or become another.
                 self.retire(recorded, options)?;
-                if recorded.iter().all(|target| target.gone_ns.is_some()) {
+                if self.images.is_empty() && recorded.iter().all(|target| target.gone_ns.is_some()) {
                     return Ok(());
                 }
             }
             let wait = deadline.map_or(TURN, |deadline| TURN.min(Duration::from_nanos(deadline - now)));
+            let wait = self.until_next_look().map_or(wait, |look| look.min(wait));
             if self.wait(recorded, wait)? {
                 return Ok(());
             }
@@ -347,11 +349,13 @@ impl Session {
         // Taking a record may need the maps, which the ring's borrow holds.
         self.engine.drain(|record| records.push(record.to_vec()));
         for record in records {
-            match recorded::take(&record, recorded, &self.places, &self.engine) {
+            match records::take(&record, recorded, &self.places, &self.engine) {
                 Was::Stack => {
                     self.first_stack.get_or_insert_with(Instant::now);
                 }
                 Was::Fork(fork) => self.follow(&fork, recorded, options)?,
+                Was::Exec(exec) => self.replaced(&exec, recorded, options),
+                Was::Loaded(loaded) => self.loaded(&loaded, recorded),
                 Was::Other => {}
             }
         }
@@ -405,36 +409,6 @@ fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
             met: block.ticks.first().map(|(frames, _)| &**frames),
         });
     }
-}
-
-fn sites(target: &Target, choice: Sites, has_clocks: bool) -> Result<Vec<Site>, SessionError> {
-    if target.greenlet.is_none() && has_clocks {
-        // Its threads are recorded.
-        return Ok(Vec::new());
-    }
-    let found = target.greenlet()?;
-    let site = |probe, site: &target::Site| Site {
-        probe,
-        path: found.file.open.clone(),
-        file: (found.file.device, found.file.inode),
-        offset: site.file_offset,
-    };
-    let switchstack = |probe| match &found.sites.switchstack {
-        Some(switchstack) => Ok(site(probe, switchstack)),
-        None => Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" }),
-    };
-    let mut sites: Vec<Site> = match choice {
-        Sites::Switchstack => vec![switchstack(Probe::Switchstack)?],
-        Sites::Empty => return Ok(vec![switchstack(Probe::Empty)?]),
-        Sites::Pair => {
-            let [user, main, stub] = found.sites.pair.as_slice() else {
-                return Err(SessionError::NoSite { pid: target.pid, function: "g_switch" });
-            };
-            vec![site(Probe::Switch, user), site(Probe::Switch, main), site(Probe::Initialstub, stub)]
-        }
-    };
-    sites.extend(found.sites.freed.iter().map(|found| site(Probe::Freed, found)));
-    Ok(sites)
 }
 
 fn pidfd(pid: u32) -> Result<OwnedFd, SessionError> {

@@ -30,8 +30,8 @@ pub fn inspect(pid: u32) -> Result<Target, TargetError> {
     let python = look.python()?;
     let greenlet = look.greenlet(&python)?;
     let Look { warnings, .. } = look;
-    let Facts { incarnation, exe, command, namespaces, threads, maps: _ } = facts;
-    Ok(Target { pid, incarnation, exe, command, namespaces, threads, python, greenlet, warnings })
+    let Facts { incarnation, exe, program, command, namespaces, threads, maps: _ } = facts;
+    Ok(Target { pid, incarnation, exe, program, command, namespaces, threads, python, greenlet, warnings })
 }
 
 struct Look<'f> {
@@ -181,11 +181,7 @@ impl Look<'_> {
     }
 
     fn greenlet(&mut self, python: &Python) -> Result<Option<Greenlet>, TargetError> {
-        let is_greenlet = |mapping: &Mapping| {
-            let name = mapping.file_name();
-            name.starts_with("_greenlet.") && name.ends_with(".so")
-        };
-        let files: Vec<Mapping> = self.files(is_greenlet).into_iter().cloned().collect();
+        let files: Vec<Mapping> = self.files(Mapping::is_greenlet).into_iter().cloned().collect();
         if files.len() > 1 {
             self.warnings.push(Warning::SeveralGreenlets { count: files.len() });
         }

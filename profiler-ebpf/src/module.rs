@@ -1,0 +1,67 @@
+//! A target loads greenlet after it was looked at.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_attach_cookie, bpf_ktime_get_ns},
+    programs::ProbeContext,
+};
+use profiler_common::{
+    address::Addr,
+    record::{ANY_TARGET, Kind, LoadedRecord, RecordHead, TargetConfig, VERSION},
+};
+
+use crate::{emit, maps};
+
+/// Finds the module of the library that is hit, which is the first hit of `target`: its
+/// probe is set in every process that maps the file, and where it is tells where the module
+/// begins. Only a library whose layout the target has is good; user space is told in any
+/// case.
+#[inline(never)]
+pub fn find(ctx: &ProbeContext, config: &TargetConfig, target: u64) -> u32 {
+    // SAFETY: the context is this program's.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if cookie & ANY_TARGET == 0 {
+        return 0;
+    }
+    let Some(probed) = maps::probed(cookie as u32) else {
+        return 0;
+    };
+    let Some(module) = maps::module(target) else {
+        return 0;
+    };
+    let start = instruction(ctx).wrapping_sub(probed.from_start);
+    let end = start.wrapping_add(probed.module_bytes);
+    if probed.library != 0 && probed.library == u64::from(config.library) {
+        module.start = Addr(start);
+        module.end = Addr(end);
+    } else if module.told != 0 {
+        return 0;
+    }
+    module.told = 1;
+    // SAFETY: takes no argument.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let record = LoadedRecord {
+        head: RecordHead { kind: Kind::Loaded as u32, version: VERSION, target, time_ns },
+        start: Addr(start),
+        end: Addr(end),
+        library: probed.library,
+    };
+    // Without room user space finds it in the mappings.
+    u32::from(emit::send(&raw const record, size_of::<LoadedRecord>() as u64, true))
+}
+
+/// The address of the probed instruction.
+#[cfg(bpf_target_arch = "x86_64")]
+#[inline(always)]
+fn instruction(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context is this program's registers.
+    unsafe { (*ctx.regs).rip }
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+#[inline(always)]
+fn instruction(ctx: &ProbeContext) -> u64 {
+    // SAFETY: as above; `user_pt_regs` has 31 registers and the stack pointer before it.
+    // https://github.com/torvalds/linux/blob/v6.12/arch/arm64/include/uapi/asm/ptrace.h
+    unsafe { *ctx.regs.cast::<u64>().wrapping_add(32) }
+}

@@ -1,0 +1,50 @@
+//! Where the fields of the kernel's own structures lie that its part of us reads.
+
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use profiler_common::record::KernelLayout;
+
+use super::btf;
+
+/// The kernel's own type information.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// What the kernel tells of its own structures.
+pub(super) fn of_this_kernel() -> KernelLayout {
+    let Ok(data) = fs::read(VMLINUX) else {
+        return KernelLayout::default();
+    };
+    let Some(types) = btf::Types::parse(&data) else {
+        return KernelLayout::default();
+    };
+    let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
+    let task_exec_start = types.offset("task_struct", &["se", "exec_start"]).unwrap_or_default();
+    let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
+    let known = KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() };
+    let pids = || {
+        Some(KernelLayout {
+            task_pid: types.offset("task_struct", &["thread_pid"])?,
+            pid_level: types.offset("pid", &["level"])?,
+            pid_numbers: types.offset("pid", &["numbers"])?,
+            upid_bytes: types.size("upid")?,
+            upid_number: types.offset("upid", &["nr"])?,
+            upid_namespace: types.offset("upid", &["ns"])?,
+            namespace_inode: types.offset("pid_namespace", &["ns", "inum"])?,
+            // The kernel's number of it has 32 bits.
+            own_namespace: u32::try_from(fs::metadata("/proc/self/ns/pid").ok()?.ino()).ok()?,
+            ..known
+        })
+    };
+    let known = pids().unwrap_or(known);
+    let program = || {
+        Some(KernelLayout {
+            program_file: types.offset("linux_binprm", &["file"])?,
+            file_inode: types.offset("file", &["f_inode"])?,
+            inode_number: types.offset("inode", &["i_ino"])?,
+            inode_super: types.offset("inode", &["i_sb"])?,
+            super_device: types.offset("super_block", &["s_dev"])?,
+            ..known
+        })
+    };
+    program().unwrap_or(known)
+}
