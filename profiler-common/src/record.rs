@@ -372,6 +372,16 @@ pod! {
         pub first_pid: u32,
     }
 
+    /// The interpreter of a process that descends from a target is up.
+    pub struct UpRecord {
+        /// Kind `Up`; `target` is [`NO_TARGET`].
+        pub head: RecordHead,
+        /// Its pid in greenscope's pid namespace, 0 if it can't be seen from there.
+        pub pid: u32,
+        /// None.
+        pub padding: u32,
+    }
+
     /// A target has loaded a greenlet library since it was looked at.
     pub struct LoadedRecord {
         /// Kind `Loaded`.
@@ -522,6 +532,10 @@ pub enum Kind {
     Exec = 8,
     /// [`LoadedRecord`].
     Loaded = 9,
+    /// [`RecordHead`] alone: a target that had not loaded greenlet may do so.
+    Loads = 10,
+    /// [`UpRecord`].
+    Up = 11,
 }
 
 /// The size of a thread's slot in the kernel part.

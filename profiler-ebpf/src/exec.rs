@@ -10,7 +10,10 @@ use aya_ebpf::{
     },
     programs::RawTracePointContext,
 };
-use profiler_common::record::{CONFIG_CHILDREN, ExecRecord, Kin, Kind, NO_TARGET, RecordHead, VERSION};
+use profiler_common::{
+    fault::Fault,
+    record::{CONFIG_CHILDREN, ExecRecord, Kin, Kind, NO_TARGET, RecordHead, UpRecord, VERSION},
+};
 
 use crate::{
     emit,
@@ -56,7 +59,7 @@ pub fn on_exec(ctx: &RawTracePointContext) {
     if !emit::send(&raw const record, size_of::<ExecRecord>() as u64, true)
         && let Some(totals) = maps::totals(kin.target)
     {
-        maps::count(totals, profiler_common::fault::Fault::ExecLeftOut);
+        maps::count(totals, Fault::ExecLeftOut);
     }
 }
 
@@ -97,6 +100,24 @@ fn end_target() -> Option<Kin> {
         maps::keep_kin(was);
     }
     Some(was)
+}
+
+/// The interpreter of the current process is up: tells user space if it descends from a
+/// target and is none.
+#[inline(always)]
+pub fn on_up() {
+    if maps::kin().is_none() || maps::slot().is_some_and(|slot| slot.target != NO_TARGET) {
+        return;
+    }
+    // SAFETY: takes no argument.
+    let task = unsafe { bpf_get_current_task() };
+    let Some(Pids { own, .. }) = kernel::pids(task as *mut _) else {
+        return;
+    };
+    let head = RecordHead { kind: Kind::Up as u32, version: VERSION, target: NO_TARGET, time_ns: time() };
+    let record = UpRecord { head, pid: own, padding: 0 };
+    // Without room it is found by a look.
+    let _sent = emit::send(&raw const record, size_of::<UpRecord>() as u64, true);
 }
 
 #[inline(always)]

@@ -67,6 +67,22 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// CPython's `PyModule_Create2`: an extension makes its module.
+#[uprobe]
+fn module_made(ctx: ProbeContext) -> u32 {
+    module::on_made(Addr(ctx.arg(0).unwrap_or_default()));
+    maps::keep_normal_stack(&ctx);
+    0
+}
+
+/// CPython's `Py_RunMain`: the interpreter is up, and the program begins.
+#[uprobe]
+fn python_up(ctx: ProbeContext) -> u32 {
+    exec::on_up();
+    maps::keep_normal_stack(&ctx);
+    0
+}
+
 /// An empty program, the yardstick of `cargo xtask bench`.
 #[uprobe]
 fn empty(_ctx: ProbeContext) -> u32 {

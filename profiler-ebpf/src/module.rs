@@ -7,10 +7,12 @@ use aya_ebpf::{
 };
 use profiler_common::{
     address::Addr,
+    fault::Fault,
+    memory::Memory as _,
     record::{ANY_TARGET, Kind, LoadedRecord, RecordHead, TargetConfig, VERSION},
 };
 
-use crate::{emit, maps};
+use crate::{emit, fork, maps, memory::UserMemory};
 
 /// Finds the module of the library that is hit, which is the first hit of `target`: its
 /// probe is set in every process that maps the file, and where it is tells where the module
@@ -48,6 +50,42 @@ pub fn find(ctx: &ProbeContext, config: &TargetConfig, target: u64) -> u32 {
     };
     // Without room user space finds it in the mappings.
     u32::from(emit::send(&raw const record, size_of::<LoadedRecord>() as u64, true))
+}
+
+/// `PyModuleDef.m_name`: the struct is part of CPython's stable ABI.
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/moduleobject.h>
+const DEFINITION_NAME: u16 = 40;
+/// The first letters of `greenlet._greenlet`.
+/// <https://github.com/python-greenlet/greenlet/blob/3.5.3/src/greenlet/greenlet.cpp>
+const NAME: [u64; 2] = [u64::from_ne_bytes(*b"greenlet"), u64::from_ne_bytes(*b"._greenl")];
+
+/// An extension makes the module of that definition: tells user space if it may be
+/// greenlet's, in a target that had not loaded one.
+#[inline(always)]
+pub fn on_made(definition: Addr) {
+    let target = match maps::slot() {
+        Some(slot) => slot.target,
+        None => fork::process(),
+    };
+    if maps::config(target).is_none() || maps::module(target).is_none_or(|module| !module.end.is_null()) {
+        return;
+    }
+    let Ok(at) = UserMemory.pointer(definition.at(DEFINITION_NAME)) else {
+        return;
+    };
+    let mut name = [0; 2];
+    // Nobody may have read it yet, and then it is not in memory.
+    if UserMemory.read(at, &mut name).is_ok() && name != NAME {
+        return;
+    }
+    // SAFETY: takes no argument.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    let record = RecordHead { kind: Kind::Loads as u32, version: VERSION, target, time_ns };
+    if !emit::send(&raw const record, size_of::<RecordHead>() as u64, true)
+        && let Some(totals) = maps::totals(target)
+    {
+        maps::count(totals, Fault::GreenletLate);
+    }
 }
 
 /// The address of the probed instruction.

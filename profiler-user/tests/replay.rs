@@ -11,8 +11,8 @@ use books::{Books, compare, compare_threads, ours};
 use greenscope::{
     memory::{Cached, Recorded},
     target::{
-        Greenlet, Incarnation, MappedFile, Namespaces, Python, Sites, Target, Version, enumerate, layouts,
-        python_threads,
+        Greenlet, Incarnation, MappedFile, Namespaces, Python, PythonSites, Sites, Target, Version,
+        enumerate, layouts, python_threads,
     },
 };
 use profiler_common::address::Addr;
@@ -50,6 +50,7 @@ fn target(recorded: &Recorded) -> Target {
             holder: Addr(number("holder")),
             layout: row.layout,
             objects: row.objects,
+            sites: PythonSites::default(),
             source: String::new(),
         },
         greenlet: Some(Greenlet {

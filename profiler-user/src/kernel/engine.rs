@@ -305,9 +305,9 @@ impl Engine {
     /// Where the kernel part finds what is known of a site.
     fn number(&mut self, site: &Site) -> Result<u32, KernelError> {
         let number = self.probed_count;
-        if number == MAX_PROBED {
+        if site.probed.library == 0 || number == MAX_PROBED {
             // There it finds nothing.
-            return Ok(number);
+            return Ok(MAX_PROBED);
         }
         self.probed.set(number, &site.probed)?;
         self.probed_count += 1;

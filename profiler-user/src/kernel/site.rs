@@ -15,13 +15,24 @@ pub enum Probe {
     Initialstub,
     /// At the deleting destructors.
     Freed,
+    /// At `PyModule_Create2`.
+    Module,
+    /// At `Py_RunMain`.
+    Up,
     /// Does nothing: what a probe alone costs.
     Empty,
 }
 
 impl Probe {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Switchstack, Self::Switch, Self::Initialstub, Self::Freed, Self::Empty];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Switchstack,
+        Self::Switch,
+        Self::Initialstub,
+        Self::Freed,
+        Self::Module,
+        Self::Up,
+        Self::Empty,
+    ];
 
     pub(super) const fn program(self) -> &'static str {
         match self {
@@ -29,6 +40,8 @@ impl Probe {
             Self::Switch => "g_switch",
             Self::Initialstub => "g_initialstub",
             Self::Freed => "greenlet_freed",
+            Self::Module => "module_made",
+            Self::Up => "python_up",
             Self::Empty => "empty",
         }
     }
@@ -45,7 +58,8 @@ pub struct Site {
     pub file: ((u32, u32), u64),
     /// The instruction's offset in the file.
     pub offset: u64,
-    /// What is known of it wherever the file is mapped.
+    /// What is known of it wherever the file is mapped; its library is 0 if it is in none of
+    /// greenlet's.
     pub probed: Probed,
 }
 

@@ -1,7 +1,8 @@
 //! Programs that took the place of others: looked at until they are a Python that is up.
 //!
-//! The kernel part tells when one begins. Its interpreter comes up some milliseconds
-//! later, which nothing tells.
+//! The kernel part tells when one begins. Its interpreter comes up some milliseconds later,
+//! which the kernel part tells as well if it is the Python of another target, and the program
+//! a usual one.
 
 use std::{
     collections::HashSet,
@@ -11,7 +12,7 @@ use std::{
 
 use profiler_common::{
     fault::Fault,
-    record::{ExecRecord, Kin, NO_TARGET},
+    record::{ExecRecord, Kin, NO_TARGET, UpRecord},
 };
 use rustix::event::{
     PollFd, PollFlags, Timespec,
@@ -130,6 +131,13 @@ impl Session {
             looks: 0,
             due_ns: exec.head.time_ns + FIRST_LOOK_NS,
         });
+    }
+
+    /// A program's interpreter is up: it is looked at now.
+    pub(super) fn up(&mut self, up: &UpRecord) {
+        for image in self.images.iter_mut().filter(|image| image.pid == up.pid) {
+            image.due_ns = up.head.time_ns;
+        }
     }
 
     /// How long until a program is to be looked at.

@@ -1,8 +1,8 @@
 //! Targets that load greenlet while they are recorded.
 //!
 //! A library that another target has is probed in every process: the kernel part finds it
-//! in a target at its first hit, and nothing is missed. Any other is found by a look at the
-//! mappings, and its target is recorded anew from then on.
+//! in a target at its first hit, and nothing is missed. Of any other it tells when it makes
+//! its module, and its target is recorded anew some milliseconds later.
 
 use profiler_common::{fault::Fault, record::LoadedRecord};
 
@@ -23,9 +23,13 @@ impl Session {
         }
     }
 
-    /// Looks for greenlet libraries that nothing told of.
+    /// Looks for greenlet libraries that nothing tells of.
     pub(super) fn look_for_greenlet(&self, recorded: &mut [Recorded]) {
-        let without = |target: &&mut Recorded| target.gone_ns.is_none() && target.target.greenlet.is_none();
+        let without = |target: &&mut Recorded| {
+            target.gone_ns.is_none()
+                && target.target.greenlet.is_none()
+                && !self.probes.tell_modules_of(&target.target)
+        };
         for target in recorded.iter_mut().filter(without) {
             if let Some(file) = target::greenlet_file(target.target.pid) {
                 // Of the expected one the first hit tells.
@@ -45,16 +49,25 @@ impl Session {
             let Some(old) = recorded.get_mut(place) else {
                 continue;
             };
-            let wanted = std::mem::take(&mut old.reload) && !old.stays && old.gone_ns.is_none();
-            if !wanted {
+            if !std::mem::take(&mut old.reload) || old.stays || old.target.greenlet.is_some() {
                 continue;
             }
             let pid = old.target.pid;
-            let Ok(target) = target::inspect(pid) else {
-                // Not loaded yet, or gone.
+            if target::alive(&old.target) && target::greenlet_file(pid).is_none() {
+                // It was another extension.
+                continue;
+            }
+            let found =
+                target::inspect(pid).ok().filter(|target| target.incarnation == old.target.incarnation);
+            let Some(target) = found else {
+                // It is gone, with what it did.
+                old.fault(Fault::GreenletLate);
                 continue;
             };
-            if target.greenlet.is_none() || target.incarnation != old.target.incarnation {
+            let file = target.greenlet.as_ref().map(|greenlet| greenlet.file.id());
+            let expected = self.probes.library(old.library()).map(|known| known.file.id());
+            if file.is_none() || file == expected {
+                // Of the expected one the first hit tells.
                 continue;
             }
             old.fault(Fault::GreenletLate);

@@ -75,8 +75,8 @@ pub enum Sites {
 impl Sites {
     const fn probes(self) -> &'static [Probe] {
         match self {
-            Self::Switchstack => &[Probe::Switchstack, Probe::Freed],
-            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed],
+            Self::Switchstack => &[Probe::Switchstack, Probe::Freed, Probe::Module, Probe::Up],
+            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Module, Probe::Up],
             // The engine always has it.
             Self::Empty => &[],
         }
@@ -356,6 +356,7 @@ impl Session {
                 Was::Fork(fork) => self.follow(&fork, recorded, options)?,
                 Was::Exec(exec) => self.replaced(&exec, recorded, options),
                 Was::Loaded(loaded) => self.loaded(&loaded, recorded),
+                Was::Up(up) => self.up(&up),
                 Was::Other => {}
             }
         }

@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
+use bytemuck::Zeroable as _;
 use profiler_common::record::Probed;
 
 use super::{SessionError, Sites, recorded::Recorded};
 use crate::{
     kernel::{Engine, Probe, Scope, Site},
-    target::{self, Greenlet, Target, Version},
+    target::{self, Greenlet, PythonSites, Target, Version},
 };
 
 /// The probes that are set.
@@ -45,6 +46,7 @@ impl Probes {
         engine: &mut Engine,
     ) -> Result<(), SessionError> {
         let mut sites = sites(target, self.choice, engine.has_clocks())?;
+        self.attach_python(target, cookie, engine);
         if !self.every {
             let scope = Scope::Process { pid: target.pid, target: cookie };
             return sites.iter().try_for_each(|site| Ok(engine.attach(scope, site)?));
@@ -66,6 +68,40 @@ impl Probes {
         Ok(())
     }
 
+    /// Sets the probes in CPython that tell of new programs and of greenlet. Without them both
+    /// are found by looks.
+    fn attach_python(&mut self, target: &Target, cookie: u32, engine: &mut Engine) {
+        let PythonSites { module, up } = &target.python.sites;
+        let (module, up) = (module.as_ref(), up.as_ref().filter(|_| self.every));
+        let wanted = [(Probe::Module, module), (Probe::Up, up)];
+        for (probe, found) in wanted.into_iter().filter(|_| self.choice != Sites::Empty) {
+            let Some(found) = found else {
+                continue;
+            };
+            let site = Site {
+                probe,
+                path: target.python.file.open.clone(),
+                file: target.python.file.id(),
+                offset: found.file_offset,
+                probed: Probed::zeroed(),
+            };
+            let scope =
+                if self.every { Scope::Every } else { Scope::Process { pid: target.pid, target: cookie } };
+            let key = (probe, site.file, site.offset);
+            if !self.set.contains(&key) && engine.attach(scope, &site).is_ok() && self.every {
+                self.set.insert(key);
+            }
+        }
+    }
+
+    /// Whether the kernel part tells when that process loads greenlet.
+    pub(super) fn tell_modules_of(&self, target: &Target) -> bool {
+        let site = target.python.sites.module.as_ref();
+        site.is_some_and(|site| {
+            self.set.contains(&(Probe::Module, target.python.file.id(), site.file_offset))
+        })
+    }
+
     /// Tells targets the number of their library. One without greenlet is told which it will
     /// load if it loads one that is known: of those for its Python that with the number
     /// `near`, else the first.
@@ -76,10 +112,7 @@ impl Probes {
         for target in recorded.iter_mut().filter(|target| target.library() == 0) {
             let version = target.target.python.version;
             let number = match &target.target.greenlet {
-                Some(own) => {
-                    let is = |known: &Library| known.greenlet.file.id() == own.file.id();
-                    self.libraries.iter().zip(1..).find(|(known, _)| is(known)).map(|(_, number)| number)
-                }
+                Some(own) => Some(self.number(own)),
                 None => {
                     let mut numbers = std::iter::once(near).chain(1..).take(self.libraries.len() + 1);
                     numbers.find(|number| fits(number, version))
@@ -91,6 +124,13 @@ impl Probes {
                 target.expect(number, library);
             }
         }
+    }
+
+    /// The number of a library; 0 if it is not probed in every process.
+    pub(super) fn number(&self, greenlet: &Greenlet) -> u32 {
+        let mut numbered = self.libraries.iter().zip(1..);
+        let same = numbered.find(|(known, _)| known.greenlet.file.id() == greenlet.file.id());
+        same.map_or(0, |(_, number)| number)
     }
 
     /// A library by its number, as it is mapped in some process.

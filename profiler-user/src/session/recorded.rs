@@ -267,6 +267,7 @@ impl Recorded {
     pub(super) fn load(&mut self, greenlet: Greenlet) {
         self.target.greenlet = Some(greenlet);
         // There was nothing to be found before.
+        self.kinds = Kinds::default();
         self.enumerated_whole = false;
         self.enumerations = 0;
         self.looked_at = false;

@@ -4,7 +4,7 @@ use profiler_common::{
     fault::Fault,
     record::{
         BlockRecord, EndRecord, ExecRecord, ForkRecord, GREENLET_BORN, Kind, LoadedRecord, RecordHead,
-        StackHead, SwitchRecord, TickRecord, VERSION,
+        StackHead, SwitchRecord, TickRecord, UpRecord, VERSION,
     },
     walk,
 };
@@ -23,6 +23,8 @@ pub(super) enum Was {
     Exec(ExecRecord),
     /// A greenlet library that a target loaded.
     Loaded(LoadedRecord),
+    /// The interpreter of a process is up that is not among the recorded ones.
+    Up(UpRecord),
     /// Anything else.
     Other,
 }
@@ -57,6 +59,11 @@ pub(super) fn take(
         && let Some(loaded) = part::<LoadedRecord>(record)
     {
         return Was::Loaded(loaded);
+    }
+    if known == Kind::Up as u32
+        && let Some(up) = part::<UpRecord>(record)
+    {
+        return Was::Up(up);
     }
     let Some(target) = places.get(&head.target).and_then(|place| recorded.get_mut(*place)) else {
         return Was::Other;
@@ -96,6 +103,8 @@ pub(super) fn take(
         if let Some(intervals) = &mut target.intervals {
             intervals.undone(switch.from, switch.to);
         }
+    } else if known == Kind::Loads as u32 {
+        target.reload |= target.target.greenlet.is_none();
     } else if known == Kind::Tick as u32
         && let Some(tick) = part::<TickRecord>(record)
     {

@@ -11,7 +11,7 @@ use super::{
     extract, layouts,
     maps::Mapping,
     process::Facts,
-    site::Sites,
+    site::{PythonSites, Sites},
 };
 use crate::{memory::LiveProcess, python::objects::NONE};
 
@@ -117,7 +117,7 @@ impl Look<'_> {
                 let exact = Some(version.to_string()).filter(|_| version_vaddr.is_some());
                 return Err(self.unsupported(exact.or(by_name).as_deref()));
             }
-            return self.interpreter(version, file, runtime);
+            return self.interpreter(version, file, runtime, PythonSites::find(&elf));
         }
         let (pid, exe) = (self.pid, self.facts.exe.clone());
         Err(last_error.unwrap_or(TargetError::NotPython { pid, exe }))
@@ -133,6 +133,7 @@ impl Look<'_> {
         version: Version,
         file: MappedFile,
         runtime_vaddr: u64,
+        sites: PythonSites,
     ) -> Result<Python, TargetError> {
         let runtime = file.address(runtime_vaddr);
         let row = layouts::python(version).ok_or_else(|| self.unsupported(Some(&version.to_string())))?;
@@ -177,7 +178,7 @@ impl Look<'_> {
             at(runtime, objects.runtime_tstate_current)
         };
         let gil = Gil { start, end: at(start, objects.gil_size) };
-        Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, source })
+        Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, sites, source })
     }
 
     fn greenlet(&mut self, python: &Python) -> Result<Option<Greenlet>, TargetError> {

@@ -35,7 +35,7 @@ pub use inspect::inspect;
 pub use kinds::{Kinds, TypeInfo, type_info};
 pub use process::{Incarnation, Namespaces, Thread};
 pub use python_threads::{PythonThread, python_threads};
-pub use site::{Site, Sites};
+pub use site::{PythonSites, Site, Sites};
 pub use version::Version;
 
 use crate::python::objects::{self, ObjectLayout};
@@ -84,6 +84,8 @@ pub struct Python {
     pub layout: PythonLayout,
     /// What user space needs beside it.
     pub objects: ObjectLayout,
+    /// Where to probe it.
+    pub sites: PythonSites,
     /// Where both come from, in words.
     pub source: String,
 }

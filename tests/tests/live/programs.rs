@@ -1,6 +1,6 @@
 //! Processes that another Python takes the place of.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use tests::compare;
 use tests::place::Python;
@@ -16,6 +16,30 @@ pub(crate) fn cases(cases: &mut Cases) {
             followed(python, &["--probe", probe])
         });
     }
+    cases.each("a_target_that_loads_greenlet_is_recorded_with_it/children", |python| late(python, &[]));
+    cases.each("a_target_that_loads_greenlet_is_recorded_with_it/alone", |python| {
+        late(python, &["--no-children"])
+    });
+}
+
+/// A process that loads greenlet while it is recorded, and no other target has.
+fn late(python: &Python, options: &[&str]) -> Result<()> {
+    let mut target = Target::start(python, "late.py", &["seen"])?;
+    let recording = Recording::start(target.pid(), options)?;
+    target.go()?;
+    target.hear("ready")?;
+    target.go()?;
+    let books = target.books()?;
+    let mut profile = recording.stop()?;
+    compare::switches(&profile, &books.book)?;
+    let late = profile.totals.faults.remove("GREENLET_LATE");
+    ensure!(late == Some(1), "GREENLET_LATE {late:?}");
+    compare::complete(&profile)?;
+    let [before, after] = profile.targets.as_slice() else { bail!("{:?}", profile.targets) };
+    ensure!(before.pid == after.pid && before.began_ns < after.began_ns, "{before:?} {after:?}");
+    ensure!(before.greenlet.is_none() && after.greenlet.is_some(), "{before:?} {after:?}");
+    ensure!(after.unseen_ns.is_none() && after.parent.is_none(), "{after:?}");
+    target.finish()
 }
 
 fn followed(python: &Python, options: &[&str]) -> Result<()> {
@@ -38,7 +62,7 @@ fn followed(python: &Python, options: &[&str]) -> Result<()> {
     let expected = truth.first().zip(truth.get(usize::try_from(second)?)).map(|(a, b)| a + b);
     ensure!(Some(own) == expected, "{own} by the target itself instead of {expected:?}");
     let rows: Vec<_> = profile.targets.iter().filter(|row| row.pid == pid).collect();
-    let [before, after] = rows.as_slice() else { anyhow::bail!("the target is there {} times", rows.len()) };
+    let [before, after] = rows.as_slice() else { bail!("the target is there {} times", rows.len()) };
     ensure!(before.parent.is_none() && after.parent.is_none(), "the target has a parent");
     ensure!(before.unseen_ns.is_none() && before.began_ns == 0, "{before:?}");
     ensure!(after.unseen_ns.is_some_and(|ns| ns < after.began_ns), "{after:?}");
