@@ -539,7 +539,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_648;
+pub const SLOT_BYTES: usize = 5_656;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

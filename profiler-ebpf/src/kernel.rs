@@ -2,10 +2,7 @@
 
 use core::ptr;
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
-};
+use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
 use profiler_common::record::KernelLayout;
 
 /// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
@@ -70,16 +67,15 @@ pub fn exec_start(task: *mut task_struct) -> u64 {
     read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
 }
 
-/// Whether the current thread has given its memory back: it is about to end.
+/// The memory of a thread, 0 once it has given it back: it is about to end. None where the
+/// kernel does not tell.
 #[inline(always)]
-pub fn is_ending() -> bool {
+pub fn memory(task: *mut task_struct) -> Option<u64> {
     let offset = layout!(task_memory);
     if offset == 0 {
-        return false;
+        return None;
     }
-    // SAFETY: takes no argument.
-    let task = unsafe { bpf_get_current_task() };
-    read_at::<u64>(task, offset) == Some(0)
+    read(task.cast::<u8>().wrapping_add(offset as usize).cast())
 }
 
 /// The numbers of a thread that leads its process.

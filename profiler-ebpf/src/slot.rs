@@ -6,6 +6,7 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
+use aya_ebpf::bindings::task_struct;
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
@@ -14,6 +15,8 @@ use profiler_common::{
     },
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
+
+use crate::kernel;
 
 /// How to take the last switch back, should it turn out not to have happened.
 ///
@@ -66,6 +69,8 @@ pub struct Slot {
     pub off_before_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick asked for it.
     pub own_tid: u64,
+    /// Its memory, by the kernel's address of it, since it first came onto a CPU.
+    pub memory: u64,
     /// The last block, if the round after it is not over; else its `ns` is 0.
     pub block: BlockRecord,
     /// Scratch of a tick.
@@ -111,6 +116,14 @@ impl Slot {
         // SAFETY: the slot's own. Volatile, for a tick on this CPU looks at it.
         unsafe { ptr::write_volatile(&raw mut self.busy, 1) };
         compiler_fence(Ordering::SeqCst);
+    }
+
+    /// The slot's task has its own memory still, or for the first time.
+    #[inline(always)]
+    pub fn remember_memory(&mut self, task: *mut task_struct) {
+        if self.memory == 0 {
+            self.memory = kernel::memory(task).unwrap_or_default();
+        }
     }
 
     /// And is done.

@@ -42,8 +42,8 @@ fn forks(python: &Python, options: &[&str]) -> Result<()> {
 
 /// Takes out what is lost of processes that end before anybody could look at them:
 /// greenlets that never switched, and the names of code that only they had. In a process
-/// that begins and ends all the time a tick meets frames being linked more often, and in
-/// the middle of an exec the thread state is not there. Each begins with a new element of
+/// that begins and ends all the time a tick meets frames being linked more often, and now and
+/// then no thread state. Each begins with a new element of
 /// task storage, and a tick in the middle of its making can't have one: its stack is sent
 /// by the next. (A switch that was lost so would be missing in the totals.)
 pub(crate) fn short_lived(profile: &mut Profile) {
