@@ -82,11 +82,15 @@ pub enum Fault {
     WireCut = 34,
     /// A request came over TLS or HTTP/2: it has no label.
     WireUnreadable = 35,
+    /// A process replaced itself by another Python, which was not recorded.
+    ExecLeftOut = 36,
+    /// A process loaded a greenlet library that was not known: its greenlets' past is missing.
+    GreenletLate = 37,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 36;
+    pub const COUNT: usize = 38;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -126,6 +130,8 @@ impl Fault {
         Self::LabelsFull,
         Self::WireCut,
         Self::WireUnreadable,
+        Self::ExecLeftOut,
+        Self::GreenletLate,
     ];
 
     /// The fault of that number.
@@ -174,6 +180,8 @@ impl Fault {
             Self::LabelsFull => "LABELS_FULL",
             Self::WireCut => "WIRE_CUT",
             Self::WireUnreadable => "WIRE_UNREADABLE",
+            Self::ExecLeftOut => "EXEC_LEFT_OUT",
+            Self::GreenletLate => "GREENLET_LATE",
         }
     }
 }

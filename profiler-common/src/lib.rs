@@ -17,5 +17,6 @@ pub mod label;
 pub mod layout;
 pub mod limits;
 pub mod memory;
+pub mod owner;
 pub mod record;
 pub mod walk;

@@ -42,6 +42,9 @@ pub const MAX_RATE: u32 = 9_999;
 /// Processes recorded at once by one greenscope, children included.
 pub const MAX_TARGETS: u32 = 256;
 
+/// Instructions probed in every process at once: of a greenlet library three to five.
+pub const MAX_PROBED: u32 = 256;
+
 /// Greenlets alive at once over all targets that there is room for; more with a larger
 /// `--max-greenlets`.
 pub const DEFAULT_GREENLETS: u32 = 131_072;

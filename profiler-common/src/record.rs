@@ -36,11 +36,12 @@ pub const CONFIG_CHILDREN: u32 = 8;
 /// [`TargetConfig::flags`]: requests are seen on the sockets that greenlets read.
 pub const CONFIG_WIRE: u32 = 16;
 
-/// The attach cookie of a probe that fires in every process: which target a hit is of, its
-/// thread's slot tells, or its process.
-pub const ANY_TARGET: u64 = u64::MAX;
+/// In the attach cookie of a probe that fires in every process: which target a hit is of,
+/// its thread's slot tells, or its process. The rest is the number of its [`Probed`].
+pub const ANY_TARGET: u64 = 1 << 32;
 
-/// What a slot belongs to when its process is recorded no more.
+/// What a slot belongs to when its process is recorded no more, and what a process was that
+/// was no target.
 pub const NO_TARGET: u64 = u64::MAX;
 
 /// [`Greenlet::flags`]: its birth was seen.
@@ -78,6 +79,8 @@ pod! {
         /// `CLOCK_MONOTONIC` ns when every probe was in place; 0 means not recording,
         /// [`ARMED`] not yet.
         pub started_ns: u64,
+        /// When the target was made known: numbers are used again, this is not.
+        pub made_ns: u64,
         /// Where the current thread state's address lies while the GIL is held.
         pub holder: Addr,
         /// The main interpreter.
@@ -90,10 +93,6 @@ pod! {
         pub namespace_device: u64,
         /// And its inode.
         pub namespace_inode: u64,
-        /// Where greenlet's extension is mapped: its vtables lie there.
-        pub module_start: Addr,
-        /// The end of it.
-        pub module_end: Addr,
         /// Types whose greenlets are hubs: their runs are mostly idle and not kept.
         pub hub_types: [Addr; HUB_TYPES],
         /// `CONFIG_*`.
@@ -118,6 +117,33 @@ pod! {
         pub code_stacksize: u32,
         /// Where the labels are.
         pub label: LabelConfig,
+        /// The greenlet library whose layout this is: [`Probed::library`]; 0 for none. It may
+        /// not be loaded yet.
+        pub library: u32,
+        /// None.
+        pub padding: u32,
+    }
+
+    /// Where a target has mapped greenlet's extension: its vtables lie there. Not part of its
+    /// configuration, which user space writes whole: the first hit tells it of a library that
+    /// is known.
+    pub struct Module {
+        /// Where it begins.
+        pub start: Addr,
+        /// Where it ends; null while it is not known.
+        pub end: Addr,
+        /// Not 0 once user space was told of a library that is not the expected one.
+        pub told: u64,
+    }
+
+    /// What is known of an instruction that is probed in every process.
+    pub struct Probed {
+        /// From the begin of its module to it.
+        pub from_start: u64,
+        /// How long the module is.
+        pub module_bytes: u64,
+        /// Which of the libraries it is in.
+        pub library: u64,
     }
 
     /// A run without a switch.
@@ -285,6 +311,17 @@ pod! {
         pub target: u64,
         /// [`Thread`]'s key, 0 if it is not known.
         pub thread: u64,
+        /// [`TargetConfig::made_ns`].
+        pub made_ns: u64,
+    }
+
+    /// What a process descends from that is no target itself.
+    #[derive(PartialEq, Eq)]
+    pub struct Kin {
+        /// The target that made it, or made what made it; or that it was.
+        pub target: u64,
+        /// [`TargetConfig::made_ns`].
+        pub made_ns: u64,
     }
 
     /// What every record begins with.
@@ -353,6 +390,44 @@ pod! {
         pub first_pid: u32,
     }
 
+    /// A target, or a process that descends from one, replaced itself by another program.
+    pub struct ExecRecord {
+        /// Kind `Exec`; `target` is what it was, [`NO_TARGET`] if it was none.
+        pub head: RecordHead,
+        /// What it was or descends from.
+        pub kin: Kin,
+        /// The device of the program's file, as the kernel has it; 0 if it is not known.
+        pub device: u64,
+        /// Its inode.
+        pub inode: u64,
+        /// Its pid in greenscope's pid namespace, 0 if it can't be seen from there.
+        pub pid: u32,
+        /// Its pid in the first one.
+        pub first_pid: u32,
+    }
+
+    /// The interpreter of a process that descends from a target is up.
+    pub struct UpRecord {
+        /// Kind `Up`; `target` is [`NO_TARGET`].
+        pub head: RecordHead,
+        /// Its pid in greenscope's pid namespace, 0 if it can't be seen from there.
+        pub pid: u32,
+        /// None.
+        pub padding: u32,
+    }
+
+    /// A target has loaded a greenlet library since it was looked at.
+    pub struct LoadedRecord {
+        /// Kind `Loaded`.
+        pub head: RecordHead,
+        /// Where its module begins.
+        pub start: Addr,
+        /// And ends.
+        pub end: Addr,
+        /// [`Probed::library`].
+        pub library: u64,
+    }
+
     /// What the kernel part needs to know of the kernel, by its own type information;
     /// offsets in bytes.
     #[derive(Default)]
@@ -379,6 +454,16 @@ pod! {
         pub namespace_inode: u32,
         /// The inode of greenscope's own pid namespace.
         pub own_namespace: u32,
+        /// `linux_binprm.file`, 0 where that or one of the following is not known.
+        pub program_file: u32,
+        /// `file.f_inode`.
+        pub file_inode: u32,
+        /// `inode.i_ino`.
+        pub inode_number: u32,
+        /// `inode.i_sb`.
+        pub inode_super: u32,
+        /// `super_block.s_dev`.
+        pub super_device: u32,
     }
 
     /// A tick of the CPU clock.
@@ -451,32 +536,6 @@ pub const TICK_SWITCHING: u32 = 1;
 /// in it is not known.
 pub const TICK_UNSWITCHED: u32 = 2;
 
-/// The owner of a stack that was seen on a CPU, in the place of the greenlet's type.
-pub const ON_CPU_OWNER: Addr = Addr(1);
-
-/// The owner of a stack that a thread left the CPU with, in the place of the greenlet's
-/// type: why (an [`crate::clock::Off`]), whether the thread had not switched by then, and
-/// the number of the system call that it is in (-1 for none).
-#[inline(always)]
-#[must_use]
-pub const fn off_owner(why: u32, plain: bool, call: i64) -> Addr {
-    Addr(OFF_OWNERS | (plain as u64) << 20 | (why as u64) << 16 | (call as u64 & 0xffff))
-}
-
-/// Why the stack with that owner left the CPU, and whether the thread was a plain one;
-/// `None` if it is not of that kind.
-#[must_use]
-pub const fn off_of(owner: Addr) -> Option<(u32, bool)> {
-    if owner.0 & !0x1f_ffff == OFF_OWNERS {
-        Some(((owner.0 >> 16 & 0xf) as u32, owner.0 >> 20 & 1 == 1))
-    } else {
-        None
-    }
-}
-
-/// No address of anything in a process.
-const OFF_OWNERS: u64 = 1 << 63;
-
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -497,10 +556,18 @@ pub enum Kind {
     Fork = 7,
     /// [`LabelRecord`].
     Label = 8,
+    /// [`ExecRecord`].
+    Exec = 9,
+    /// [`LoadedRecord`].
+    Loaded = 10,
+    /// [`RecordHead`] alone: a target that had not loaded greenlet may do so.
+    Loads = 11,
+    /// [`UpRecord`].
+    Up = 12,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_480;
+pub const SLOT_BYTES: usize = 7_496;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -192,6 +192,7 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         && let Some(config) = maps::config(slot.target)
     {
         let why = slot.clock.state;
+        slot.remember_memory(comer);
         let now = time();
         slot.clock.enter(now, config.started_ns, runtime(comer));
         let exec_start = exec_start(comer);

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use profiler_common::{
     clock::{Clock, Off},
     fault::Fault,
-    record::{ARMED, CONFIG_CHILDREN, ForkRecord, Kind, NO_TARGET, RecordHead, TargetConfig, VERSION},
+    record::{ARMED, CONFIG_CHILDREN, ForkRecord, Kin, Kind, NO_TARGET, RecordHead, TargetConfig, VERSION},
 };
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// `clone`'s flag for a process that has its parent's memory, not a copy: it is about to
-/// replace itself (`vfork`, `posix_spawn`).
+/// replace itself (`vfork`, `posix_spawn`), and only what it descends from is kept.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/sched.h>
 const CLONE_VM: u64 = 0x0000_0100;
 /// `clone`'s flag for a thread of the same process.
@@ -39,21 +39,30 @@ pub fn on_new_task(ctx: &BtfTracePointContext) {
         None => process(),
     };
     let Some(config) = maps::config(parent) else {
+        // A shell that a target made, say.
+        if let Some(kin) = maps::kin() {
+            maps::keep_kin_of(task, kin);
+        }
         return;
     };
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
     if flags & CLONE_THREAD != 0 {
         // Without room it is watched from its first switch of greenlets on.
-        let _watched = watch(task, parent, now);
-    } else if flags & CLONE_VM == 0
-        && config.flags & CONFIG_CHILDREN != 0
-        && let Some(pids) = kernel::pids(task)
-        && !follow(task, &pids, parent, config, now)
-        && let Some(totals) = maps::totals(parent)
-    {
-        log!("thread {}: its child {} is not followed", child = u64::from(pids.first));
-        count(totals, Fault::ChildLeftOut);
+        let _watched = watch(task, parent, config.made_ns, now);
+    } else if config.flags & CONFIG_CHILDREN != 0 {
+        if flags & CLONE_VM == 0
+            && let Some(pids) = kernel::pids(task)
+        {
+            if follow(task, &pids, parent, config, now) {
+                return;
+            }
+            log!("thread {}: its child {} is not followed", child = u64::from(pids.first));
+            if let Some(totals) = maps::totals(parent) {
+                count(totals, Fault::ChildLeftOut);
+            }
+        }
+        maps::keep_kin_of(task, Kin { target: parent, made_ns: config.made_ns });
     }
 }
 
@@ -64,13 +73,14 @@ pub fn process() -> u64 {
 }
 
 #[inline(always)]
-fn watch(task: *mut task_struct, target: u64, now: u64) -> bool {
+fn watch(task: *mut task_struct, target: u64, made_ns: u64, now: u64) -> bool {
     let Some(slot) = maps::slot_for(task) else {
         return false;
     };
     // User space may have been faster, at the begin of the recording.
     if slot.clock.version == 0 {
         slot.target = target;
+        slot.made_ns = made_ns;
         slot.thread = 0;
         slot.clock = Clock::begin(now, Off::Preempted as u32);
     }
@@ -89,8 +99,8 @@ fn follow(task: *mut task_struct, pids: &Pids, parent: u64, config: &TargetConfi
         pid: pids.own,
         first_pid: pids.first,
     };
-    let followed = maps::copy_config(config, target, started_ns)
-        && watch(task, target.into(), now)
+    let followed = maps::copy_config(parent, config, target, now, started_ns)
+        && watch(task, target.into(), now, now)
         && maps::insert_process(pids.first, target)
         && emit::send(&raw const record, size_of::<ForkRecord>() as u64, false);
     if !followed {

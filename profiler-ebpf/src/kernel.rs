@@ -2,10 +2,7 @@
 
 use core::ptr;
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task},
-};
+use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
 use profiler_common::record::KernelLayout;
 
 /// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
@@ -26,6 +23,11 @@ static KERNEL: KernelLayout = KernelLayout {
     upid_namespace: 0,
     namespace_inode: 0,
     own_namespace: 0,
+    program_file: 0,
+    file_inode: 0,
+    inode_number: 0,
+    inode_super: 0,
+    super_device: 0,
 };
 
 /// A process's numbers.
@@ -65,16 +67,15 @@ pub fn exec_start(task: *mut task_struct) -> u64 {
     read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
 }
 
-/// Whether the current thread has given its memory back: it is about to end.
+/// The memory of a thread, 0 once it has given it back: it is about to end. None where the
+/// kernel does not tell.
 #[inline(always)]
-pub fn is_ending() -> bool {
+pub fn memory(task: *mut task_struct) -> Option<u64> {
     let offset = layout!(task_memory);
     if offset == 0 {
-        return false;
+        return None;
     }
-    // SAFETY: takes no argument.
-    let task = unsafe { bpf_get_current_task() };
-    read_at::<u64>(task, offset) == Some(0)
+    read(task.cast::<u8>().wrapping_add(offset as usize).cast())
 }
 
 /// The numbers of a thread that leads its process.
@@ -101,6 +102,29 @@ pub fn pids(task: *mut task_struct) -> Option<Pids> {
         numbers = numbers.wrapping_add(layout!(upid_bytes).into());
     }
     Some(Pids { first, own })
+}
+
+/// A file, as the kernel tells it from all others.
+#[derive(Default)]
+pub struct File {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
+}
+
+/// The file of the program in a `linux_binprm`.
+#[inline(always)]
+pub fn program(binprm: u64) -> Option<File> {
+    let offset = layout!(program_file);
+    if offset == 0 {
+        return None;
+    }
+    let file: u64 = read_at(binprm, offset)?;
+    let inode: u64 = read_at(file, layout!(file_inode))?;
+    let super_block: u64 = read_at(inode, layout!(inode_super))?;
+    let device: u32 = read_at(super_block, layout!(super_device))?;
+    Some(File { device: device.into(), inode: read_at(inode, layout!(inode_number))? })
 }
 
 #[inline(always)]

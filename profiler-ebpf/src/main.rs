@@ -12,12 +12,14 @@ mod account;
 mod block;
 mod clock;
 mod emit;
+mod exec;
 mod fork;
 mod kernel;
 mod label;
 mod log;
 mod maps;
 mod memory;
+mod module;
 mod off;
 mod slot;
 mod stack;
@@ -72,6 +74,22 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
 fn greenlet_made(ctx: ProbeContext) -> u32 {
     let object: u64 = ctx.arg(0).unwrap_or_default();
     label::on_made(&ctx, Addr(object));
+    0
+}
+
+/// CPython's `PyModule_Create2`: an extension makes its module.
+#[uprobe]
+fn module_made(ctx: ProbeContext) -> u32 {
+    module::on_made(Addr(ctx.arg(0).unwrap_or_default()));
+    maps::keep_normal_stack(&ctx);
+    0
+}
+
+/// CPython's `Py_RunMain`: the interpreter is up, and the program begins.
+#[uprobe]
+fn python_up(ctx: ProbeContext) -> u32 {
+    exec::on_up();
+    maps::keep_normal_stack(&ctx);
     0
 }
 
@@ -132,8 +150,8 @@ fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
 
 /// A process replaces itself.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-fn sched_process_exec(_ctx: RawTracePointContext) -> i32 {
-    thread::on_exec();
+fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
+    exec::on_exec(&ctx);
     0
 }
 

@@ -15,8 +15,13 @@ use aya_ebpf::{
 use profiler_common::{
     fault::Fault,
     label::{Label, PairKey, PairTotals},
-    limits::{DEFAULT_GREENLETS, MAX_PAIRS, MAX_STACKS, MAX_TARGETS, MAX_THREADS, MAX_UNSTARTED, RING_BYTES},
-    record::{Greenlet, GreenletKey, StackRecord, StackTotals, TargetConfig, Thread, Totals},
+    limits::{
+        DEFAULT_GREENLETS, MAX_PAIRS, MAX_PROBED, MAX_STACKS, MAX_TARGETS, MAX_THREADS, MAX_UNSTARTED,
+        RING_BYTES,
+    },
+    record::{
+        Greenlet, GreenletKey, Kin, Module, Probed, StackRecord, StackTotals, TargetConfig, Thread, Totals,
+    },
     walk::StackKey,
 };
 
@@ -72,6 +77,10 @@ static FREE: Queue<u32, { MAX_TARGETS as usize }> = Queue::new();
 #[btf_map]
 static PROCESSES: HashMap<u32, u32, { MAX_TARGETS as usize }> = HashMap::new();
 #[btf_map]
+static MODULES: Array<Module, { MAX_TARGETS as usize }> = Array::new();
+#[btf_map]
+static PROBED: Array<Probed, { MAX_PROBED as usize }> = Array::new();
+#[btf_map]
 static TOTALS: Array<Totals, { MAX_TARGETS as usize }> = Array::new();
 #[btf_map]
 static GREENLETS: HashMap<GreenletKey, Greenlet, { DEFAULT_GREENLETS as usize }> = HashMap::new();
@@ -97,6 +106,10 @@ pub static RING: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
 static SLOTS: TaskStorage<Slot> = TaskStorage::new();
 #[btf_map]
 static STACK_RECORDS: TaskStorage<StackRecord> = TaskStorage::new();
+
+/// What processes descend from that are no targets themselves.
+#[btf_map]
+static KIN: TaskStorage<Kin> = TaskStorage::new();
 
 /// Always empty: see [`keep_normal_stack`].
 #[btf_map]
@@ -138,15 +151,38 @@ pub fn stop(cookie: u64) {
     }
 }
 
-/// Gives the target `child` what is known of `parent`, with another begin.
+/// Where a target has mapped greenlet's extension.
 #[inline(always)]
-pub fn copy_config(parent: &TargetConfig, child: u32, started_ns: u64) -> bool {
+pub fn module(target: u64) -> Option<&'static mut Module> {
+    let module = MODULES.get_ptr_mut(target as u32)?;
+    // SAFETY: user space writes it before anything counts, and then the holder of the GIL.
+    Some(unsafe { &mut *module })
+}
+
+/// What is known of a probed instruction.
+#[inline(always)]
+pub fn probed(number: u32) -> Option<&'static Probed> {
+    let probed = PROBED.get_ptr(number)?;
+    // SAFETY: written before its probe is set.
+    Some(unsafe { &*probed })
+}
+
+/// Gives the target `child`, made at `made_ns`, what is known of `parent`, with another
+/// begin.
+#[inline(always)]
+pub fn copy_config(parent: u64, config: &TargetConfig, child: u32, made_ns: u64, started_ns: u64) -> bool {
+    if let Some(module) = module(parent)
+        && let Some(copy) = self::module(child.into())
+    {
+        *copy = *module;
+    }
+    let parent = config;
     let Some(config) = CONFIGS.get_ptr_mut(child) else {
         return false;
     };
     // SAFETY: the number was free, so that nobody else uses the element. User space may
     // write the parent's meanwhile, as in `config`.
-    unsafe { *config = TargetConfig { started_ns, ..*parent } };
+    unsafe { *config = TargetConfig { started_ns, made_ns, ..*parent } };
     true
 }
 
@@ -351,4 +387,30 @@ pub fn slot() -> Option<&'static mut Slot> {
 #[inline(always)]
 pub fn stack_record() -> Option<NonNull<StackRecord>> {
     STACK_RECORDS.get(BPF_LOCAL_STORAGE_GET_F_CREATE)
+}
+
+/// What the current process descends from, if it is known for kin of a target.
+#[inline(always)]
+pub fn kin() -> Option<Kin> {
+    let kin = KIN.get(0)?;
+    // SAFETY: written when its task is made and by its own exec, by user space before.
+    Some(unsafe { *kin.as_ptr() })
+}
+
+/// Keeps what the current process descends from.
+#[inline(always)]
+pub fn keep_kin(kin: Kin) {
+    if let Some(kept) = KIN.get(BPF_LOCAL_STORAGE_GET_F_CREATE) {
+        // SAFETY: as above.
+        unsafe { *kept.as_ptr() = kin };
+    }
+}
+
+/// Keeps what a task that is being made descends from.
+#[inline(always)]
+pub fn keep_kin_of(task: *mut task_struct, kin: Kin) {
+    if let Some(kept) = KIN.get_of(task, BPF_LOCAL_STORAGE_GET_F_CREATE) {
+        // SAFETY: it does not run yet.
+        unsafe { *kept.as_ptr() = kin };
+    }
 }

@@ -10,7 +10,8 @@ use profiler_common::{
     fault::Fault,
     greenlet,
     label::Label,
-    record::{CONFIG_STACKS, GreenletKey, TargetConfig, off_owner},
+    owner::off_owner,
+    record::{CONFIG_STACKS, GreenletKey, TargetConfig},
     walk::{StackKey, Start, Walk},
 };
 

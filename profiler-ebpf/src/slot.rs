@@ -6,6 +6,7 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
+use aya_ebpf::bindings::task_struct;
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
@@ -18,7 +19,7 @@ use profiler_common::{
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
-use crate::wire::Scan;
+use crate::{kernel, wire::Scan};
 
 /// How to take the last switch back, should it turn out not to have happened.
 ///
@@ -67,12 +68,14 @@ pub struct Part {
 /// What is kept of a thread.
 #[repr(C)]
 pub struct Slot {
-    /// Written by the scheduler's tracepoint. This and the next two are a [`Watch`].
+    /// Written by the scheduler's tracepoint. This and the next three are a [`Watch`].
     pub clock: Clock,
     /// Its target, or [`profiler_common::record::NO_TARGET`].
     pub target: u64,
     /// `bpf_get_current_pid_tgid`.
     pub thread: u64,
+    /// Its target's [`profiler_common::record::TargetConfig::made_ns`].
+    pub made_ns: u64,
     /// Not 0 while a program of this task is at work here, which a tick may interrupt.
     pub busy: u64,
     /// The stack that it left the CPU with.
@@ -95,6 +98,8 @@ pub struct Slot {
     pub part_off_ns: [u64; OFF_KINDS],
     /// The labels of the current run so far.
     pub parts: [Part; MAX_PARTS],
+    /// Its memory, by the kernel's address of it, since it first came onto a CPU.
+    pub memory: u64,
     /// The last block, if the round after it is not over; else its `ns` is 0.
     pub block: BlockRecord,
     /// Scratch of a tick.
@@ -156,6 +161,14 @@ impl Slot {
         compiler_fence(Ordering::SeqCst);
     }
 
+    /// The slot's task has its own memory still, or for the first time.
+    #[inline(always)]
+    pub fn remember_memory(&mut self, task: *mut task_struct) {
+        if self.memory == 0 {
+            self.memory = kernel::memory(task).unwrap_or_default();
+        }
+    }
+
     /// And is done.
     #[inline(always)]
     pub fn leave(&mut self) {
@@ -209,3 +222,4 @@ const _: [(); SLOT_BYTES] = [(); size_of::<Slot>()];
 const _: () = assert!(SLOT_BYTES <= 7 * 1024 + 640, "task storage stays under 8 KiB");
 const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
 const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));
+const _: () = assert!(offset_of!(Slot, made_ns) == offset_of!(Watch, made_ns));

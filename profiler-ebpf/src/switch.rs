@@ -21,6 +21,7 @@ use crate::{
     log::log,
     maps::{self, count},
     memory::UserMemory,
+    module,
     slot::Slot,
     stack, thread,
 };
@@ -53,12 +54,12 @@ pub fn on_switch(ctx: &ProbeContext, this: Addr, via: Via) {
         return;
     };
     slot.enter();
-    account_switch(slot, this, via);
+    account_switch(ctx, slot, this, via);
     slot.leave();
 }
 
 #[inline(always)]
-fn account_switch(slot: &mut Slot, this: Addr, via: Via) {
+fn account_switch(ctx: &ProbeContext, slot: &mut Slot, this: Addr, via: Via) {
     let Some(config) = maps::config(slot.target) else {
         return;
     };
@@ -75,6 +76,9 @@ fn account_switch(slot: &mut Slot, this: Addr, via: Via) {
         if via == Via::Switch && thread::is_foreign(slot.target, this) {
             count(totals, Fault::WrongThread);
             return;
+        }
+        if maps::module(slot.target).is_some_and(|module| module.end.is_null()) {
+            let _found = module::find(ctx, config, slot.target);
         }
         if !thread::learn(config, this, now, slot, totals) {
             totals.blind = 1;
@@ -221,7 +225,7 @@ fn meet_enterer(hit: &mut Hit<'_>, via: Via) -> Enterer {
             count(totals, Fault::ReadState);
             return Enterer::None;
         };
-        if !thread::is_greenlet(config, &head) {
+        if !thread::is_greenlet(slot.target, &head) {
             count(totals, Fault::NotAGreenlet);
             return Enterer::None;
         }

@@ -2,10 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_get_attach_cookie, bpf_ktime_get_ns},
-    },
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_attach_cookie},
     programs::ProbeContext,
 };
 use profiler_common::{
@@ -18,8 +15,7 @@ use profiler_common::{
     limits::THREAD_STATE_WORDS,
     memory::Memory as _,
     record::{
-        ANY_TARGET, End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, NO_TARGET,
-        TargetConfig, Totals,
+        ANY_TARGET, End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Totals,
     },
     walk::{SCRATCH_WORDS, StackKey, running_frame},
 };
@@ -103,7 +99,7 @@ pub fn target(ctx: &ProbeContext) -> u64 {
 fn unwatched(ctx: &ProbeContext) -> u64 {
     // SAFETY: the context is this program's.
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    if cookie == ANY_TARGET { fork::process() } else { cookie }
+    if cookie & ANY_TARGET != 0 { fork::process() } else { cookie }
 }
 
 /// The slot of a thread that has none yet; none if it is no target's.
@@ -117,13 +113,14 @@ pub fn first_hit(ctx: &ProbeContext) -> Option<&'static mut Slot> {
         return None;
     };
     slot.target = target;
+    slot.made_ns = maps::config(target).map_or(0, |config| config.made_ns);
     Some(slot)
 }
 
 /// Whether `head` is a greenlet of the probed module.
 #[inline(always)]
-pub fn is_greenlet(config: &TargetConfig, head: &Head) -> bool {
-    head.vtable >= config.module_start && head.vtable < config.module_end
+pub fn is_greenlet(target: u64, head: &Head) -> bool {
+    maps::module(target).is_some_and(|module| head.vtable >= module.start && head.vtable < module.end)
 }
 
 /// Whether the greenlet is known to be another thread's.
@@ -142,7 +139,7 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
         count(totals, Fault::ReadState);
         return false;
     };
-    if !is_greenlet(config, &head) {
+    if !is_greenlet(slot.target, &head) {
         log!(
             "thread {}: not learned, NOT_A_GREENLET at {:x}, vtable {:x}",
             this = this.0,
@@ -296,26 +293,4 @@ pub fn on_exit() {
         account::ended(greenlet, now, End::ThreadExit, slot, totals);
     }
     slot.epoch = 0;
-}
-
-/// The process replaces itself: what comes now is another program.
-#[inline(always)]
-pub fn on_exec() {
-    let Some(slot) = maps::slot() else {
-        return;
-    };
-    if slot.epoch == 0 && slot.clock.version == 0 {
-        return;
-    }
-    log!("thread {}: exec, target {} is not recorded any more", target = slot.target);
-    maps::stop(slot.target);
-    if let Some(totals) = maps::totals(slot.target) {
-        // SAFETY: takes no argument.
-        totals.exec_ns = unsafe { bpf_ktime_get_ns() };
-    }
-    maps::remove_process((bpf_get_current_pid_tgid() >> 32) as u32);
-    // The number may be another process's soon.
-    slot.target = NO_TARGET;
-    slot.epoch = 0;
-    slot.clock.version = 0;
 }

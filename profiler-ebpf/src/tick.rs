@@ -6,10 +6,10 @@
 //! greenlet's own word for who is current, and has no stack where either is in doubt.
 
 use aya_ebpf::{
-    bindings::bpf_pidns_info,
+    bindings::{bpf_pidns_info, task_struct},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
+        generated::{bpf_get_current_task, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
     },
 };
 use profiler_common::{
@@ -20,9 +20,10 @@ use profiler_common::{
     layout::ABSENT,
     limits::{MAX_TICK_THREADS, THREAD_STATE_WORDS},
     memory::Memory as _,
+    owner::ON_CPU_OWNER,
     record::{
-        ARMED, GreenletKey, Kind, ON_CPU_OWNER, RecordHead, TICK_SWITCHING, TICK_UNSWITCHED, TargetConfig,
-        TickRecord, Totals, VERSION,
+        ARMED, GreenletKey, Kind, RecordHead, TICK_SWITCHING, TICK_UNSWITCHED, TargetConfig, TickRecord,
+        Totals, VERSION,
     },
     walk::{DataStack, SCRATCH_WORDS, StackKey, Start, Walk, is_on_top, running_frame},
 };
@@ -63,7 +64,7 @@ pub fn on_tick() {
     };
     if slot.busy != 0 {
         slot.tick.flags = TICK_SWITCHING;
-    } else if kernel::is_ending() {
+    } else if has_other_memory(slot) {
         // Nothing of it can be read: its time has no stack.
         slot.tick.flags = TICK_UNSWITCHED;
     } else if let Err(fault) = look(config, slot, totals, now) {
@@ -76,6 +77,16 @@ pub fn on_tick() {
             thread.ticks_lost += 1;
         }
     }
+}
+
+/// Whether the thread's memory is not the target's: it is about to end, or in the middle of
+/// an exec, which changes the memory before it is told.
+#[inline(always)]
+fn has_other_memory(slot: &mut Slot) -> bool {
+    // SAFETY: takes no argument.
+    let task = unsafe { bpf_get_current_task() } as *mut task_struct;
+    slot.remember_memory(task);
+    kernel::memory(task).is_some_and(|memory| memory == 0 || memory != slot.memory)
 }
 
 #[inline(always)]

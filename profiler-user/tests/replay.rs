@@ -11,8 +11,8 @@ use books::{Books, compare, compare_threads, ours};
 use greenscope::{
     memory::{Cached, Recorded},
     target::{
-        Greenlet, Incarnation, MappedFile, Namespaces, Python, Sites, Target, Version, enumerate, layouts,
-        python_threads,
+        Greenlet, Incarnation, MappedFile, Namespaces, Python, PythonSites, Sites, Target, Version,
+        enumerate, layouts, python_threads,
     },
 };
 use profiler_common::address::Addr;
@@ -37,6 +37,7 @@ fn target(recorded: &Recorded) -> Target {
         pid,
         incarnation: Incarnation { start_ticks: 0, start_code: 0, start_stack: number("start_stack") },
         exe: "python".into(),
+        program: None,
         command: Vec::new(),
         namespaces: Namespaces { pid_namespace: None, pids: vec![pid] },
         threads: Vec::new(),
@@ -49,6 +50,7 @@ fn target(recorded: &Recorded) -> Target {
             holder: Addr(number("holder")),
             layout: row.layout,
             objects: row.objects,
+            sites: PythonSites::default(),
             source: String::new(),
         },
         greenlet: Some(Greenlet {

@@ -59,6 +59,10 @@ pub struct Target {
     pub greenlet: Option<String>,
     /// Its command line.
     pub command: String,
+    /// When its recording began, from the start.
+    pub began_ns: u64,
+    /// How long it had been there by then, if it had taken another program's place.
+    pub unseen_ns: Option<u64>,
 }
 
 /// Sums over everything.

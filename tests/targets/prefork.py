@@ -2,12 +2,13 @@
 
 Its workers keep books of their switches from their first one to their last, in a file
 each in $BOOKS. None is forked before $BOOKS/go is there, so that a recording of the
-master that began before has all that they did.
+master that began before has all that they did. An answer is the pids of worker and master.
 """
 
 import mmap
 import os
 import struct
+import time
 
 BOOKS = os.environ["BOOKS"]
 
@@ -16,6 +17,9 @@ worker_class = "gevent"
 workers = 2
 # So that each worker ends soon and another one follows.
 max_requests = 20
+if "GUNICORN_PID" in os.environ:
+    # Another master's successor (USR2): no worker before the recorder has surely seen it.
+    time.sleep(1)
 # Its own way to talk to a running master needs a place in the home directory.
 control_socket_disable = True
 
@@ -51,5 +55,6 @@ def query():
 
 def application(_environ, start_response):
     query()
-    start_response("200 OK", [("Content-Length", "2")])
-    return [b"ok"]
+    answer = f"{os.getpid()} {os.getppid()}".encode()
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]

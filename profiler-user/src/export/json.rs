@@ -54,6 +54,8 @@ struct Target<'a> {
     python: &'a str,
     greenlet: Option<&'a str>,
     command: &'a str,
+    began_ns: u64,
+    unseen_ns: Option<u64>,
     tracer: Option<Tracer<'a>>,
 }
 
@@ -213,13 +215,15 @@ const fn open(open: Open) -> &'static str {
 }
 
 fn target(row: &TargetRow) -> Target<'_> {
-    let TargetRow { pid, parent, python, greenlet, command, tracer: row_tracer } = row;
+    let TargetRow { pid, parent, python, greenlet, command, began_ns, unseen_ns, tracer: row_tracer } = row;
     Target {
         pid: *pid,
         parent: *parent,
         python,
         greenlet: greenlet.as_deref(),
         command,
+        began_ns: *began_ns,
+        unseen_ns: *unseen_ns,
         tracer: row_tracer.as_ref().map(tracer),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{
     num::NonZeroU32,
+    ops::Range,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    path::PathBuf,
 };
 
 use aya::{
@@ -19,9 +19,10 @@ use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
     label::{Label, PairKey, PairTotals},
-    limits::MAX_TARGETS,
+    limits::{MAX_PROBED, MAX_TARGETS},
     record::{
-        ANY_TARGET, Greenlet, GreenletKey, SLOT_BYTES, StackTotals, TargetConfig, Thread, Totals, Watch,
+        ANY_TARGET, Greenlet, GreenletKey, Kin, Module, Probed, SLOT_BYTES, StackTotals, TargetConfig,
+        Thread, Totals, Watch,
     },
     walk::StackKey,
 };
@@ -30,10 +31,10 @@ use rustc_hash::FxHashMap;
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
 use super::{
-    KernelError, Part, Place,
-    layout::kernel_layout,
+    KernelError, Part, Place, layout,
     map::{Row, Storage, Table},
     pairs::Pairs,
+    site::{Probe, Scope, Site},
     trap,
 };
 
@@ -43,66 +44,6 @@ const NOBODY: u32 = MAX_TARGETS;
 
 #[cfg(not(feature = "kernel-log"))]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
-
-/// A program that fires at an instruction of the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Probe {
-    /// At `g_switchstack`.
-    Switchstack,
-    /// At both `g_switch`.
-    Switch,
-    /// At `g_initialstub`.
-    Initialstub,
-    /// At the deleting destructors.
-    Freed,
-    /// At the function that makes a greenlet ready to start.
-    Made,
-    /// Does nothing: what a probe alone costs.
-    Empty,
-}
-
-impl Probe {
-    const ALL: [Self; 6] =
-        [Self::Switchstack, Self::Switch, Self::Initialstub, Self::Freed, Self::Made, Self::Empty];
-
-    const fn program(self) -> &'static str {
-        match self {
-            Self::Switchstack => "g_switchstack",
-            Self::Switch => "g_switch",
-            Self::Initialstub => "g_initialstub",
-            Self::Freed => "greenlet_freed",
-            Self::Made => "greenlet_made",
-            Self::Empty => "empty",
-        }
-    }
-}
-
-/// An instruction of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
-    /// Which program.
-    pub probe: Probe,
-    /// The file, by a path that leads to the inode that the target maps.
-    pub path: PathBuf,
-    /// The file's device and inode.
-    pub file: ((u32, u32), u64),
-    /// The instruction's offset in the file.
-    pub offset: u64,
-}
-
-/// In which processes a probe fires.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// In one.
-    Process {
-        /// Which.
-        pid: u32,
-        /// Its number as a target.
-        target: u32,
-    },
-    /// In every one that maps the file; only targets' hits count.
-    Every,
-}
 
 /// What the kernel part kept of a target.
 #[derive(Debug)]
@@ -123,10 +64,15 @@ pub struct Engine {
     pub(super) ebpf: Ebpf,
     configs: Row<TargetConfig, { size_of::<TargetConfig>() }>,
     totals: Row<Totals, { size_of::<Totals>() }>,
+    modules: Row<Module, { size_of::<Module>() }>,
+    probed: Row<Probed, { size_of::<Probed>() }>,
+    /// How many of `probed` are in use.
+    probed_count: u32,
     greenlets: Table<GreenletKey, Greenlet, { size_of::<GreenletKey>() }, { size_of::<Greenlet>() }>,
     stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
     threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
     slots: Storage<SLOT_BYTES>,
+    kin: Storage<{ size_of::<Kin>() }>,
     free: Queue<MapData, u32>,
     processes: Table<u32, u32, 4, 4>,
     pairs: Pairs,
@@ -153,7 +99,7 @@ impl Engine {
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
     pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
         let btf = Btf::from_sys_fs().ok();
-        let layout = kernel_layout();
+        let layout = layout::of_this_kernel();
         let mut ebpf = EbpfLoader::new()
             .btf(btf.as_ref())
             .override_global("KERNEL", bytemuck::bytes_of(&layout), true)
@@ -189,10 +135,14 @@ impl Engine {
         Ok(Self {
             configs: Row::take(&mut ebpf, "CONFIGS")?,
             totals: Row::take(&mut ebpf, "TOTALS")?,
+            modules: Row::take(&mut ebpf, "MODULES")?,
+            probed: Row::take(&mut ebpf, "PROBED")?,
+            probed_count: 0,
             greenlets: Table::take(&mut ebpf, "GREENLETS")?,
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
             slots: Storage::take(&mut ebpf, "SLOTS")?,
+            kin: Storage::take(&mut ebpf, "KIN")?,
             free,
             processes: Table::take(&mut ebpf, "PROCESSES")?,
             pairs: Pairs::take(&mut ebpf)?,
@@ -240,6 +190,19 @@ impl Engine {
     /// When the map can't be written.
     pub fn know(&mut self, first_pid: u32, target: u32) -> Result<(), KernelError> {
         self.processes.insert(&first_pid, &target)
+    }
+
+    /// Makes it unknown again.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read or written.
+    pub fn unknow(&mut self, first_pid: u32, target: u32) -> Result<(), KernelError> {
+        // By now another process may have the pid.
+        if self.processes.get(&first_pid)? == Some(target) {
+            self.processes.remove(&first_pid)?;
+        }
+        Ok(())
     }
 
     /// Has the sockets watched that targets read requests from.
@@ -295,6 +258,34 @@ impl Engine {
         Ok(fresh)
     }
 
+    /// Forgets what a thread was, so that it can be watched as another target's.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written.
+    pub fn forget(&mut self, thread: BorrowedFd<'_>) -> Result<(), KernelError> {
+        self.slots.remove(thread.as_raw_fd())
+    }
+
+    /// Has a thread, and what it makes, known for a descendant of a target.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written, for instance because the thread ended.
+    pub fn keep_kin(&mut self, thread: BorrowedFd<'_>, kin: &Kin) -> Result<(), KernelError> {
+        self.kin.insert(thread.as_raw_fd(), bytemuck::bytes_of(kin)).map(drop)
+    }
+
+    /// What a thread descends from that is no target's.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read, for instance because the thread ended.
+    pub fn kin(&self, thread: BorrowedFd<'_>) -> Result<Option<Kin>, KernelError> {
+        let bytes = self.kin.get(thread.as_raw_fd())?;
+        Ok(bytes.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
+    }
+
     /// Sets a probe.
     ///
     /// # Errors
@@ -306,7 +297,7 @@ impl Engine {
                 let pid = NonZeroU32::new(pid).ok_or(KernelError::PidZero)?;
                 (UProbeScope::OneProcess(pid), u64::from(target))
             }
-            Scope::Every => (UProbeScope::AllProcesses, ANY_TARGET),
+            Scope::Every => (UProbeScope::AllProcesses, ANY_TARGET | u64::from(self.number(site)?)),
         };
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(site.offset),
@@ -316,6 +307,18 @@ impl Engine {
             .attach(point, &site.path, scope)
             .map_err(|source| KernelError::Attach { path: site.path.clone(), offset: site.offset, source })?;
         Ok(())
+    }
+
+    /// Where the kernel part finds what is known of a site.
+    fn number(&mut self, site: &Site) -> Result<u32, KernelError> {
+        let number = self.probed_count;
+        if site.probed.library == 0 || number == MAX_PROBED {
+            // There it finds nothing.
+            return Ok(MAX_PROBED);
+        }
+        self.probed.set(number, &site.probed)?;
+        self.probed_count += 1;
+        Ok(number)
     }
 
     /// Begins the counting of the programs' time.
@@ -382,6 +385,15 @@ impl Engine {
     /// When the map can't be written.
     pub fn configure(&mut self, cookie: u32, config: &TargetConfig) -> Result<(), KernelError> {
         self.configs.set(cookie, config)
+    }
+
+    /// Says where a target has mapped greenlet's extension.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written.
+    pub fn set_module(&mut self, target: u32, module: &Range<u64>) -> Result<(), KernelError> {
+        self.modules.set(target, &Module { start: Addr(module.start), end: Addr(module.end), told: 0 })
     }
 
     /// Hands every waiting record to `take`.
@@ -482,14 +494,12 @@ impl Engine {
     ///
     /// When a map can't be written.
     pub fn release(&mut self, target: u32, first_pid: Option<u32>) -> Result<(), KernelError> {
-        // By now another process may have the pid.
-        if let Some(pid) = first_pid
-            && self.processes.get(&pid)? == Some(target)
-        {
-            self.processes.remove(&pid)?;
+        if let Some(pid) = first_pid {
+            self.unknow(pid, target)?;
         }
         let nothing: Totals = bytemuck::Zeroable::zeroed();
         self.totals.set(target, &nothing)?;
+        self.modules.set(target, &bytemuck::Zeroable::zeroed())?;
         self.configs.set(target, &bytemuck::Zeroable::zeroed())?;
         self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })
     }

@@ -1,4 +1,4 @@
-//! Where the fields lie of the kernel's structures that the kernel part reads.
+//! Where the fields of the kernel's own structures lie that its part of us reads.
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
@@ -10,7 +10,7 @@ use super::btf;
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// What the kernel tells of its own structures.
-pub(super) fn kernel_layout() -> KernelLayout {
+pub(super) fn of_this_kernel() -> KernelLayout {
     let Ok(data) = fs::read(VMLINUX) else {
         return KernelLayout::default();
     };
@@ -20,11 +20,9 @@ pub(super) fn kernel_layout() -> KernelLayout {
     let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
     let task_exec_start = types.offset("task_struct", &["se", "exec_start"]).unwrap_or_default();
     let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
+    let known = KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() };
     let pids = || {
         Some(KernelLayout {
-            task_runtime,
-            task_exec_start,
-            task_memory,
             task_pid: types.offset("task_struct", &["thread_pid"])?,
             pid_level: types.offset("pid", &["level"])?,
             pid_numbers: types.offset("pid", &["numbers"])?,
@@ -34,7 +32,19 @@ pub(super) fn kernel_layout() -> KernelLayout {
             namespace_inode: types.offset("pid_namespace", &["ns", "inum"])?,
             // The kernel's number of it has 32 bits.
             own_namespace: u32::try_from(fs::metadata("/proc/self/ns/pid").ok()?.ino()).ok()?,
+            ..known
         })
     };
-    pids().unwrap_or(KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() })
+    let known = pids().unwrap_or(known);
+    let program = || {
+        Some(KernelLayout {
+            program_file: types.offset("linux_binprm", &["file"])?,
+            file_inode: types.offset("file", &["f_inode"])?,
+            inode_number: types.offset("inode", &["i_ino"])?,
+            inode_super: types.offset("inode", &["i_sb"])?,
+            super_device: types.offset("super_block", &["s_dev"])?,
+            ..known
+        })
+    };
+    program().unwrap_or(known)
 }

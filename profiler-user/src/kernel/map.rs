@@ -73,9 +73,8 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
         let mut bytes = [0; KN];
         bytes.copy_from_slice(bytemuck::bytes_of(key));
         match self.map.remove(&bytes) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(KernelError::Map { map: self.name, source }),
+            Err(error) if !is_missing(&error) => Err(KernelError::Map { map: self.name, source: error }),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -109,6 +108,14 @@ fn exists(error: &MapError) -> bool {
     matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists)
 }
 
+fn is_missing(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
 /// Task storage, for which aya has no type. To the system calls it is a map whose keys
 /// are pidfds.
 pub(super) struct Storage<const VN: usize> {
@@ -136,6 +143,23 @@ impl<const VN: usize> Storage<VN> {
             Ok(()) => Ok(true),
             Err(error) if exists(&error) => Ok(false),
             Err(source) => Err(KernelError::Map { map: self.name, source }),
+        }
+    }
+
+    /// A task's value, if it has one.
+    pub(super) fn get(&self, task: RawFd) -> Result<Option<[u8; VN]>, KernelError> {
+        match self.map.get(&task, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(KernelError::Map { map: self.name, source }),
+        }
+    }
+
+    /// Takes a task's value away, if it has one.
+    pub(super) fn remove(&mut self, task: RawFd) -> Result<(), KernelError> {
+        match self.map.remove(&task) {
+            Err(error) if !is_missing(&error) => Err(KernelError::Map { map: self.name, source: error }),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 }

@@ -11,10 +11,12 @@ mod layout;
 mod log;
 mod map;
 mod pairs;
+mod site;
 mod ticks;
 mod trap;
 
 pub use batch::{Part, Place};
-pub use engine::{Engine, Kept, Probe, Scope, Site};
+pub use engine::{Engine, Kept};
 pub use error::KernelError;
+pub use site::{Probe, Scope, Site};
 pub use ticks::tick_ns;

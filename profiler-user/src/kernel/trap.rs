@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::engine::{Probe, Site};
+use bytemuck::Zeroable as _;
+use profiler_common::record::Probed;
+
+use super::site::{Probe, Site};
 
 // The first instruction is one that the kernel emulates, as at the real sites.
 #[cfg(target_arch = "x86_64")]
@@ -50,6 +53,7 @@ pub(super) fn site() -> Option<Site> {
             path: "/proc/self/exe".into(),
             file: Default::default(),
             offset: address - start + offset,
+            probed: Probed::zeroed(),
         })
     })
 }

@@ -87,6 +87,10 @@ pub struct TargetRow {
     pub greenlet: Option<String>,
     /// Its command line.
     pub command: String,
+    /// When its recording began, from the start.
+    pub began_ns: u64,
+    /// How long it had been there by then, if it had taken another program's place.
+    pub unseen_ns: Option<u64>,
     /// What tells of requests in it; none if nothing does.
     pub tracer: Option<TracerRow>,
 }

@@ -1,4 +1,5 @@
-//! The targets' children: those that are there, and those that come.
+//! Making processes targets: those that were given, their children that are there, and
+//! those that are forked.
 
 use std::collections::HashSet;
 
@@ -8,66 +9,109 @@ use profiler_common::{
 };
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::{Options, Session, SessionError, monotonic_ns, pidfd, recorded::Recorded, watch};
+use super::{Options, Session, SessionError, images::Image, monotonic_ns, pidfd, recorded::Recorded, watch};
 use crate::{
     kernel::Engine,
     target::{self, Target, TargetError},
 };
 
-/// Makes the targets known to the kernel part and has them watched; with their children,
-/// and theirs, if those are followed.
+/// A process that is to be recorded.
+pub(super) struct Wanted {
+    pub(super) target: Target,
+    /// The pid of the target that it is a child of.
+    pub(super) parent: Option<u32>,
+    /// Its pid in the kernel's first pid namespace, if it is known.
+    pub(super) first_pid: Option<u32>,
+    /// When it replaced another program, if it did.
+    pub(super) exec_ns: Option<u64>,
+    /// Whether its threads may be known for what the process was before.
+    pub(super) again: bool,
+}
+
+impl Wanted {
+    /// One that the user asked for.
+    pub(super) const fn given(target: Target) -> Self {
+        Self { target, parent: None, first_pid: None, exec_ns: None, again: false }
+    }
+}
+
+/// What is known of them now.
+pub(super) struct Armed {
+    pub(super) recorded: Vec<Recorded>,
+    /// Their children that run no Python that is up.
+    pub(super) images: Vec<Image>,
+}
+
+/// Makes processes known to the kernel part and has them watched; with their children, and
+/// theirs, if those are followed, but for those `seen`.
 ///
 /// A target is watched before one looks for its children: those that it makes from then
 /// on the kernel part tells of.
 pub(super) fn arm(
-    targets: Vec<Target>,
+    mut wanted: Vec<Wanted>,
+    seen: &mut HashSet<u32>,
     options: &Options,
     engine: &mut Engine,
-) -> Result<Vec<Recorded>, SessionError> {
+) -> Result<Armed, SessionError> {
     let follows = options.children && engine.follows();
-    let mut seen: HashSet<u32> = targets.iter().map(|target| target.pid).collect();
-    let mut wanted: Vec<(Target, Option<u32>)> =
-        targets.into_iter().rev().map(|target| (target, None)).collect();
-    let mut armed: Vec<Recorded> = Vec::new();
-    while let Some((target, parent)) = wanted.pop() {
-        let pid = target.pid;
+    wanted.reverse();
+    let mut armed = Armed { recorded: Vec::new(), images: Vec::new() };
+    while let Some(next) = wanted.pop() {
+        let Wanted { parent, first_pid, exec_ns, again, .. } = next;
+        let pid = next.target.pid;
+        let optional = parent.is_some() || exec_ns.is_some();
         let Some(cookie) = engine.take_number() else {
-            let parent = armed.iter_mut().find(|target| Some(target.target.pid) == parent);
-            match parent {
-                Some(parent) => parent.fault(Fault::ChildLeftOut),
-                None => return Err(SessionError::TooMany { given: armed.len() + wanted.len() + 1 }),
+            if !optional {
+                return Err(SessionError::TooMany { given: armed.recorded.len() + wanted.len() + 1 });
+            }
+            let parent = armed.recorded.iter_mut().find(|target| Some(target.target.pid) == parent);
+            if let Some(parent) = parent {
+                parent.fault(Fault::ChildLeftOut);
             }
             continue;
         };
-        let recorded = match Recorded::arm(target, cookie, parent, options, engine) {
+        let mut recorded = match Recorded::arm(next, cookie, options, engine) {
             Ok(recorded) => recorded,
             // A child may go away at any time.
-            Err(_) if parent.is_some() => {
+            Err(_) if optional => {
                 engine.release(cookie, None)?;
                 continue;
             }
             Err(error) => return Err(error),
         };
         // Before the probes: a hit would begin the thread's clock without its past.
-        if !watch::watch(&recorded.target, cookie, monotonic_ns(), engine) {
+        if !watch::watch(&recorded, monotonic_ns(), again, engine) {
             // Its parent was watched when it was made: the kernel part tells of it.
-            engine.release(cookie, recorded.first_pid)?;
+            engine.release(cookie, first_pid)?;
             continue;
         }
-        armed.push(recorded);
-        if follows {
-            for child in descendants(pid, &mut seen) {
-                wanted.push((child, Some(pid)));
-            }
+        recorded.know(engine)?;
+        if again && !target::same_image(&recorded.target) {
+            watch::forget(pid, engine);
+            recorded.gone_ns = Some(monotonic_ns());
         }
+        if follows {
+            let (children, images) = descendants(&recorded, seen, engine);
+            wanted.extend(
+                children.into_iter().map(|target| Wanted { parent: Some(pid), ..Wanted::given(target) }),
+            );
+            armed.images.extend(images);
+        }
+        armed.recorded.push(recorded);
     }
     Ok(armed)
 }
 
-/// The children of `pid` that run Python, and of those that don't the children.
-fn descendants(pid: u32, seen: &mut HashSet<u32>) -> Vec<Target> {
+/// The children of a target that run Python, and of those that don't the children. These
+/// others may become a Python yet.
+fn descendants(
+    recorded: &Recorded,
+    seen: &mut HashSet<u32>,
+    engine: &mut Engine,
+) -> (Vec<Target>, Vec<Image>) {
     let mut found = Vec::new();
-    let mut parents = vec![pid];
+    let mut images = Vec::new();
+    let mut parents = vec![recorded.target.pid];
     while let Some(parent) = parents.pop() {
         for child in target::children(parent) {
             if !seen.insert(child) {
@@ -75,13 +119,20 @@ fn descendants(pid: u32, seen: &mut HashSet<u32>) -> Vec<Target> {
             }
             match target::inspect(child) {
                 Ok(target) => found.push(target),
-                Err(TargetError::NotPython { .. }) => parents.push(child),
-                // Gone, not ready, or not to be read: as if it came later and was none.
+                Err(error @ (TargetError::NotPython { .. } | TargetError::NotReady { .. })) => {
+                    // Before one looks for its children, as above.
+                    watch::keep_kin(child, &recorded.kin(), engine);
+                    images.extend(Image::of_child(child, recorded));
+                    if matches!(error, TargetError::NotPython { .. }) {
+                        parents.push(child);
+                    }
+                }
+                // Gone, or not to be read.
                 Err(_) => {}
             }
         }
     }
-    found
+    (found, images)
 }
 
 impl Session {

@@ -8,7 +8,8 @@ use profiler_common::{
     greenlet::{Head, Life as Stage},
     label::Label,
     memory::Memory as _,
-    record::{Thread, Totals, off_of},
+    owner::off_of,
+    record::{Thread, Totals},
     walk::{SCRATCH_WORDS, StackKey},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -135,6 +136,8 @@ impl Closing<'_> {
                 greenlet.version.map_or_else(|| "unknown".to_owned(), |version| version.to_string())
             }),
             command: self.target.target.command.join(" "),
+            began_ns: self.bounds.started_ns.saturating_sub(self.origin_ns),
+            unseen_ns: self.target.exec_ns.map(|exec_ns| self.bounds.started_ns.saturating_sub(exec_ns)),
             tracer: self.tracer(),
         });
         self.threads(profile);

@@ -8,7 +8,8 @@ use profiler_common::{
         self, About, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals,
     },
     memory::Memory as _,
-    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION, off_of},
+    owner::off_of,
+    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION},
     walk::StackKey,
 };
 use rustc_hash::FxHashMap;

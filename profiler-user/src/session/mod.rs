@@ -8,15 +8,18 @@ mod children;
 mod clocked;
 mod error;
 mod finish;
+mod images;
 mod labelled;
+mod late;
 mod names;
+mod probes;
 mod recorded;
+mod records;
 mod stacks;
 mod ticks;
 mod watch;
 
 use std::{
-    collections::HashSet,
     os::fd::{BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -38,13 +41,17 @@ use rustc_hash::FxHashMap;
 pub use error::SessionError;
 
 use crate::{
-    kernel::{Engine, KernelError, Probe, Scope, Site, tick_ns},
+    kernel::{Engine, KernelError, Probe, tick_ns},
     profile::{Cost, Frame, Profile},
     session::{
+        children::{Armed, Wanted},
+        images::Image,
         names::Asking,
-        recorded::{Recorded, Was},
+        probes::Probes,
+        recorded::Recorded,
+        records::Was,
     },
-    target::{self, Target},
+    target::Target,
     timeline::lives::Bounds,
 };
 
@@ -71,8 +78,10 @@ pub enum Sites {
 impl Sites {
     const fn probes(self) -> &'static [Probe] {
         match self {
-            Self::Switchstack => &[Probe::Switchstack, Probe::Freed, Probe::Made],
-            Self::Pair => &[Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made],
+            Self::Switchstack => &[Probe::Switchstack, Probe::Freed, Probe::Made, Probe::Module, Probe::Up],
+            Self::Pair => {
+                &[Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made, Probe::Module, Probe::Up]
+            }
             // The engine always has it.
             Self::Empty => &[],
         }
@@ -175,7 +184,9 @@ pub fn record(
         engine.start_stats();
     }
     let follows = options.children && engine.follows();
-    let mut recorded = children::arm(targets, options, &mut engine)?;
+    let mut seen = targets.iter().map(|target| target.pid).collect();
+    let wanted = targets.into_iter().map(Wanted::given).collect();
+    let Armed { mut recorded, images } = children::arm(wanted, &mut seen, options, &mut engine)?;
     let pidfds = recorded
         .iter()
         .map(|recorded| match pidfd(recorded.target.pid) {
@@ -185,12 +196,13 @@ pub fn record(
             Err(error) => Err(error),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    attach(&recorded, options, follows, &mut engine)?;
-    if recorded.iter().any(Recorded::wants_wire)
-        && let Err(error) = engine.start_wire()
-    {
-        progress(Progress::NoWire(&error));
+    let mut probes = Probes::new(options, follows);
+    for target in &recorded {
+        probes.attach(&target.target, target.cookie, &mut engine)?;
     }
+    probes.tell(&mut recorded, 0);
+    let mut wired = false;
+    start_wire(&recorded, &mut wired, &mut engine, progress);
     let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {
         Ok(()) => true,
         Err(error) => {
@@ -212,7 +224,17 @@ pub fn record(
 
     let places = (0..).zip(&recorded).map(|(place, target)| (u64::from(target.cookie), place)).collect();
     let epoll = watch(&engine, &pidfds, stop)?;
-    let mut session = Session { epoll, engine, pidfds, places, first_stack: None, asking: Asking::default() };
+    let mut session = Session {
+        epoll,
+        engine,
+        pidfds,
+        places,
+        images,
+        probes,
+        first_stack: None,
+        asking: Asking::default(),
+        wired,
+    };
     session.run(&mut recorded, options, started_ns, progress)?;
     let (ended_ns, cost) = session.end(&mut recorded, options)?;
     finish::finish(
@@ -228,25 +250,20 @@ pub fn record(
     )
 }
 
-/// Sets the probes: in every process where children are followed, for these have none of
-/// the probes that were set for their parent alone; else in the targets only.
-fn attach(
+/// Has the sockets watched if there is a target that needs it.
+fn start_wire(
     recorded: &[Recorded],
-    options: &Options,
-    follows: bool,
+    wired: &mut bool,
     engine: &mut Engine,
-) -> Result<(), SessionError> {
-    let mut set = HashSet::new();
-    for target in recorded {
-        for site in sites(&target.target, options, engine.has_clocks())? {
-            if !follows {
-                engine.attach(Scope::Process { pid: target.target.pid, target: target.cookie }, &site)?;
-            } else if set.insert((site.probe, site.file, site.offset)) {
-                engine.attach(Scope::Every, &site)?;
-            }
-        }
+    progress: &mut dyn FnMut(Progress<'_>),
+) {
+    if *wired || !recorded.iter().any(Recorded::wants_wire) {
+        return;
     }
-    Ok(())
+    *wired = true;
+    if let Err(error) = engine.start_wire() {
+        progress(Progress::NoWire(&error));
+    }
 }
 
 fn watch(engine: &Engine, pidfds: &[Option<OwnedFd>], stop: BorrowedFd<'_>) -> Result<OwnedFd, SessionError> {
@@ -272,8 +289,13 @@ struct Session {
     pidfds: Vec<Option<OwnedFd>>,
     /// Where among the recorded ones a target is, by its number.
     places: FxHashMap<u64, usize>,
+    /// Programs that may become targets.
+    images: Vec<Image>,
+    probes: Probes,
     first_stack: Option<Instant>,
     asking: Asking,
+    /// Sockets are watched, or can't be.
+    wired: bool,
 }
 
 impl Session {
@@ -289,6 +311,9 @@ impl Session {
         loop {
             self.drain(recorded, options)?;
             self.retire(recorded, options)?;
+            // After that: a new program's thread has its predecessor's number.
+            self.look(recorded, options)?;
+            self.reload(recorded, options)?;
             for target in recorded.iter_mut() {
                 announce(target, progress);
             }
@@ -300,6 +325,8 @@ impl Session {
                 // What a hit costs was measured long enough.
                 self.engine.stop_stats();
                 self.validate(recorded, false)?;
+                self.look_for_greenlet(recorded);
+                start_wire(recorded, &mut self.wired, &mut self.engine, progress);
                 next_validation = monotonic_ns() + ns(VALIDATION);
             }
             let (mut switches, mut identities) = (0, 0);
@@ -328,13 +355,14 @@ impl Session {
             let stacks = recorded.iter().map(Recorded::stack_count).sum();
             progress(Progress::Turn { elapsed, switches, stacks });
             if recorded.iter().all(|target| target.gone_ns.is_some()) {
-                // The last one may have forked just before.
+                // The last one may have forked just before, or become another.
                 self.retire(recorded, options)?;
-                if recorded.iter().all(|target| target.gone_ns.is_some()) {
+                if self.images.is_empty() && recorded.iter().all(|target| target.gone_ns.is_some()) {
                     return Ok(());
                 }
             }
             let wait = deadline.map_or(TURN, |deadline| TURN.min(Duration::from_nanos(deadline - now)));
+            let wait = self.until_next_look().map_or(wait, |look| look.min(wait));
             if self.wait(recorded, wait)? {
                 return Ok(());
             }
@@ -379,11 +407,14 @@ impl Session {
         // Taking a record may need the maps, which the ring's borrow holds.
         self.engine.drain(|record| records.push(record.to_vec()));
         for record in records {
-            match recorded::take(&record, recorded, &self.places, &self.engine) {
+            match records::take(&record, recorded, &self.places, &self.engine) {
                 Was::Stack => {
                     self.first_stack.get_or_insert_with(Instant::now);
                 }
                 Was::Fork(fork) => self.follow(&fork, recorded, options)?,
+                Was::Exec(exec) => self.replaced(&exec, recorded, options),
+                Was::Loaded(loaded) => self.loaded(&loaded, recorded),
+                Was::Up(up) => self.up(&up),
                 Was::Other => {}
             }
         }
@@ -455,39 +486,6 @@ fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
             met: block.ticks.first().map(|(frames, _)| &**frames),
         });
     }
-}
-
-fn sites(target: &Target, options: &Options, has_clocks: bool) -> Result<Vec<Site>, SessionError> {
-    if target.greenlet.is_none() && has_clocks {
-        // Its threads are recorded.
-        return Ok(Vec::new());
-    }
-    let found = target.greenlet()?;
-    let site = |probe, site: &target::Site| Site {
-        probe,
-        path: found.file.open.clone(),
-        file: (found.file.device, found.file.inode),
-        offset: site.file_offset,
-    };
-    let switchstack = |probe| match &found.sites.switchstack {
-        Some(switchstack) => Ok(site(probe, switchstack)),
-        None => Err(SessionError::NoSite { pid: target.pid, function: "g_switchstack" }),
-    };
-    let mut sites: Vec<Site> = match options.sites {
-        Sites::Switchstack => vec![switchstack(Probe::Switchstack)?],
-        Sites::Empty => return Ok(vec![switchstack(Probe::Empty)?]),
-        Sites::Pair => {
-            let [user, main, stub] = found.sites.pair.as_slice() else {
-                return Err(SessionError::NoSite { pid: target.pid, function: "g_switch" });
-            };
-            vec![site(Probe::Switch, user), site(Probe::Switch, main), site(Probe::Initialstub, stub)]
-        }
-    };
-    sites.extend(found.sites.freed.iter().map(|found| site(Probe::Freed, found)));
-    if options.inherit && options.labels != Labels::None {
-        sites.extend(found.made.iter().map(|found| site(Probe::Made, found)));
-    }
-    Ok(sites)
 }
 
 fn pidfd(pid: u32) -> Result<OwnedFd, SessionError> {

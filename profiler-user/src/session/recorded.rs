@@ -9,10 +9,11 @@ use profiler_common::{
     label::LabelConfig,
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
+    owner::{ON_CPU_OWNER, off_of},
     record::{
         ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, CONFIG_WIRE,
-        EndRecord, ForkRecord, GREENLET_BORN, GREENLET_FIRST, Greenlet, Kind, LabelRecord, ON_CPU_OWNER,
-        RecordHead, StackHead, StackTotals, SwitchRecord, TargetConfig, TickRecord, Totals, VERSION, off_of,
+        EndRecord, ForkRecord, GREENLET_FIRST, Greenlet as KernelGreenlet, Kin, StackHead, StackTotals,
+        TargetConfig, TickRecord, Totals,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -21,6 +22,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     Labels, Options, SessionError,
     blocks::Blocks,
+    children::Wanted,
     labelled::Work,
     names::Names,
     stacks::{Stacks, Taken},
@@ -31,8 +33,8 @@ use crate::{
     memory::{Cached, LiveProcess},
     profile::Frame,
     python::field,
-    target::{self, Faults, FoundGreenlet, Kinds, Target, TypeInfo},
-    timeline::intervals::{Intervals, Switch},
+    target::{self, Faults, FoundGreenlet, Greenlet, Kinds, Target, TypeInfo},
+    timeline::intervals::Intervals,
 };
 
 /// Dead greenlets that the list has no room for, summed.
@@ -51,7 +53,7 @@ pub(super) struct Unlisted {
 }
 
 impl Unlisted {
-    fn add(&mut self, greenlet: &Greenlet) {
+    pub(super) fn add(&mut self, greenlet: &KernelGreenlet) {
         self.greenlets += 1;
         self.switches_in += greenlet.switches_in;
         self.running_ns += greenlet.running_ns;
@@ -81,7 +83,7 @@ pub(super) struct Recorded {
     pub(super) unlisted: Unlisted,
     /// Those of them that were there before the recording: enumeration may know them.
     pub(super) unlisted_from_before: FxHashSet<(Addr, Addr)>,
-    max_ended: usize,
+    pub(super) max_ended: usize,
     pub(super) enumerated: Vec<FoundGreenlet>,
     /// Stacks of the enumerated ones, root first, as they were then.
     pub(super) enumerated_frames: Vec<Arc<[Frame]>>,
@@ -110,8 +112,14 @@ pub(super) struct Recorded {
     pub(super) began_ns: u64,
     /// The target that it is a child of.
     pub(super) parent: Option<u32>,
+    /// When it took another program's place, if it did.
+    pub(super) exec_ns: Option<u64>,
     /// Its pid in the kernel's first pid namespace, if it is known.
     pub(super) first_pid: Option<u32>,
+    /// Whether it is to be recorded anew, with the greenlet library that it has by now.
+    pub(super) reload: bool,
+    /// Whether that was tried, and can't be.
+    pub(super) stays: bool,
     /// The kernel part's books, once they are closed.
     pub(super) kept: Option<Kept>,
     /// Whose work it does.
@@ -123,15 +131,14 @@ pub(super) struct Recorded {
 impl Recorded {
     /// Makes the target known to the kernel part; nothing counts yet.
     pub(super) fn arm(
-        target: Target,
+        wanted: Wanted,
         cookie: u32,
-        parent: Option<u32>,
         options: &Options,
         engine: &mut Engine,
     ) -> Result<Self, SessionError> {
+        let Wanted { target, parent, first_pid, exec_ns, again: _ } = wanted;
         let pid = target.pid;
         let memory = LiveProcess::open(pid).map_err(|source| SessionError::Memory { pid, source })?;
-        let module = target.greenlet.as_ref().map(|greenlet| greenlet.module.clone()).unwrap_or_default();
         let (device, inode) = target::namespace(&target).unwrap_or_default();
         let stacks = if options.accounting_only { 0 } else { CONFIG_STACKS };
         let switches = if options.intervals { CONFIG_SWITCHES } else { 0 };
@@ -139,12 +146,11 @@ impl Recorded {
         let wire = if options.labels == Labels::All { CONFIG_WIRE } else { 0 };
         let config = TargetConfig {
             started_ns: ARMED,
+            made_ns: super::monotonic_ns(),
             block_ns: options.block.map_or(u64::MAX, super::ns),
             gil: target.python.gil,
             holder: target.python.holder,
             interpreter: target.python.interp,
-            module_start: Addr(module.start),
-            module_end: Addr(module.end),
             flags: stacks | switches | children | wire,
             epoch: 1,
             layout: target.layout(),
@@ -159,20 +165,36 @@ impl Recorded {
             namespace_inode: inode,
             hub_types: [Addr::NULL; HUB_TYPES],
             sending: 1,
+            library: 0,
+            padding: 0,
         };
         engine.configure(cookie, &config)?;
-        let first_pid = target::in_first_namespace().then_some(pid);
-        if let Some(pid) = first_pid {
-            engine.know(pid, cookie)?;
+        if let Some(greenlet) = &target.greenlet {
+            engine.set_module(cookie, &greenlet.module)?;
         }
+        let first_pid = first_pid.or_else(|| target::in_first_namespace().then_some(pid));
         let stacks = Stacks::new(target.python.layout, target.python.objects);
         let max_ended = options.max_greenlets as usize;
-        let mut recorded =
-            Self { parent, first_pid, ..Self::new(target, cookie, memory, stacks, config, max_ended) };
+        let new = Self::new(target, cookie, memory, stacks, config, max_ended);
+        let mut recorded = Self { parent, first_pid, exec_ns, ..new };
         recorded.work.wanted = options.labels != Labels::None;
         recorded.find_tracer();
         recorded.reconfigure(engine)?;
         Ok(recorded)
+    }
+
+    /// Makes it known by its pid. Its threads are watched by now: a hit of one that is not
+    /// would begin its clock without its past.
+    pub(super) fn know(&self, engine: &mut Engine) -> Result<(), SessionError> {
+        if let Some(pid) = self.first_pid {
+            engine.know(pid, self.cookie)?;
+        }
+        Ok(())
+    }
+
+    /// What it and its descendants are known by, whatever else gets its number.
+    pub(super) fn kin(&self) -> Kin {
+        Kin { target: self.cookie.into(), made_ns: self.config.made_ns }
     }
 
     /// A process that `parent` forked; the kernel part counts already, or will when it
@@ -180,7 +202,8 @@ impl Recorded {
     pub(super) fn forked(parent: &Self, cookie: u32, fork: &ForkRecord) -> Self {
         let target = target::forked(&parent.target, fork.pid);
         let memory = if target::alive(&target) { LiveProcess::open(fork.pid).ok() } else { None };
-        let config = TargetConfig { started_ns: fork.head.time_ns, ..parent.config };
+        let made_ns = fork.head.time_ns;
+        let config = TargetConfig { started_ns: made_ns, made_ns, ..parent.config };
         Self {
             parent: Some(parent.target.pid),
             first_pid: Some(fork.first_pid),
@@ -236,12 +259,37 @@ impl Recorded {
             gone_ns: None,
             began_ns: 0,
             parent: None,
+            exec_ns: None,
             first_pid: None,
+            reload: false,
+            stays: false,
             kept: None,
             work: Work::default(),
             config,
             config_changed: false,
         }
+    }
+
+    /// Which library it has, or is expected to load.
+    pub(super) const fn library(&self) -> u32 {
+        self.config.library
+    }
+
+    /// It has, or will load, the library of that number, which lies there in some process.
+    pub(super) fn expect(&mut self, library: u32, greenlet: &Greenlet) {
+        self.config.library = library;
+        self.config.layout.greenlet = greenlet.layout;
+        self.config_changed = true;
+    }
+
+    /// It has loaded a library since it was looked at.
+    pub(super) fn load(&mut self, greenlet: Greenlet) {
+        self.target.greenlet = Some(greenlet);
+        // There was nothing to be found before.
+        self.kinds = Kinds::default();
+        self.enumerated_whole = false;
+        self.enumerations = 0;
+        self.looked_at = false;
     }
 
     /// Begins the accounting.
@@ -431,7 +479,7 @@ impl Recorded {
     }
 
     /// Looks at a type while the process lives: its name is wanted at the end.
-    fn meet(&mut self, type_object: Addr) {
+    pub(super) fn meet(&mut self, type_object: Addr) {
         // One that can't be read now is asked for again, or stays nameless.
         if self.kind(type_object).is_some_and(|kind| kind.is_hub) {
             self.add_hub(type_object);
@@ -443,7 +491,7 @@ impl Recorded {
         self.kinds.get(&mut self.memory, &self.target, type_object).ok()
     }
 
-    fn tick(&mut self, tick: &TickRecord, engine: &Engine) {
+    pub(super) fn tick(&mut self, tick: &TickRecord, engine: &Engine) {
         if let Some(fault) = tick.fault.checked_sub(1).and_then(Fault::of_number) {
             self.fault(fault);
         }
@@ -457,13 +505,13 @@ impl Recorded {
         self.ticks.add(tick, frames);
     }
 
-    fn block(&mut self, block: &BlockRecord, engine: &Engine) {
+    pub(super) fn block(&mut self, block: &BlockRecord, engine: &Engine) {
         self.name(block.greenlet, block.object, engine);
         let frames = self.stacks.frames(&block.stack).map(|(frames, _)| frames);
         self.blocks.take(block, frames.unwrap_or_else(|| Arc::new([])));
     }
 
-    fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
+    pub(super) fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
         // While it lives: its name is wanted when it may be gone.
         if head.type_object != ON_CPU_OWNER && off_of(head.type_object).is_none() {
             self.meet(head.type_object);
@@ -475,106 +523,4 @@ impl Recorded {
             engine.stack(&key).ok().flatten().unwrap_or(StackTotals { ns: 0, count: 0, sent: 0, target: 0 })
         });
     }
-}
-
-/// What a record was.
-pub(super) enum Was {
-    /// A stack.
-    Stack,
-    /// A new process, which is not among the recorded ones yet.
-    Fork(ForkRecord),
-    /// Anything else.
-    Other,
-}
-
-/// Takes a record of any of the targets, whose places are found by their numbers.
-///
-/// A record that is not ours in length or version is counted and left.
-pub(super) fn take(
-    record: &[u8],
-    recorded: &mut [Recorded],
-    places: &FxHashMap<u64, usize>,
-    engine: &Engine,
-) -> Was {
-    let Some(head) = part::<RecordHead>(record) else {
-        if let Some(first) = recorded.first_mut() {
-            first.fault(Fault::BadRecord);
-        }
-        return Was::Other;
-    };
-    let known = if head.version == VERSION { head.kind } else { 0 };
-    if known == Kind::Fork as u32
-        && let Some(fork) = part::<ForkRecord>(record)
-    {
-        return Was::Fork(fork);
-    }
-    let Some(target) = places.get(&head.target).and_then(|place| recorded.get_mut(*place)) else {
-        return Was::Other;
-    };
-    if known == Kind::Stack as u32
-        && let Some(stack) = part::<StackHead>(record)
-        && let Some(frames) = frames(record, stack.depth)
-    {
-        target.stack(&stack, frames, engine);
-        return Was::Stack;
-    }
-    if known == Kind::End as u32
-        && let Some(end) = part::<EndRecord>(record)
-    {
-        if let Some(intervals) = &mut target.intervals {
-            intervals.ended(end.greenlet.id, end.greenlet.since_ns);
-        }
-        target.meet(end.greenlet.type_object);
-        let listed = target.ended.len() < target.max_ended;
-        target.names.ended(end.greenlet.id, listed);
-        if listed {
-            target.ended.push(end);
-        } else {
-            target.unlisted.add(&end.greenlet);
-            if end.greenlet.flags & GREENLET_BORN == 0 {
-                target.unlisted_from_before.insert((end.pimpl, end.greenlet.object));
-            }
-        }
-    } else if known == Kind::Switch as u32
-        && let Some(switch) = part::<SwitchRecord>(record)
-    {
-        if let Some(intervals) = &mut target.intervals {
-            let SwitchRecord { head, from, to, stack, label } = switch;
-            intervals.switched(&Switch { time_ns: head.time_ns, from, to, stack, label });
-        }
-    } else if known == Kind::Undone as u32
-        && let Some(switch) = part::<SwitchRecord>(record)
-    {
-        if let Some(intervals) = &mut target.intervals {
-            intervals.undone(switch.from, switch.to);
-        }
-    } else if known == Kind::Tick as u32
-        && let Some(tick) = part::<TickRecord>(record)
-    {
-        target.tick(&tick, engine);
-    } else if known == Kind::Block as u32
-        && let Some(block) = part::<BlockRecord>(record)
-    {
-        target.block(&block, engine);
-    } else if known == Kind::Label as u32
-        && let Some(label) = part::<LabelRecord>(record)
-    {
-        target.work.labels.take(&label);
-    } else {
-        target.fault(Fault::BadRecord);
-    }
-    Was::Other
-}
-
-fn part<T: bytemuck::AnyBitPattern>(record: &[u8]) -> Option<T> {
-    record.get(..size_of::<T>()).map(bytemuck::pod_read_unaligned)
-}
-
-fn frames(record: &[u8], depth: u32) -> Option<Vec<walk::Frame>> {
-    let bytes = record.get(size_of::<StackHead>()..)?;
-    let depth = usize::try_from(depth).ok()?;
-    if bytes.len() < depth * size_of::<walk::Frame>() {
-        return None;
-    }
-    Some(bytes.chunks_exact(size_of::<walk::Frame>()).take(depth).map(bytemuck::pod_read_unaligned).collect())
 }

@@ -1,14 +1,18 @@
 //! Has the threads watched that are there when a recording begins.
 
-use std::{collections::HashSet, os::fd::AsFd as _};
+use std::{
+    collections::HashSet,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
-use profiler_common::{clock::Clock, record::Watch};
+use profiler_common::{
+    clock::Clock,
+    record::{Kin, Watch},
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::{
-    kernel::Engine,
-    target::{self, Target},
-};
+use super::recorded::Recorded;
+use crate::{kernel::Engine, target};
 
 /// `PIDFD_THREAD`, for a thread that does not lead its process: Linux 6.9. Before it such
 /// a thread is watched from its first switch on.
@@ -18,11 +22,13 @@ const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
 const LOOKS: u32 = 8;
 
 /// Has every thread of the target watched, from `now_ns` on; false if the kernel part was
-/// faster, and the process is another target already.
-pub(super) fn watch(target: &Target, cookie: u32, now_ns: u64, engine: &mut Engine) -> bool {
+/// faster, and the process is another target already. If they are watched `again`, what
+/// they were before is forgotten.
+pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut Engine) -> bool {
     if !engine.has_clocks() {
         return true;
     }
+    let target = &recorded.target;
     let first_namespace = target::in_first_namespace();
     let mut seen = HashSet::new();
     for _ in 0..LOOKS {
@@ -35,9 +41,16 @@ pub(super) fn watch(target: &Target, cookie: u32, now_ns: u64, engine: &mut Engi
             break;
         }
         for tid in fresh {
-            let key = if first_namespace { u64::from(target.pid) << 32 | u64::from(tid) } else { 0 };
+            let thread = if first_namespace { u64::from(target.pid) << 32 | u64::from(tid) } else { 0 };
             // One that can't be watched has no clock, or one from its first switch on.
-            let fresh = watch_one(target, tid, key, cookie, now_ns, engine);
+            let fresh = open(target.pid, tid).and_then(|pidfd| {
+                let clock = Clock::begin(now_ns, target::thread_state(target, tid)?);
+                if again {
+                    engine.forget(pidfd.as_fd()).ok()?;
+                }
+                let Kin { target, made_ns } = recorded.kin();
+                engine.watch(pidfd.as_fd(), &Watch { clock, target, thread, made_ns }).ok()
+            });
             if tid == target.pid && fresh == Some(false) {
                 return false;
             }
@@ -46,19 +59,32 @@ pub(super) fn watch(target: &Target, cookie: u32, now_ns: u64, engine: &mut Engi
     true
 }
 
-fn watch_one(
-    target: &Target,
-    tid: u32,
-    key: u64,
-    cookie: u32,
-    now_ns: u64,
-    engine: &mut Engine,
-) -> Option<bool> {
-    let flags = if tid == target.pid { PidfdFlags::empty() } else { PIDFD_THREAD };
-    let pid = Pid::from_raw(i32::try_from(tid).ok()?)?;
-    let pidfd = pidfd_open(pid, flags).ok()?;
-    let state = target::thread_state(target, tid)?;
-    let clock = Clock::begin(now_ns, state);
-    let watch = Watch { clock, target: u64::from(cookie), thread: key };
-    engine.watch(pidfd.as_fd(), &watch).ok()
+/// Whether all of a process's threads can be reached. (Before Linux 6.9 only the first.)
+pub(super) fn can_forget(pid: u32) -> bool {
+    target::thread_ids(pid).into_iter().all(|tid| open(pid, tid).is_some())
+}
+
+/// Has the threads of a process forgotten that are watched.
+pub(super) fn forget(pid: u32, engine: &mut Engine) {
+    for pidfd in threads(pid) {
+        // One that is gone is forgotten.
+        let _forgotten = engine.forget(pidfd.as_fd());
+    }
+}
+
+/// Has a process, and what it makes, known for descendants of a target.
+pub(super) fn keep_kin(pid: u32, kin: &Kin, engine: &mut Engine) {
+    for pidfd in threads(pid) {
+        // One that is gone makes nothing.
+        let _kept = engine.keep_kin(pidfd.as_fd(), kin);
+    }
+}
+
+fn threads(pid: u32) -> Vec<OwnedFd> {
+    target::thread_ids(pid).into_iter().filter_map(|tid| open(pid, tid)).collect()
+}
+
+fn open(pid: u32, tid: u32) -> Option<OwnedFd> {
+    let flags = if tid == pid { PidfdFlags::empty() } else { PIDFD_THREAD };
+    pidfd_open(Pid::from_raw(i32::try_from(tid).ok()?)?, flags).ok()
 }

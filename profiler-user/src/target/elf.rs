@@ -30,6 +30,12 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
+    /// What tells it from all other files: its device and its inode.
+    #[must_use]
+    pub const fn id(&self) -> ((u32, u32), u64) {
+        (self.device, self.inode)
+    }
+
     /// The address in the target of an address in the file.
     #[must_use]
     pub const fn address(&self, vaddr: u64) -> Addr {

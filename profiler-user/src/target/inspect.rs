@@ -11,7 +11,7 @@ use super::{
     extract, layouts,
     maps::Mapping,
     process::Facts,
-    site::{Site, Sites},
+    site::{PythonSites, Site, Sites},
 };
 use crate::{
     memory::LiveProcess,
@@ -33,8 +33,8 @@ pub fn inspect(pid: u32) -> Result<Target, TargetError> {
     let python = look.python()?;
     let greenlet = look.greenlet(&python)?;
     let Look { warnings, .. } = look;
-    let Facts { incarnation, exe, command, namespaces, threads, maps: _ } = facts;
-    Ok(Target { pid, incarnation, exe, command, namespaces, threads, python, greenlet, warnings })
+    let Facts { incarnation, exe, program, command, namespaces, threads, maps: _ } = facts;
+    Ok(Target { pid, incarnation, exe, program, command, namespaces, threads, python, greenlet, warnings })
 }
 
 struct Look<'f> {
@@ -120,7 +120,7 @@ impl Look<'_> {
                 let exact = Some(version.to_string()).filter(|_| version_vaddr.is_some());
                 return Err(self.unsupported(exact.or(by_name).as_deref()));
             }
-            return self.interpreter(version, file, runtime);
+            return self.interpreter(version, file, runtime, PythonSites::find(&elf));
         }
         let (pid, exe) = (self.pid, self.facts.exe.clone());
         Err(last_error.unwrap_or(TargetError::NotPython { pid, exe }))
@@ -136,6 +136,7 @@ impl Look<'_> {
         version: Version,
         file: MappedFile,
         runtime_vaddr: u64,
+        sites: PythonSites,
     ) -> Result<Python, TargetError> {
         let runtime = file.address(runtime_vaddr);
         let row = layouts::python(version).ok_or_else(|| self.unsupported(Some(&version.to_string())))?;
@@ -180,15 +181,11 @@ impl Look<'_> {
             at(runtime, objects.runtime_tstate_current)
         };
         let gil = Gil { start, end: at(start, objects.gil_size) };
-        Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, source })
+        Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, sites, source })
     }
 
     fn greenlet(&mut self, python: &Python) -> Result<Option<Greenlet>, TargetError> {
-        let is_greenlet = |mapping: &Mapping| {
-            let name = mapping.file_name();
-            name.starts_with("_greenlet.") && name.ends_with(".so")
-        };
-        let files: Vec<Mapping> = self.files(is_greenlet).into_iter().cloned().collect();
+        let files: Vec<Mapping> = self.files(Mapping::is_greenlet).into_iter().cloned().collect();
         if files.len() > 1 {
             self.warnings.push(Warning::SeveralGreenlets { count: files.len() });
         }

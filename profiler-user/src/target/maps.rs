@@ -36,6 +36,13 @@ impl Mapping {
         self.inode == other.inode && self.device == other.device
     }
 
+    /// Whether it maps a greenlet library.
+    #[must_use]
+    pub fn is_greenlet(&self) -> bool {
+        let name = self.file_name();
+        self.is_file() && name.starts_with("_greenlet.") && name.ends_with(".so")
+    }
+
     /// The last part of the path.
     #[must_use]
     pub fn file_name(&self) -> &str {

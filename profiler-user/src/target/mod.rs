@@ -37,7 +37,7 @@ pub use kinds::{Kinds, TypeInfo, type_info};
 pub use natives::{Natives, natives};
 pub use process::{Incarnation, Namespaces, Thread};
 pub use python_threads::{PythonThread, python_threads};
-pub use site::{Site, Sites};
+pub use site::{PythonSites, Site, Sites};
 pub use version::Version;
 
 use crate::python::objects::{self, ObjectLayout};
@@ -51,6 +51,8 @@ pub struct Target {
     pub incarnation: Incarnation,
     /// Its program.
     pub exe: PathBuf,
+    /// That program's file: its device as the kernel numbers it, and its inode.
+    pub program: Option<(u64, u64)>,
     /// Its command line.
     pub command: Vec<String>,
     /// Its pid namespace.
@@ -84,6 +86,8 @@ pub struct Python {
     pub layout: PythonLayout,
     /// What user space needs beside it.
     pub objects: ObjectLayout,
+    /// Where to probe it.
+    pub sites: PythonSites,
     /// Where both come from, in words.
     pub source: String,
 }
@@ -107,6 +111,19 @@ pub struct Greenlet {
     pub made: Option<Site>,
     /// Where the layout comes from, in words.
     pub source: String,
+}
+
+impl Greenlet {
+    /// The same library where another process has mapped it, by the begin of its module.
+    #[must_use]
+    pub fn mapped_at(&self, start: u64) -> Self {
+        let by = start.wrapping_sub(self.module.start);
+        let mut moved = self.clone();
+        moved.module = start..self.module.end.wrapping_add(by);
+        moved.greenlet_type = Addr(self.greenlet_type.0.wrapping_add(by));
+        moved.file.bias = self.file.bias.wrapping_add(by);
+        moved
+    }
 }
 
 /// Something odd about a target that does not keep it from being profiled.
@@ -226,6 +243,21 @@ pub fn forked(parent: &Target, pid: u32) -> Target {
         child.threads = threads(&child).into_iter().filter(|thread| thread.tid == pid).collect();
     }
     child
+}
+
+/// The device and the inode of the greenlet library that a process has mapped now, if it
+/// has one.
+#[must_use]
+pub fn greenlet_file(pid: u32) -> Option<((u32, u32), u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let mapping = maps::parse(&text).into_iter().find(maps::Mapping::is_greenlet)?;
+    Some((mapping.device, mapping.inode))
+}
+
+/// The ids of a process's threads, in our pid namespace.
+#[must_use]
+pub fn thread_ids(pid: u32) -> Vec<u32> {
+    process::thread_ids(pid)
 }
 
 /// The threads that are there now.

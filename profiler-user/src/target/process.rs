@@ -62,6 +62,7 @@ impl Incarnation {
 pub(super) struct Facts {
     pub(super) incarnation: Incarnation,
     pub(super) exe: PathBuf,
+    pub(super) program: Option<(u64, u64)>,
     pub(super) command: Vec<String>,
     pub(super) namespaces: Namespaces,
     pub(super) threads: Vec<Thread>,
@@ -77,6 +78,7 @@ impl Facts {
                 .map_err(|error| TargetError::io(pid, "read the mappings", error))?,
         );
         let exe = process.exe().unwrap_or_default();
+        let program = file(&format!("/proc/{pid}/exe"));
         let command = process.cmdline().unwrap_or_default();
         let link = fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let pid_namespace = link
@@ -86,7 +88,8 @@ impl Facts {
         let pids = status.and_then(|status| status.nspid).unwrap_or_default();
         let pids: Vec<u32> = pids.into_iter().filter_map(|pid| u32::try_from(pid).ok()).collect();
         let threads = threads(pid, pids.len() > 1);
-        Ok(Self { incarnation, exe, command, namespaces: Namespaces { pid_namespace, pids }, threads, maps })
+        let namespaces = Namespaces { pid_namespace, pids };
+        Ok(Self { incarnation, exe, program, command, namespaces, threads, maps })
     }
 }
 
@@ -108,6 +111,12 @@ pub(super) fn threads(pid: u32, nested: bool) -> Vec<Thread> {
         .collect();
     threads.sort_by_key(|thread| thread.tid);
     threads
+}
+
+/// The ids of a process's threads, in our pid namespace.
+pub(super) fn thread_ids(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// What a thread is in now, as its [`Clock::state`](profiler_common::clock::Clock::state)
@@ -146,7 +155,12 @@ const fn of_call(number: i64, first: u64, gil: Gil) -> Off {
 /// The file of a process's pid namespace: its device as the kernel numbers it, and its
 /// inode.
 pub(super) fn namespace(pid: u32) -> Option<(u64, u64)> {
-    let file = fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?;
+    file(&format!("/proc/{pid}/ns/pid"))
+}
+
+/// A file's device as the kernel numbers it, and its inode.
+fn file(path: &str) -> Option<(u64, u64)> {
+    let file = fs::metadata(path).ok()?;
     let device = file.dev();
     // `dev_t` inside of the kernel: MKDEV.
     // https://github.com/torvalds/linux/blob/v6.12/include/linux/kdev_t.h

@@ -1,4 +1,5 @@
-//! The instructions to probe in a greenlet library, and what a probe there costs.
+//! The instructions to probe in a greenlet library and in CPython, and what a probe there
+//! costs.
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind};
 
@@ -14,6 +15,12 @@ const MAIN_SWITCH: &str = "_ZN8greenlet12MainGreenlet8g_switchEv";
 const INITIALSTUB: &str = "_ZN8greenlet12UserGreenlet13g_initialstubEPv";
 const USER_FREED: &str = "_ZN8greenlet12UserGreenletD0Ev";
 const MAIN_FREED: &str = "_ZN8greenlet12MainGreenletD0Ev";
+/// What an extension calls to make its module, greenlet as well: once for each extension.
+/// <https://github.com/python/cpython/blob/v3.13.0/Include/moduleobject.h>
+const MODULE: &str = "PyModule_Create2";
+/// What a program calls once its interpreter is up, the usual ones at least.
+/// <https://github.com/python/cpython/blob/v3.13.0/Modules/main.c>
+const RUN_MAIN: &str = "Py_RunMain";
 /// What gcc and clang call the assembly that swaps stacks; in `.symtab` only.
 const SWAP: [&str; 2] = ["slp_switch", "_ZL10slp_switchv"];
 
@@ -51,6 +58,25 @@ pub struct Sites {
     /// One is right. More means that `g_switchstack` was inlined somewhere, and that
     /// a probe on it misses those switches.
     pub swap_callers: Option<usize>,
+}
+
+/// The instructions to probe in CPython.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PythonSites {
+    /// An extension makes its module.
+    pub module: Option<Site>,
+    /// The interpreter is up.
+    pub up: Option<Site>,
+}
+
+impl PythonSites {
+    pub(super) fn find(elf: &Elf<'_>) -> Self {
+        let [module, up] = elf::symbols(elf, [MODULE, RUN_MAIN]);
+        let site = |symbol, found: Option<(u64, HowFound)>| {
+            found.and_then(|(address, how_found)| Site::at(elf, symbol, address, how_found))
+        };
+        Self { module: site(MODULE, module), up: site(RUN_MAIN, up) }
+    }
 }
 
 impl Sites {

@@ -33,6 +33,7 @@ fn write(profile: &Profile, out: &mut String) -> std::fmt::Result {
         )?;
     }
     clocks(profile, out)?;
+    programs(profile, out)?;
     top(profile, State::Cpu, "most time on the CPU", "ticks", out)?;
     top(profile, State::Blocked, "most blocked time", "times", out)?;
     top(profile, State::Wait, "most waiting time", "waits", out)?;
@@ -128,6 +129,16 @@ fn clocks(profile: &Profile, out: &mut String) -> std::fmt::Result {
         time(gil_wait_ns),
         time(preempted_ns)
     )
+}
+
+/// What was missed of programs that took others' places.
+fn programs(profile: &Profile, out: &mut String) -> std::fmt::Result {
+    let unseen: Vec<u64> = profile.targets.iter().filter_map(|target| target.unseen_ns).collect();
+    let Some(longest) = unseen.iter().max() else {
+        return Ok(());
+    };
+    let (count, longest) = (unseen.len(), time(*longest));
+    writeln!(out, "new programs: {count}, recorded from at most {longest} after their begin on")
 }
 
 /// The stacks with the most time in a state.

@@ -1,0 +1,189 @@
+//! gunicorn's masters and workers: recycled, reloaded, and replaced.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tests::compare;
+use tests::deadline::Deadline;
+use tests::place::{Python, target_program};
+use tests::process::Process;
+use tests::profile::Profile;
+use tests::recording::{Recording, parse};
+use tests::runner::Cases;
+
+use crate::children::short_lived;
+
+const REQUESTS: usize = 150;
+
+pub(crate) fn cases(cases: &mut Cases) {
+    cases.each("recycled_gunicorn_workers_are_counted_whole", recycled);
+    cases.each("reloaded_gunicorn_workers_are_counted_whole", reloaded);
+    cases.each("a_gunicorn_that_takes_anothers_place_is_counted_whole", replaced);
+}
+
+/// A master with its recording, and its workers' books.
+struct Service {
+    master: Process,
+    recording: Recording,
+    books: TempDir,
+    requests: usize,
+}
+
+/// Who answered.
+#[derive(Clone, Copy)]
+struct Answer {
+    worker: u32,
+    master: u32,
+}
+
+impl Service {
+    fn start(python: &Python) -> Result<Self> {
+        let books = TempDir::new()?;
+        let config = target_program("prefork.py");
+        let folder = config.parent().context("a folder")?;
+        // Not by `-m`: on USR2 it starts itself again by its own path.
+        let script = python.exe.with_file_name("gunicorn");
+        let master = Process::start(
+            Command::new(&python.exe)
+                .arg(script)
+                .arg("-c")
+                .arg(&config)
+                .arg("prefork:application")
+                .current_dir(folder)
+                .env("PYTHONPATH", folder)
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .env("BOOKS", books.path()),
+        )?;
+        // Said when it listens, before its first fork.
+        master.stderr.line(0, Deadline::usual(), "Using worker", |line| line.contains("Using worker"))?;
+        let recording = Recording::start(master.pid(), &[])?;
+        fs::write(books.path().join("go"), "")?;
+        Ok(Self { master, recording, books, requests: 0 })
+    }
+
+    /// A request over a connection of its own; tried again while a worker that ends resets it.
+    fn ask(&mut self) -> Result<Answer> {
+        let socket: PathBuf = self.books.path().join("socket");
+        let deadline = Deadline::usual();
+        while !deadline.passed() {
+            let mut answer = String::new();
+            let asked = UnixStream::connect(&socket).and_then(|mut stream| {
+                stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+                stream.read_to_string(&mut answer)
+            });
+            if asked.is_ok() && answer.starts_with("HTTP/1.0 200") {
+                self.requests += 1;
+                let (_, body) = answer.split_once("\r\n\r\n").context("a body")?;
+                let (worker, master) = body.split_once(' ').context("two pids")?;
+                return Ok(Answer { worker: worker.parse()?, master: master.parse()? });
+            }
+        }
+        bail!("no answer in time after {} requests", self.requests)
+    }
+
+    fn ask_often(&mut self) -> Result<()> {
+        (0..REQUESTS).try_for_each(|_| self.ask().map(drop))
+    }
+
+    /// Asks until somebody new answers.
+    fn ask_until(&mut self, new: impl Fn(Answer) -> bool) -> Result<Answer> {
+        Deadline::usual()
+            .until("another one to answer", || Ok(Some(self.ask()?).filter(|answer| new(*answer))))
+    }
+
+    /// Asks until both workers of a master have answered: one that is told to end before it
+    /// listens to signals does not.
+    fn ask_both(&mut self, new: impl Fn(Answer) -> bool) -> Result<Answer> {
+        let first = self.ask_until(&new)?;
+        self.ask_until(|answer| new(answer) && answer.master == first.master && answer.worker != first.worker)
+    }
+
+    /// Waits until every process has ended, and compares what each did with its books.
+    fn finish(self) -> Result<Profile> {
+        let Self { recording, books, requests, .. } = self;
+        let mut profile = parse(&recording.finish()?)?;
+        short_lived(&mut profile);
+        compare::complete(&profile)?;
+        let truth = worker_books(books.path())?;
+        // The first two, and one at least in the place of one of them.
+        ensure!(truth.len() > 2, "{} workers", truth.len());
+        let seen = switches_by_process(&profile);
+        ensure!(seen == truth, "greenscope {seen:?}, books {truth:?}");
+        let sum: u64 = truth.values().sum();
+        ensure!(profile.totals.switches == sum, "{} instead of {sum}", profile.totals.switches);
+        // Each request slept 10 ms, in whichever worker.
+        let slept = profile.waiting_ns("query");
+        let least = requests as u64 * 10_000_000;
+        ensure!(slept >= least && slept < 2 * least, "{slept} ns asleep in {requests} requests");
+        Ok(profile)
+    }
+}
+
+fn recycled(python: &Python) -> Result<()> {
+    let mut service = Service::start(python)?;
+    service.ask_often()?;
+    service.master.signal(Signal::TERM)?;
+    service.master.wait(Deadline::usual())?;
+    service.finish().map(drop)
+}
+
+fn reloaded(python: &Python) -> Result<()> {
+    let mut service = Service::start(python)?;
+    service.ask_both(|_| true)?;
+    let before: Vec<u32> = worker_books(service.books.path())?.into_keys().collect();
+    service.master.signal(Signal::HUP)?;
+    service.ask_both(|answer| !before.contains(&answer.worker))?;
+    service.ask_often()?;
+    service.master.signal(Signal::TERM)?;
+    service.master.wait(Deadline::usual())?;
+    service.finish().map(drop)
+}
+
+fn replaced(python: &Python) -> Result<()> {
+    let mut service = Service::start(python)?;
+    service.ask_both(|_| true)?;
+    let old = service.master.pid();
+    service.master.signal(Signal::USR2)?;
+    let new = service.ask_both(|answer| answer.master != old)?.master;
+    service.master.signal(Signal::TERM)?;
+    service.master.wait(Deadline::usual())?;
+    service.ask_often()?;
+    let pid = i32::try_from(new).ok().and_then(Pid::from_raw).context("a pid")?;
+    kill_process(pid, Signal::TERM)?;
+    let profile = service.finish()?;
+    let row = profile.targets.iter().find(|target| target.pid == new && target.unseen_ns.is_some());
+    let row = row.context("the new master is not among the targets")?;
+    ensure!(row.parent == Some(old), "its parent is {:?}", row.parent);
+    let workers = profile.targets.iter().filter(|target| target.parent == Some(new)).count();
+    ensure!(workers >= 2, "{workers} workers of the new master");
+    Ok(())
+}
+
+fn worker_books(folder: &Path) -> Result<BTreeMap<u32, u64>> {
+    let mut books = BTreeMap::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix("worker-")) else {
+            continue;
+        };
+        let count: [u8; 8] = fs::read(entry.path())?.try_into().ok().context("eight bytes")?;
+        books.insert(pid.parse()?, u64::from_le_bytes(count));
+    }
+    Ok(books)
+}
+
+pub(crate) fn switches_by_process(profile: &Profile) -> BTreeMap<u32, u64> {
+    let mut sums = BTreeMap::new();
+    for greenlet in profile.greenlets.iter().filter(|greenlet| greenlet.switches_in > 0) {
+        *sums.entry(greenlet.pid).or_default() += greenlet.switches_in;
+    }
+    sums
+}
