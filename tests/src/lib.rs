@@ -10,11 +10,16 @@
 pub mod book;
 pub mod compare;
 pub mod deadline;
+pub mod judge;
+pub mod label;
 pub mod place;
 pub mod process;
 pub mod profile;
 pub mod reader;
 pub mod recording;
 pub mod runner;
+pub mod spans;
 pub mod stream;
 pub mod target;
+pub mod traced;
+pub mod works;

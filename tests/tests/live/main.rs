@@ -8,6 +8,7 @@ mod children;
 mod clocks;
 mod departures;
 mod ends;
+mod labels;
 mod lives;
 mod namespaces;
 mod outputs;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     departures::cases(&mut cases);
     children::cases(&mut cases);
     states::cases(&mut cases);
+    labels::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
     refusals::cases(&mut cases);
