@@ -31,7 +31,9 @@ use crate::{
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/socket.h>
 const MSG_PEEK: u32 = 2;
 /// A request's first line is at least `GET / HTTP/1.1`.
-const SHORTEST: i32 = 14;
+const SHORTEST: u32 = 14;
+/// OpenSSL receives the head of a record by itself, which is as short as `GET /`.
+const RECORD_HEAD: i32 = 5;
 /// `TCP_FIN_WAIT1`, `TCP_CLOSE`, `TCP_LAST_ACK`: this side closed, or the connection broke.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/net/tcp_states.h>
 const CLOSED: [i32; 3] = [4, 7, 9];
@@ -108,7 +110,7 @@ pub fn on_received(ctx: &BtfTracePointContext) {
     if greenlet.socket == socket | 1 {
         end(slot, greenlet);
     }
-    if status < SHORTEST || flags & MSG_PEEK != 0 {
+    if status < RECORD_HEAD || flags & MSG_PEEK != 0 {
         return;
     }
     slot.enter();
@@ -173,6 +175,12 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
         }
         return 0;
     }
+    if bytes < SHORTEST {
+        if let Some(totals) = maps::totals(slot.target) {
+            count(totals, Fault::WireCut);
+        }
+        return 0;
+    }
     let bytes = if bytes < WIRE_BYTES { bytes } else { WIRE_BYTES };
     if UserMemory.read_part(buffer, slot.scratch.window.room(), bytes).is_err() {
         return 0;
@@ -188,10 +196,11 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
     let mut head = Head { slot };
     // SAFETY: the helper calls `scan` with the head while it is borrowed here.
     unsafe { bpf_loop(WIRE_BYTES, callback, ptr::from_mut(&mut head).cast(), 0) };
-    if slot.scan.state != OVER
-        && let Some(totals) = maps::totals(slot.target)
-    {
-        count(totals, Fault::WireCut);
+    if slot.scan.state != OVER {
+        forget_cut(slot);
+        if let Some(totals) = maps::totals(slot.target) {
+            count(totals, Fault::WireCut);
+        }
     }
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -207,6 +216,24 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
         count(totals, Fault::RingFullLabel);
     }
     0
+}
+
+/// Of a head that is not over what was being read is not known: a part of a path is another
+/// path, and a part of an id another id.
+#[inline(always)]
+fn forget_cut(slot: &mut Slot) {
+    let Slot { scan, label_record, .. } = slot;
+    let about = &mut label_record.about;
+    match scan.state {
+        IN_METHOD | IN_PATH => clear(&mut about.endpoint),
+        // Before the other header, or in its place.
+        IN_TRACEPARENT if about.flags & ABOUT_SW8 != 0 => {}
+        IN_SW8 | IN_TRACEPARENT => {
+            clear(&mut about.trace);
+            about.flags = 0;
+        }
+        _ => {}
+    }
 }
 
 #[inline(always)]

@@ -10,6 +10,8 @@
 pub mod book;
 pub mod compare;
 pub mod deadline;
+pub mod judge;
+pub mod label;
 pub mod place;
 pub mod postgres;
 pub mod process;
@@ -18,5 +20,8 @@ pub mod reader;
 pub mod recording;
 pub mod refusing;
 pub mod runner;
+pub mod spans;
 pub mod stream;
 pub mod target;
+pub mod traced;
+pub mod works;

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::label::{Endpoint, Interval, Label, Looks, Request, Tracer};
+
 /// One recording.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Profile {
@@ -14,6 +16,9 @@ pub struct Profile {
     pub targets: Vec<Target>,
     /// The moment at which every probe was in place.
     pub started_unix_ns: u64,
+    /// The same moment by `CLOCK_MONOTONIC`.
+    #[serde(default)]
+    pub started_monotonic_ns: u64,
     /// From that moment to the end.
     pub duration_ns: u64,
     /// Sums over everything.
@@ -28,6 +33,14 @@ pub struct Profile {
     /// Runs that were too long.
     #[serde(default)]
     pub blocks: Vec<Block>,
+    /// Requests by what they asked for.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    /// The requests that were seen.
+    #[serde(default)]
+    pub requests: Vec<Request>,
+    /// With `--intervals`: what each greenlet did when.
+    pub intervals: Option<Vec<Interval>>,
 }
 
 /// A run without a switch that was too long.
@@ -63,6 +76,8 @@ pub struct Target {
     pub began_ns: u64,
     /// How long it had been there by then, if it had taken another program's place.
     pub unseen_ns: Option<u64>,
+    /// What tells of requests in it.
+    pub tracer: Option<Tracer>,
 }
 
 /// Sums over everything.
@@ -84,6 +99,8 @@ pub struct Totals {
     pub records_lost: u64,
     /// Stacks that were cut at the limit of depth.
     pub stacks_truncated: u64,
+    /// What came of the looks for labels; null if there was nothing to look for.
+    pub labels: Option<Looks>,
     /// What could not be read, by name.
     #[serde(default)]
     pub faults: BTreeMap<String, u64>,
@@ -172,6 +189,9 @@ pub struct Stack {
     /// Which end of the recording cut the wait, if any.
     #[serde(default)]
     pub open: Option<Open>,
+    /// Whose work it was.
+    #[serde(flatten)]
+    pub label: Label,
 }
 
 /// What a greenlet did.

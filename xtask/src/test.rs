@@ -6,6 +6,7 @@
 //! both.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs,
     io::{BufRead as _, BufReader},
@@ -23,6 +24,13 @@ use crate::{
 
 /// What the test targets need from PyPI.
 const REQUIREMENTS: &str = "tests/requirements.txt";
+
+/// What the services with a tracer need, a file for each tracer's version.
+const TRACED: &str = "tests/traced";
+
+/// The last Python that pip takes a tracer's version for, where that is not the next one to
+/// come (tests/traced/README.md).
+const LAST: [(&str, (u32, u32, u32)); 1] = [("agent-1.2.0", (3, 13, 0))];
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -79,6 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         doctor::install_for_tests();
     }
     prepare_environments(*no_install, &mut skips)?;
+    prepare_traced(filter.as_deref(), *no_install, &mut skips)?;
 
     let mut count = Count::default();
     let built = run::build();
@@ -127,6 +136,51 @@ fn prepare_environments(no_install: bool, skips: &mut Vec<String>) -> Result<()>
         environment.make(python, &requirements)?;
     }
     Ok(())
+}
+
+/// The environments of the services with a tracer, as far as a live test names one: at the
+/// end of its own name.
+fn prepare_traced(filter: Option<&str>, no_install: bool, skips: &mut Vec<String>) -> Result<()> {
+    let mut command = cargo_test();
+    command.args(["--package", "tests", "--test", "live", "--", "--list"]).args(filter);
+    let Ok(list) = process::output(&mut command) else {
+        // It does not compile, which the run of the tests will say.
+        return Ok(());
+    };
+    let wanted = named_environments(&list);
+    let pythons = python::interpreters();
+    for file in workspace::files_below(&workspace::root().join(TRACED))? {
+        let tracer =
+            file.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".txt"));
+        let Some(tracer) = tracer else { continue };
+        let packages =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        for (major, minor) in python::COVERED {
+            let name = format!("{tracer}-py{major}.{minor}");
+            // That there is no such Python was said already.
+            let (true, Some(python)) = (wanted.contains(&name), python::of_version(&pythons, (major, minor)))
+            else {
+                continue;
+            };
+            if LAST.iter().any(|(of, last)| *of == tracer && python.version > *last) {
+                skips.push(format!("tests with {name}: pip does not take it for {python}"));
+                continue;
+            }
+            let environment = Environment::new(&name, python, &packages);
+            if no_install && !environment.is_ready() {
+                skips.push(format!("tests with {name}: target/venvs/{name} is not made"));
+                continue;
+            }
+            environment.make(python, &file)?;
+        }
+    }
+    Ok(())
+}
+
+/// What stands behind the last stroke of each test in a list of libtest's.
+fn named_environments(list: &str) -> BTreeSet<String> {
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    names.filter_map(|name| Some(name.rsplit_once('/')?.1.to_owned())).collect()
 }
 
 /// `cargo test` with what every runner gets: one failing crate hides no other's
@@ -234,6 +288,13 @@ mod tests {
         }
         let expected = Count { passed: 9, failed: 3, skipped: 1, broken: 0 };
         assert_eq!(count, expected);
+    }
+
+    #[test]
+    fn a_test_names_its_environment_at_its_end() {
+        let list = "labels/agent-1.2.0-py3.13: test\nwaits/gevent/py3.11: test\nplain: test\n2 tests, 0 benchmarks\n";
+        let names = named_environments(list);
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["agent-1.2.0-py3.13", "py3.11"]);
     }
 
     #[test]

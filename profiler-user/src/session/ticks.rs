@@ -54,7 +54,10 @@ impl Ticks {
         } else {
             Whose::Greenlet(tick.greenlet)
         };
-        self.count_look(tick);
+        // Where no stack could be taken no label was looked for.
+        if !tick.stack.is_none() {
+            self.count_look(tick);
+        }
         if let Some(frames) = frames {
             *self.seen.entry(whose).or_default().entry((frames, tick.label)).or_default() += 1;
         }

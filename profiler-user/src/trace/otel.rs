@@ -2,7 +2,10 @@
 //!
 //! <https://github.com/open-telemetry/opentelemetry-python/tree/v1.30.0>
 
-use profiler_common::{fault::Fault, label::Source};
+use profiler_common::{
+    fault::Fault,
+    label::{NO_ATTRIBUTE, Source},
+};
 
 use super::{Identity, Look, Tracer, agent::string, shape::Places};
 use crate::{
@@ -45,7 +48,10 @@ pub(super) fn find<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<Tracer>, F
     let classes = [look.pick(&spans, "_Span"), look.pick(&spans, "Span")];
     let mut places = Places { whole: true };
     let span = places.make(look, &classes, &["_context", "_end_time", "_name", "_parent"])?;
-    let made = span.shapes.iter().any(|shape| shape.at.first().is_some_and(|at| *at != u8::MAX));
+    let made = span.shapes.iter().any(|shape| {
+        // A place without a class asks for attributes at 0.
+        !shape.class.is_null() && shape.at.first().is_some_and(|at| *at != NO_ATTRIBUTE)
+    });
     let [first, ..] = &mut config.places;
     *first = span;
     let identity = identity(look).unwrap_or_default();

@@ -9,6 +9,7 @@ mod clocks;
 mod departures;
 mod ends;
 mod gunicorn;
+mod labels;
 mod lives;
 mod names;
 mod namespaces;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     gunicorn::cases(&mut cases);
     states::cases(&mut cases);
     names::cases(&mut cases);
+    labels::cases(&mut cases);
     namespaces::cases(&mut cases);
     outputs::cases(&mut cases);
     unticked::cases(&mut cases);
