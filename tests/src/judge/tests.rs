@@ -89,7 +89,8 @@ fn scene() -> Scene {
     Scene {
         profile: json!({
             "version": 1, "started_unix_ns": 1, "started_monotonic_ns": STARTED, "duration_ns": 100 * MS,
-            "targets": [{"pid": 7, "python": "3.13.0", "greenlet": "3.5.6", "command": "traced.py"}],
+            "targets": [{"pid": 7, "python": "3.13.0", "greenlet": "3.5.6", "command": "traced.py",
+                         "began_ns": 0, "unseen_ns": null}],
             "totals": {"switches": 6, "greenlets_seen": 3, "records_lost": 0, "stacks_truncated": 0,
                        "faults": {}, "labels": {"own": 2, "given": 1, "blank": {"NO_CONTEXT": 3}}},
             "greenlets": [greenlet(1), greenlet(2), greenlet(3)],
