@@ -30,7 +30,7 @@ fn greenlet(id: u32, main: bool, switches_in: u64, alive: bool) -> Value {
 fn profile_json() -> Value {
     json!({
         "version": 1,
-        "targets": [{"pid": 7, "python": "3.12.1", "greenlet": "3.5.6", "command": "x"}],
+        "targets": [{"pid": 7, "python": "3.12.1", "greenlet": "3.5.6", "command": "x", "began_ns": 0, "unseen_ns": null}],
         "started_unix_ns": 1000 * MS, "duration_ns": 1000 * MS,
         "totals": {"switches": 9, "greenlets_seen": 4, "records_lost": 0,
                    "stacks_truncated": 0, "faults": {}},
