@@ -17,4 +17,5 @@ pub mod layout;
 pub mod limits;
 pub mod memory;
 pub mod record;
+pub mod running;
 pub mod walk;

@@ -103,12 +103,16 @@ pod! {
         pub tstate_next: u32,
         /// `PyThreadState.datastack_top`.
         pub tstate_top: u32,
+        /// The bit of `cleared` in `PyThreadState._status` (3.12 on), else `u32::MAX`.
+        pub tstate_cleared_bit: u32,
         /// `PyCodeObject.co_framesize` (i32, words; 3.12 on), else `u32::MAX`.
         pub code_framesize: u32,
         /// `PyCodeObject.co_nlocalsplus` (i32).
         pub code_nlocalsplus: u32,
         /// `PyCodeObject.co_stacksize` (i32).
         pub code_stacksize: u32,
+        /// None.
+        pub padding: u32,
     }
 
     /// A run without a switch.
@@ -446,7 +450,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 5_640;
+pub const SLOT_BYTES: usize = 5_664;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -18,6 +18,7 @@ mod log;
 mod maps;
 mod memory;
 mod off;
+mod own;
 mod slot;
 mod stack;
 mod switch;

@@ -12,7 +12,13 @@ use profiler_common::{
     walk::{StackKey, Start, Walk},
 };
 
-use crate::{maps, memory::UserMemory, slot::Slot, stack, switch, tick};
+use crate::{
+    maps,
+    memory::UserMemory,
+    own::{FOUND, leaf_frame},
+    slot::Slot,
+    stack, switch,
+};
 
 /// Takes the stack of the current thread, which goes to sleep, into `slot.off_stack`;
 /// none if there is none to take or it is not sure.
@@ -45,13 +51,13 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         }
     }
     let mut frame = Addr::NULL;
-    if tick::leaf_frame(config, slot, &mut frame) != tick::FOUND {
+    if leaf_frame(config, slot, &mut frame) != FOUND {
         return 0;
     }
     let python = &config.layout.python;
     let mut empty = StackKey::empty(slot.target, owner);
     empty.add(Addr(slot.thread), 0);
-    stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    stack::walk_on(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
     let Walk { key, fault, .. } = slot.scratch.walk;
     if fault.is_some() {
         return 0;

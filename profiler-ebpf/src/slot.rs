@@ -12,6 +12,7 @@ use profiler_common::{
     record::{
         BlockRecord, EndRecord, Greenlet, GreenletKey, Run, SLOT_BYTES, SwitchRecord, TickRecord, Watch,
     },
+    running::CodeSize,
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
@@ -62,8 +63,12 @@ pub struct Slot {
     pub off_stack: StackKey,
     /// What the clock had of that kind of time before.
     pub off_before_ns: u64,
-    /// Its thread id in the target's own pid namespace, once a tick asked for it.
+    /// Its thread id in the target's own pid namespace, once a tick or a sleep asked for it.
     pub own_tid: u64,
+    /// The `PyThreadState` that was its own the last time.
+    pub own_tstate: Addr,
+    /// The code object of its leaf then.
+    pub code_size: CodeSize,
     /// The last block, if the round after it is not over; else its `ns` is 0.
     pub block: BlockRecord,
     /// Scratch of a tick.

@@ -77,6 +77,14 @@ pub fn walk(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Sc
     iterate(&mut Iteration { python, scratch, record: ptr::null_mut() }, hash_frame);
 }
 
+/// The same where what lies around its leaf is in the window, copied just now.
+#[inline(always)]
+pub fn walk_on(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Scratch) {
+    scratch.start = start;
+    scratch.walk.begin_in(&start, key, python, &scratch.window);
+    iterate(&mut Iteration { python, scratch, record: ptr::null_mut() }, hash_frame);
+}
+
 /// Makes the stack just walked known, and sends its frames if they were not sent yet.
 ///
 /// `scratch.about` says what goes into the record. Returns whether they are sent. Out

@@ -20,7 +20,8 @@ use profiler_common::{
         ANY_TARGET, End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, NO_TARGET,
         TargetConfig, Totals,
     },
-    walk::{SCRATCH_WORDS, StackKey, running_frame},
+    running::running_frame,
+    walk::{SCRATCH_WORDS, StackKey},
 };
 
 use crate::{
