@@ -19,4 +19,5 @@ pub mod limits;
 pub mod memory;
 pub mod owner;
 pub mod record;
+pub mod running;
 pub mod walk;

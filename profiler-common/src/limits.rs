@@ -20,6 +20,13 @@ pub const WINDOW_SLACK_WORDS: usize = 16;
 /// Words read of a `PyThreadState` at once: all that a switch needs on every version.
 pub const THREAD_STATE_WORDS: usize = 11;
 
+/// Words read of a `PyThreadState` where the GIL may not be held, down to the end of the data
+/// stack: on CPython 3.12 and 3.13, whose thread states are 36 and 38 words long.
+pub const OWN_STATE_WORDS: usize = 31;
+
+/// The same on CPython 3.11, whose thread states are 45 words long.
+pub const OLD_STATE_WORDS: usize = 40;
+
 /// Thread states looked at for the one of the thread that a tick met.
 pub const MAX_TICK_THREADS: u32 = 64;
 

@@ -109,19 +109,19 @@ pod! {
         pub tstate_next: u32,
         /// `PyThreadState.datastack_top`.
         pub tstate_top: u32,
+        /// The bit of `cleared` in `PyThreadState._status` (3.12 on), else `u32::MAX`.
+        pub tstate_cleared_bit: u32,
         /// `PyCodeObject.co_framesize` (i32, words; 3.12 on), else `u32::MAX`.
         pub code_framesize: u32,
         /// `PyCodeObject.co_nlocalsplus` (i32).
         pub code_nlocalsplus: u32,
         /// `PyCodeObject.co_stacksize` (i32).
         pub code_stacksize: u32,
-        /// Where the labels are.
-        pub label: LabelConfig,
         /// The greenlet library whose layout this is: [`Probed::library`]; 0 for none. It may
         /// not be loaded yet.
         pub library: u32,
-        /// None.
-        pub padding: u32,
+        /// Where the labels are.
+        pub label: LabelConfig,
     }
 
     /// Where a target has mapped greenlet's extension: its vtables lie there. Not part of its
@@ -567,7 +567,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_496;
+pub const SLOT_BYTES: usize = 7_536;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -15,7 +15,7 @@
 use crate::{
     address::Addr,
     fault::Fault,
-    layout::{ABSENT, PythonLayout},
+    layout::PythonLayout,
     limits::{MAX_FRAMES, WINDOW_SLACK_WORDS, WINDOW_WORDS},
     memory::Memory,
 };
@@ -29,7 +29,7 @@ const ODD_WORDS: usize = 11;
 const PAGE: u64 = 4_096;
 /// [`RawFrame::owner`] of a frame in a thread's data stack.
 /// <https://github.com/python/cpython/blob/v3.13.0/Include/internal/pycore_frame.h> (`enum _frameowner`)
-const OWNED_BY_THREAD: u8 = 0;
+pub(crate) const OWNED_BY_THREAD: u8 = 0;
 /// The hash of a string that was not asked for it yet: -1.
 /// <https://github.com/python/cpython/blob/v3.12.1/Include/cpython/unicodeobject.h#L108>
 const NO_HASH: u64 = u64::MAX;
@@ -42,11 +42,11 @@ pub const SCRATCH_WORDS: usize = 16;
 
 /// A frame as it lies in memory.
 #[derive(Clone, Copy, Debug, Default)]
-struct RawFrame {
-    code: Addr,
+pub(crate) struct RawFrame {
+    pub(crate) code: Addr,
     previous: Addr,
     instr: u64,
-    owner: u8,
+    pub(crate) owner: u8,
 }
 
 /// A Python frame of a stack: which code, and where in it.
@@ -142,6 +142,25 @@ impl Window {
         &mut self.words
     }
 
+    /// Copies N words of something else, which [`Self::copied`] then gives.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::ReadState`] when they cannot be read.
+    #[inline(always)]
+    pub fn copy<const N: usize, M: Memory>(&mut self, at: Addr, memory: &mut M) -> Result<(), Fault> {
+        self.base = 0;
+        let words = self.words.first_chunk_mut::<N>().ok_or(Fault::ReadState)?;
+        memory.read(at, words).map_err(|_| Fault::ReadState)
+    }
+
+    /// The word at `offset` of it.
+    #[inline(always)]
+    #[must_use]
+    pub fn copied(&self, offset: u32) -> u64 {
+        self.words.get((offset >> 3) as usize & (WINDOW_WORDS - 1)).copied().unwrap_or_default()
+    }
+
     #[inline(always)]
     fn field(&self, word: u64, offset: u16) -> u64 {
         let index = (word as usize & (WINDOW_WORDS - 1)) + (offset as usize >> 3 & (WINDOW_SLACK_WORDS - 1));
@@ -169,7 +188,12 @@ impl Window {
     }
 
     #[inline(always)]
-    fn fill<M: Memory>(&mut self, memory: &mut M, at: u64, python: &PythonLayout) -> Result<(), Fault> {
+    pub(crate) fn fill<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        at: u64,
+        python: &PythonLayout,
+    ) -> Result<(), Fault> {
         let (base, bytes) = Self::place(at, python);
         self.base = 0;
         if bytes == SMALL_BYTES
@@ -199,7 +223,7 @@ impl Window {
     }
 
     #[inline(always)]
-    fn inside(&self, frame: u64, python: &PythonLayout) -> RawFrame {
+    pub(crate) fn inside(&self, frame: u64, python: &PythonLayout) -> RawFrame {
         let word = frame.wrapping_sub(self.base) >> 3;
         RawFrame {
             code: Addr(self.field(word, python.frame_code)),
@@ -278,6 +302,15 @@ impl Walk {
         self.top_frame_only = start.top_frame_only;
         self.rooted = false;
         self.data_stack = true;
+    }
+
+    /// The same where `window` is a copy of what lies around the leaf, made just now.
+    #[inline(always)]
+    pub fn begin_in(&mut self, start: &Start, key: StackKey, python: &PythonLayout, window: &Window) {
+        self.begin(start, key);
+        if window.covers(start.frame.0, python) {
+            self.data_stack = window.inside(start.frame.0, python).owner != OWNED_BY_THREAD;
+        }
     }
 
     /// The next frame.
@@ -424,95 +457,4 @@ fn check_before<M: Memory>(
     }
     let folded = (hash >> 32) as u32;
     Ok(if folded == 0 { 1 } else { folded })
-}
-
-/// Where the data stack of a thread ends, and where a frame's size is found.
-#[derive(Clone, Copy, Debug)]
-pub struct DataStack {
-    /// `PyThreadState.datastack_top`: the end of the frame that was pushed last.
-    pub top: u64,
-    /// Where `PyCodeObject.co_framesize` lies (i32, words); `u32::MAX` before 3.12.
-    pub code_framesize: u32,
-    /// Where `PyCodeObject.co_nlocalsplus` lies (i32).
-    pub code_nlocalsplus: u32,
-    /// Where `PyCodeObject.co_stacksize` lies (i32).
-    pub code_stacksize: u32,
-}
-
-/// Frames looked at from the leaf for the first one in the data stack.
-const MAX_GENERATORS: u32 = 8;
-
-/// Whether the leaf of a running thread's chain is what it runs: the first of its frames
-/// that lies in the data stack is the last one there, or its callee is, which is just
-/// being made.
-///
-/// While the interpreter's loop is entered, the thread state leads for some instructions
-/// to what an earlier call left on the C stack (CPython 3.11 and 3.12).
-/// <https://github.com/python/cpython/blob/v3.12.1/Python/ceval.c#L676>
-///
-/// # Errors
-///
-/// [`Fault::ReadFrame`] when a frame cannot be read.
-#[inline(always)]
-pub fn is_on_top<M: Memory>(
-    python: &PythonLayout,
-    leaf: Addr,
-    stack: DataStack,
-    memory: &mut M,
-) -> Result<bool, Fault> {
-    let mut at = leaf.0;
-    let mut hops = 0;
-    while at != 0 && hops < MAX_GENERATORS {
-        hops += 1;
-        let frame = Addr(at);
-        let owner = memory.word(frame.at(python.frame_owner & !7)).map_err(|_| Fault::ReadFrame)?;
-        if (owner >> ((python.frame_owner & 7) * 8)) as u8 == OWNED_BY_THREAD {
-            let end = frame_end(python, at, stack, memory)?;
-            return Ok(end == stack.top || frame_end(python, end, stack, memory) == Ok(stack.top));
-        }
-        at = memory.pointer(frame.at(python.frame_previous)).map_err(|_| Fault::ReadFrame)?.0;
-    }
-    // No frame in the data stack: that is empty then, or its last one is too far up.
-    Ok(at == 0)
-}
-
-#[inline(always)]
-fn frame_end<M: Memory>(
-    python: &PythonLayout,
-    frame: u64,
-    stack: DataStack,
-    memory: &mut M,
-) -> Result<u64, Fault> {
-    let code = memory.pointer(Addr(frame).at(python.frame_code)).map_err(|_| Fault::ReadFrame)?;
-    if stack.code_framesize != u32::MAX {
-        return Ok(frame.wrapping_add(number(code, stack.code_framesize, memory)? * 8));
-    }
-    // <https://github.com/python/cpython/blob/v3.11.7/Python/pystate.c> (`_PyThreadState_PushFrame`'s callers)
-    let locals = number(code, stack.code_nlocalsplus, memory)?;
-    let values = number(code, stack.code_stacksize, memory)?;
-    Ok(frame.wrapping_add((locals + values) * 8 + u64::from(python.frame_size)))
-}
-
-/// A field of 32 bits.
-#[inline(always)]
-fn number<M: Memory>(object: Addr, field: u32, memory: &mut M) -> Result<u64, Fault> {
-    let field = u64::from(field);
-    let word = memory.word(Addr(object.0.wrapping_add(field & !7))).map_err(|_| Fault::ReadFrame)?;
-    Ok(word >> ((field & 4) * 8) & 0xffff_ffff)
-}
-
-/// The leaf frame of a running thread, from the first words of its `PyThreadState`.
-///
-/// # Errors
-///
-/// [`Fault::ReadState`] when the C frame of CPython 3.11 and 3.12 cannot be read.
-#[inline(always)]
-pub fn running_frame<M: Memory>(
-    python: &PythonLayout,
-    words: &[u64; SCRATCH_WORDS],
-    memory: &mut M,
-) -> Result<Addr, Fault> {
-    let at = |offset: u16| words.get(offset as usize >> 3 & (SCRATCH_WORDS - 1)).copied().unwrap_or_default();
-    let frame = Addr(at(python.tstate_frame));
-    if python.cframe_frame == ABSENT { Ok(frame) } else { memory.pointer(frame.at(python.cframe_frame)) }
 }

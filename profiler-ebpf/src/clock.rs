@@ -23,7 +23,7 @@ use profiler_common::{
 };
 
 use crate::{
-    kernel::{exec_start, runtime},
+    kernel::{exec_start, exec_start_of, runtime, runtime_of},
     maps::{self, count},
     off,
     slot::{Reading, Slot},
@@ -170,6 +170,7 @@ fn insert_thread(slot: &Slot) -> u32 {
 pub fn on_sched_switch(ctx: &BtfTracePointContext) {
     let leaver: *mut task_struct = ctx.arg(1);
     let comer: *mut task_struct = ctx.arg(2);
+    let mut now = 0;
     if let Some(slot) = maps::slot_of(leaver)
         && slot.clock.version != 0
         && let Some(config) = maps::config(slot.target)
@@ -178,12 +179,12 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
             slot.thread = bpf_get_current_pid_tgid();
         }
         let (why, call) = why(ctx, leaver, config);
-        let now = time();
+        now = time();
         if slot.clock.state != ON_CPU {
-            came_unseen(config, slot, now, runtime(leaver));
+            came_unseen(config, slot, now, runtime_of(leaver));
         }
         slot.off_before_ns = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
-        slot.clock.leave(now, config.started_ns, runtime(leaver), why);
+        slot.clock.leave(now, config.started_ns, runtime_of(leaver), why);
         off::take_stack(config, slot, why, call, now);
         publish(slot);
     }
@@ -193,9 +194,11 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
     {
         let why = slot.clock.state;
         slot.remember_memory(comer);
-        let now = time();
-        slot.clock.enter(now, config.started_ns, runtime(comer));
-        let exec_start = exec_start(comer);
+        if now == 0 {
+            now = time();
+        }
+        slot.clock.enter(now, config.started_ns, runtime_of(comer));
+        let exec_start = exec_start_of(comer);
         slot.clock.lead_ns = if exec_start == 0 { 0 } else { now.wrapping_sub(exec_start) };
         // SAFETY: takes no argument.
         slot.clock.cpu = unsafe { bpf_get_smp_processor_id() };

@@ -56,6 +56,29 @@ pub fn runtime(task: *mut task_struct) -> u64 {
     read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
 }
 
+/// The same of a task that a tracepoint gave, which the verifier knows for one: it needs no
+/// helper, for the offset is a constant to it.
+#[inline(always)]
+pub fn runtime_of(task: *mut task_struct) -> u64 {
+    let offset = layout!(task_runtime);
+    if offset == 0 {
+        return 0;
+    }
+    // SAFETY: the kernel gave the task, and handles a fault of such a load.
+    unsafe { task.cast::<u8>().wrapping_add(offset as usize).cast::<u64>().read_volatile() }
+}
+
+/// [`exec_start`] of such a task.
+#[inline(always)]
+pub fn exec_start_of(task: *mut task_struct) -> u64 {
+    let offset = layout!(task_exec_start);
+    if offset == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    unsafe { task.cast::<u8>().wrapping_add(offset as usize).cast::<u64>().read_volatile() }
+}
+
 /// When the scheduler last brought that sum up to date, by its own clock; 0 if that is not
 /// known.
 #[inline(always)]

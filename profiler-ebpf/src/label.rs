@@ -293,11 +293,17 @@ pub fn observe(slot: &mut Slot, label: &Label, now: u64) {
     }
 }
 
-/// The label of the greenlet that is current where a tick or a sleep found the thread state
-/// `slot.found`, into `slot.label`; 0, or 1 + why it has none of its own.
+/// The label of the greenlet that is current on the thread state `tstate`, into `slot.label`;
+/// 0, or 1 + why it has none of its own.
 #[inline(always)]
-pub fn at_look(config: &TargetConfig, slot: &mut Slot, current: Option<&Greenlet>, now: u64) -> u32 {
-    label_seen(config, slot, current.map_or(ptr::null(), ptr::from_ref), now)
+pub fn at_look(
+    config: &TargetConfig,
+    slot: &mut Slot,
+    tstate: Addr,
+    current: Option<&Greenlet>,
+    now: u64,
+) -> u32 {
+    label_seen(config, slot, tstate.0, current.map_or(ptr::null(), ptr::from_ref), now)
 }
 
 /// A global function, as [`label_run`] is.
@@ -306,6 +312,7 @@ pub fn at_look(config: &TargetConfig, slot: &mut Slot, current: Option<&Greenlet
 extern "C" fn label_seen(
     config: *const TargetConfig,
     slot: *mut Slot,
+    tstate: u64,
     current: *const Greenlet,
     now: u64,
 ) -> u32 {
@@ -321,7 +328,7 @@ extern "C" fn label_seen(
     let mut blank = 0;
     slot.label = Label::NONE;
     if config.label.source != 0 {
-        blank = own(config, slot, slot.found);
+        blank = own(config, slot, Addr(tstate));
         let known = current.is_some_and(|current| current.label.is(&slot.label));
         if blank == 0 && !known && !slot.label.is(&slot.told) && tell(config, slot, now) {
             slot.told = slot.label;
@@ -373,8 +380,7 @@ fn made(config: &TargetConfig, slot: &mut Slot, object: Addr) -> u32 {
         return 0;
     }
     totals.hits += 1;
-    slot.found = slot.tstate;
-    let _blank = at_look(config, slot, Some(current), now);
+    let _blank = at_look(config, slot, slot.tstate, Some(current), now);
     if slot.label.is_none() {
         return 0;
     }

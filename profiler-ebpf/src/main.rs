@@ -21,6 +21,7 @@ mod maps;
 mod memory;
 mod module;
 mod off;
+mod own;
 mod slot;
 mod stack;
 mod switch;

@@ -180,9 +180,14 @@ pub fn copy_config(parent: u64, config: &TargetConfig, child: u32, made_ns: u64,
     let Some(config) = CONFIGS.get_ptr_mut(child) else {
         return false;
     };
+    // In place: there is no room for one on the program's stack.
     // SAFETY: the number was free, so that nobody else uses the element. User space may
     // write the parent's meanwhile, as in `config`.
-    unsafe { *config = TargetConfig { started_ns, made_ns, ..*parent } };
+    unsafe { ptr::copy_nonoverlapping(parent, config, 1) };
+    // SAFETY: as above.
+    let config = unsafe { &mut *config };
+    config.started_ns = started_ns;
+    config.made_ns = made_ns;
     true
 }
 

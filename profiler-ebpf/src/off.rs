@@ -15,7 +15,13 @@ use profiler_common::{
     walk::{StackKey, Start, Walk},
 };
 
-use crate::{label, maps, memory::UserMemory, slot::Slot, stack, switch, tick};
+use crate::{
+    label, maps,
+    memory::UserMemory,
+    own::{FOUND, leaf_frame},
+    slot::Slot,
+    stack, switch,
+};
 
 /// Takes the stack of the current thread, which goes to sleep, into `slot.off_stack`;
 /// none if there is none to take or it is not sure.
@@ -51,30 +57,36 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         }
     }
     let mut frame = Addr::NULL;
-    if tick::leaf_frame(config, slot, &mut frame) != tick::FOUND {
+    if leaf_frame(config, slot, &mut frame) != FOUND {
         return 0;
     }
     let python = &config.layout.python;
     let mut empty = StackKey::empty(slot.target, owner);
     empty.add(Addr(slot.thread), 0);
-    stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    stack::walk_on(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
     let Walk { key, fault, .. } = slot.scratch.walk;
     if fault.is_some() {
         return 0;
     }
-    switch::about(config, slot, now, owner, empty);
-    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
     slot.off_stack = key;
     slot.off_label = Label::NONE;
     let given = entry.as_ref().map_or(Label::NONE, |entry| entry.given);
     if label::wanted(config, &given) {
-        let _blank = label::at_look(config, slot, entry.as_deref(), now);
+        let _blank = label::at_look(config, slot, slot.own_tstate, entry.as_deref(), now);
         slot.off_label = slot.label;
         if entry.is_some() {
             slot.off_seen = 1;
             let label = slot.label;
             label::observe(slot, &label, now);
         }
+    }
+    if key == slot.sent_stack && config.sending == slot.sent {
+        return 0;
+    }
+    switch::about(config, slot, now, owner, empty);
+    if stack::ensure_sent(python, &mut slot.scratch, totals) {
+        slot.sent_stack = key;
+        slot.sent = config.sending;
     }
     0
 }

@@ -16,6 +16,7 @@ use profiler_common::{
         BlockRecord, EndRecord, Greenlet, GreenletKey, LabelRecord, Run, SLOT_BYTES, SwitchRecord,
         TickRecord, Watch,
     },
+    running::CodeSize,
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
@@ -82,14 +83,22 @@ pub struct Slot {
     pub off_stack: StackKey,
     /// What the clock had of that kind of time before.
     pub off_before_ns: u64,
-    /// Its thread id in the target's own pid namespace, once a tick asked for it.
+    /// Its thread id in the target's own pid namespace, once a tick or a sleep asked for it.
     pub own_tid: u64,
+    /// The `PyThreadState` that was its own the last time.
+    pub own_tstate: Addr,
+    /// The code object of its leaf then.
+    pub code_size: CodeSize,
+    /// The last stack of these that was new, which is known then and sent.
+    pub sent_stack: StackKey,
+    /// For this [`profiler_common::record::TargetConfig::sending`].
+    pub sent: u32,
+    /// None.
+    pub unused: u32,
     /// The label that it left the CPU with.
     pub off_label: Label,
     /// Not 0 if it was looked at.
     pub off_seen: u64,
-    /// Its thread state, where a tick or a sleep found it.
-    pub found: Addr,
     /// The last label that a tick or a sleep told user space of.
     pub told: Label,
     /// How many of `parts` are of the current run.

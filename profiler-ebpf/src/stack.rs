@@ -14,7 +14,7 @@ use profiler_common::{
 use crate::{
     emit,
     maps::{self, count},
-    memory::UserMemory,
+    memory::{StagedMemory, UserMemory},
     slot::Scratch,
 };
 
@@ -30,7 +30,7 @@ type Callback = unsafe extern "C" fn(u32, *mut c_void) -> i64;
 unsafe extern "C" fn hash_frame(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `iterate` passes its `Iteration`.
     let Iteration { python, scratch, record: _ } = unsafe { &mut *context.cast::<Iteration<'_>>() };
-    match scratch.walk.step(python, &mut scratch.window, &mut UserMemory) {
+    match scratch.walk.step(python, &mut scratch.window, &mut StagedMemory) {
         Step::Frame(_) | Step::Shim => 0,
         Step::End => 1,
     }
@@ -74,6 +74,14 @@ pub fn walk(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Sc
     scratch.window.clear();
     scratch.start = start;
     scratch.walk.begin(&start, key);
+    iterate(&mut Iteration { python, scratch, record: ptr::null_mut() }, hash_frame);
+}
+
+/// The same where what lies around its leaf is in the window, copied just now.
+#[inline(always)]
+pub fn walk_on(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Scratch) {
+    scratch.start = start;
+    scratch.walk.begin_in(&start, key, python, &scratch.window);
     iterate(&mut Iteration { python, scratch, record: ptr::null_mut() }, hash_frame);
 }
 

@@ -17,7 +17,8 @@ use profiler_common::{
     record::{
         ANY_TARGET, End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Totals,
     },
-    walk::{SCRATCH_WORDS, StackKey, running_frame},
+    running::running_frame,
+    walk::{SCRATCH_WORDS, StackKey},
 };
 
 use crate::{

@@ -6,10 +6,10 @@
 //! greenlet's own word for who is current, and has no stack where either is in doubt.
 
 use aya_ebpf::{
-    bindings::{bpf_pidns_info, task_struct},
+    bindings::task_struct,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
+        generated::{bpf_get_current_task, bpf_ktime_get_ns},
     },
 };
 use profiler_common::{
@@ -18,17 +18,21 @@ use profiler_common::{
     greenlet,
     label::Label,
     layout::ABSENT,
-    limits::{MAX_TICK_THREADS, THREAD_STATE_WORDS},
-    memory::Memory as _,
     owner::ON_CPU_OWNER,
     record::{
         ARMED, GreenletKey, Kind, RecordHead, TICK_SWITCHING, TICK_UNSWITCHED, TargetConfig, TickRecord,
         Totals, VERSION,
     },
-    walk::{DataStack, SCRATCH_WORDS, StackKey, Start, Walk, is_on_top, running_frame},
+    walk::{StackKey, Start, Walk},
 };
 
-use crate::{clock, emit, kernel, label, maps, memory::UserMemory, slot::Slot, stack, switch};
+use crate::{
+    clock, emit, kernel, label, maps,
+    memory::UserMemory,
+    own::{FOUND, NO_THREAD, TORN, leaf_frame},
+    slot::Slot,
+    stack, switch,
+};
 
 /// The clock ticked while the current thread was on a CPU.
 #[inline(always)]
@@ -115,7 +119,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
     }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, ON_CPU_OWNER);
-    stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    stack::walk_on(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
     let Walk { key, fault, rooted, .. } = slot.scratch.walk;
     // From CPython 3.12 on a chain ends in a shim.
     let whole = rooted || python.tstate_status == ABSENT;
@@ -130,7 +134,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
     slot.tick.stack = key;
     let given = current.as_ref().map_or(Label::NONE, |current| current.given);
     if label::wanted(config, &given) {
-        slot.tick.blank = label::at_look(config, slot, current.as_deref(), now);
+        slot.tick.blank = label::at_look(config, slot, slot.own_tstate, current.as_deref(), now);
         slot.tick.label = slot.label;
         if current.is_some() {
             let label = slot.label;
@@ -138,82 +142,4 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
         }
     }
     Ok(())
-}
-
-/// [`leaf_frame`]: it is found; null if it runs no Python.
-pub const FOUND: u32 = 0;
-/// [`leaf_frame`]: the interpreter has no thread state for this thread.
-const NO_THREAD: u32 = 1;
-/// [`leaf_frame`]: it may have one, which could not be found or read.
-const UNKNOWN: u32 = 2;
-/// [`leaf_frame`]: it is not what the thread runs.
-const TORN: u32 = 3;
-
-/// Finds the frames of the current thread.
-///
-/// Its thread state is the one in the interpreter's list with this thread's id: one that
-/// is remembered may have been freed. Out of line, for its words lie on the stack.
-#[inline(never)]
-pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u32 {
-    if slot.own_tid == 0 {
-        let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
-        // SAFETY: `ids` is of the size that is passed with it.
-        let status = unsafe {
-            bpf_get_ns_current_pid_tgid(
-                config.namespace_device,
-                config.namespace_inode,
-                &raw mut ids,
-                size_of::<bpf_pidns_info>() as u32,
-            )
-        };
-        if status != 0 {
-            return UNKNOWN;
-        }
-        slot.own_tid = u64::from(ids.pid);
-    }
-    let python = &config.layout.python;
-    let Ok(mut tstate) = UserMemory.pointer(config.threads) else {
-        return UNKNOWN;
-    };
-    for _ in 0..MAX_TICK_THREADS {
-        if tstate.is_null() {
-            return NO_THREAD;
-        }
-        let Ok(id) = UserMemory.word(tstate.at(python.tstate_native_id)) else {
-            return UNKNOWN;
-        };
-        if id == slot.own_tid {
-            let mut words = [0; SCRATCH_WORDS];
-            let Some(head) = words.first_chunk_mut::<THREAD_STATE_WORDS>() else {
-                return UNKNOWN;
-            };
-            if UserMemory.read(tstate, head).is_err() {
-                return UNKNOWN;
-            }
-            let Ok(frame) = running_frame(python, &words, &mut UserMemory) else {
-                return UNKNOWN;
-            };
-            *leaf = frame;
-            let Ok(top) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_top))))
-            else {
-                return UNKNOWN;
-            };
-            let stack = DataStack {
-                top: top.0,
-                code_framesize: config.code_framesize,
-                code_nlocalsplus: config.code_nlocalsplus,
-                code_stacksize: config.code_stacksize,
-            };
-            if is_on_top(python, frame, stack, &mut UserMemory) != Ok(true) {
-                return TORN;
-            }
-            slot.found = tstate;
-            return FOUND;
-        }
-        let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next)))) else {
-            return UNKNOWN;
-        };
-        tstate = next;
-    }
-    UNKNOWN
 }

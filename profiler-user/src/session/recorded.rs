@@ -157,6 +157,7 @@ impl Recorded {
             threads: field(target.python.interp, target.python.objects.interp_threads),
             tstate_next: target.python.objects.tstate_next,
             tstate_top: target.python.objects.tstate_top,
+            tstate_cleared_bit: target.python.objects.tstate_cleared_bit,
             code_framesize: target.python.objects.code_framesize,
             code_nlocalsplus: target.python.objects.code_nlocalsplus,
             code_stacksize: target.python.objects.code_stacksize,
@@ -166,7 +167,6 @@ impl Recorded {
             hub_types: [Addr::NULL; HUB_TYPES],
             sending: 1,
             library: 0,
-            padding: 0,
         };
         engine.configure(cookie, &config)?;
         if let Some(greenlet) = &target.greenlet {

@@ -196,6 +196,7 @@ impl Lookup<'_> {
         let valid = self.or_none("_dictvalues", "valid");
         let tagged = self.0.size("PyDictOrValues").is_some();
         let generations = self.wide("_is", "gc.generations")?;
+        let cleared = self.0.member("_ts", "_status.cleared");
         Ok(ObjectLayout {
             object_type: self.wide("PyObject", "ob_type")?,
             object_size: self.wide("PyVarObject", "ob_size")?,
@@ -277,6 +278,7 @@ impl Lookup<'_> {
             ])?,
             tstate_next: self.wide("_ts", "next")?,
             tstate_top: self.wide("_ts", "datastack_top")?,
+            tstate_cleared_bit: cleared.and_then(|member| member.bit).unwrap_or(NONE),
             code_framesize: self.or_none("PyCodeObject", "co_framesize"),
             code_nlocalsplus: self.wide("PyCodeObject", "co_nlocalsplus")?,
             code_stacksize: self.wide("PyCodeObject", "co_stacksize")?,

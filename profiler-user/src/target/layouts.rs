@@ -61,9 +61,14 @@ pub fn known_pythons() -> String {
 
 #[cfg(test)]
 mod tests {
-    use profiler_common::{greenlet::HEAD_WORDS, layout::ABSENT, limits::THREAD_STATE_WORDS};
+    use profiler_common::{
+        greenlet::HEAD_WORDS,
+        layout::ABSENT,
+        limits::{OLD_STATE_WORDS, OWN_STATE_WORDS, THREAD_STATE_WORDS},
+    };
 
     use super::*;
+    use crate::python::objects::NONE;
 
     #[test]
     fn ranges_of_one_python_do_not_overlap() {
@@ -79,10 +84,16 @@ mod tests {
     #[test]
     fn bulk_reads_reach_every_field() {
         for row in layouts_generated::PYTHON {
-            let PythonLayout { tstate_interp, tstate_status, tstate_frame, .. } = row.layout;
+            let PythonLayout { tstate_interp, tstate_status, tstate_frame, tstate_native_id, .. } =
+                row.layout;
             for field in [tstate_interp, tstate_status, tstate_frame] {
                 let reached = usize::from(field) + 8 <= THREAD_STATE_WORDS * 8;
                 assert!(field == ABSENT || reached, "{row:?}");
+            }
+            let new = row.objects.tstate_cleared_bit != NONE;
+            let words = if new { OWN_STATE_WORDS } else { OLD_STATE_WORDS };
+            for field in [u32::from(tstate_native_id), row.objects.tstate_top] {
+                assert!(field as usize + 8 <= words * 8, "{row:?}");
             }
         }
         for row in layouts_generated::GREENLET {

@@ -6,11 +6,12 @@ use std::{collections::BTreeMap, fs, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
+use tests::book::Wait;
 use tests::compare;
 use tests::deadline::Deadline;
 use tests::place::{Python, as_root, greenscope};
 use tests::postgres::Postgres;
-use tests::profile::{Block, Profile, Stack, State};
+use tests::profile::{Block, Frame, Profile, Stack, State};
 use tests::recording::Recording;
 use tests::runner::Cases;
 use tests::target::Target;
@@ -43,6 +44,7 @@ pub(crate) fn cases(cases: &mut Cases) {
         near("its threads", Some(of_threads.sum()), profile.duration_ns, 0.001, 0)?;
         near("its greenlets", Some(of_greenlets.sum()), profile.duration_ns, 0.001, 0)
     });
+    cases.each("each_sleep_has_the_stack_that_it_was_in", sleeps);
     cases.each("a_process_without_greenlet_is_recorded", |python| {
         let target = Target::start(python, "idle.py", &[])?;
         let recording = Recording::start(target.pid(), &[])?;
@@ -242,6 +244,39 @@ fn blocks(python: &Python) -> Result<()> {
         held += u64::from(block.victims.is_some_and(|victims| victims > 0));
     }
     ensure!(held * 2 > truth.calls, "only {held} of {} blocks held anybody up", truth.calls);
+    Ok(())
+}
+
+/// What sleeps in the same leaf on many paths, each path as often as by its books, and no
+/// path that is not in them.
+fn sleeps(python: &Python) -> Result<()> {
+    let mut target = Target::start(python, "naps.py", &[SECONDS])?;
+    let recording = Recording::start(target.pid(), &[])?;
+    target.go()?;
+    let done = target.hear("done")?;
+    let profile = recording.stop()?;
+    target.finish()?;
+    compare::complete(&profile)?;
+    let naps = done.pointer("/books/naps").cloned().context("no naps")?;
+    let naps: Vec<Wait> = serde_json::from_value(naps)?;
+    ensure!(naps.len() == 15, "{} paths: {naps:?}", naps.len());
+    let asleep = naps.first().and_then(|nap| nap.frames.last());
+    let seen: BTreeMap<&[Frame], &Stack> = profile
+        .stacks
+        .iter()
+        .filter(|stack| stack.state == State::Blocked && stack.frames.last() == asleep)
+        .map(|stack| (stack.frames.as_slice(), stack))
+        .collect();
+    for nap in &naps {
+        let stack = seen.get(nap.frames.as_slice()).with_context(|| format!("not seen: {nap:?}"))?;
+        // One that was preempted on its way to sleep may find that its time has come.
+        let slack = nap.count / 20 + 5;
+        ensure!(stack.count.abs_diff(nap.count) <= slack, "{} of {} naps: {nap:?}", stack.count, nap.count);
+        ensure!(stack.ns <= nap.ns, "{} of {} ns: {nap:?}", stack.ns, nap.ns);
+    }
+    let strange: Vec<_> =
+        seen.values().filter(|stack| naps.iter().all(|nap| nap.frames != stack.frames)).collect();
+    ensure!(strange.is_empty(), "none of its paths: {strange:?}");
     Ok(())
 }
 
