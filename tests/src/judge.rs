@@ -19,7 +19,9 @@ use crate::works::{Kind, Switch, Truth, Work};
 /// So many mistakes are described.
 const SHOWN: usize = 6;
 /// Reasons that are no state of a context: something was there and was not read.
-const FAILED: [&str; 3] = ["UNREADABLE", "OWN_DICTIONARY", "UNREADY"];
+const FAILED: [&str; 4] = ["UNREADABLE", "OWN_DICTIONARY", "UNREADY", "NO_REQUEST"];
+/// A tick may come where a span just ends: it is over, and still the innermost one.
+const ENDING: &str = "FINISHED";
 
 /// What a recording said, and what is true.
 #[derive(Clone, Copy, Debug)]
@@ -125,12 +127,25 @@ impl Verdict {
         let own = self.switches.blank - self.unhanded;
         let failed = counted(&|reason| FAILED.contains(&reason));
         ensure!(own <= failed, "blanks without a reason: {self}");
-        // A tick may come where a span just ends: it is over, and still the innermost one.
-        let ending = counted(&|reason| reason == "FINISHED");
+        let ending = counted(&|reason| reason == ENDING);
         ensure!(own + self.looks.blank <= failed + ending, "blanks without a reason: {self}");
         let others = counted(&|reason| !FAILED.contains(&reason));
         ensure!(self.unhanded <= others, "children without a label and without a reason: {self}");
         Ok(())
+    }
+
+    /// The reasons of the blanks that should be labels.
+    #[must_use]
+    pub fn blank_by_reason(&self) -> BTreeMap<String, u64> {
+        let mut reasons = self.reasons.clone();
+        let (switches, looks) = (self.switches.blank > 0, self.looks.blank > 0);
+        reasons.retain(|reason, _| {
+            FAILED.contains(&reason.as_str()) && (switches || looks) || reason == ENDING && looks
+        });
+        if self.unhanded > 0 {
+            reasons.insert("maker's not known".to_owned(), self.unhanded);
+        }
+        reasons
     }
 
     fn wrong(&mut self, what: impl FnOnce() -> String) {

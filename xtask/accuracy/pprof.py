@@ -1,4 +1,4 @@
-"""The stacks of a pprof profile (github.com/google/pprof, proto/profile.proto)."""
+"""The samples of a pprof profile (github.com/google/pprof, proto/profile.proto)."""
 
 import gzip
 
@@ -7,12 +7,19 @@ import zstandard
 
 def stacks(data, wanted):
     """(function names root first, value) for each sample with a value of that type."""
-    types, samples, locations, functions, strings = [], [], {}, {}, []
+    for names, values, _labels in samples(data):
+        if values[wanted]:
+            yield names, values[wanted]
+
+
+def samples(data):
+    """(function names root first, values by type, labels) for each sample."""
+    types, found, locations, functions, strings = [], [], {}, {}, []
     for field, value in _fields(_unpacked(data)):
         if field == 1:
             types.append(dict(_fields(value))[1])
         elif field == 2:
-            samples.append(list(_fields(value)))
+            found.append(list(_fields(value)))
         elif field == 4:
             location = list(_fields(value))
             lines = [dict(_fields(line))[1] for number, line in location if number == 4]
@@ -22,14 +29,16 @@ def stacks(data, wanted):
             functions[function[1]] = function.get(2, 0)
         elif field == 6:
             strings.append(value.decode())
-    column = [strings[kind] for kind in types].index(wanted)
-    for sample in samples:
+    types = [strings[kind] for kind in types]
+    for sample in found:
         ids = _repeated(sample, 1)
-        value = _repeated(sample, 2)[column]
         # Leaf first, and of inlined functions the innermost first.
         leaf_first = [strings[functions[line]] for one in ids for line in locations[one]]
-        if value:
-            yield leaf_first[::-1], value
+        values = dict(zip(types, _repeated(sample, 2)))
+        labels = {}
+        for label in (dict(_fields(value)) for number, value in sample if number == 3):
+            labels[strings[label[1]]] = strings[label[2]] if 2 in label else label.get(3, 0)
+        yield leaf_first[::-1], values, labels
 
 
 def _unpacked(data):

@@ -3,6 +3,7 @@
 //! Each tool has a run of its own, and each run books of its own: profilers in one
 //! process displace one another, and no two runs are the same.
 
+mod attribution;
 mod books;
 mod bounds;
 mod document;
@@ -17,6 +18,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use self::{
+    attribution::Attribution,
     bounds::{Figure, Verdict},
     shares::Shares,
     tools::{Run, Tool},
@@ -53,6 +55,9 @@ pub(crate) struct Arguments {
     /// Only this tool, may be repeated; docs/accuracy.md is not written then.
     #[arg(long, value_enum)]
     tool: Vec<Tool>,
+    /// Only whose work it was; docs/accuracy.md is not written then.
+    #[arg(long, conflicts_with_all = ["workload", "tool"])]
+    attribution: bool,
     /// The targets' Python
     #[arg(long, default_value = "3.13", value_parser = python::covered)]
     python: (u32, u32),
@@ -115,6 +120,8 @@ struct Results {
     figures: BTreeMap<Workload, Vec<Vec<Figure>>>,
     /// The most of a run.
     steal_ms: u64,
+    /// Whose work it was; none where only some workloads or tools were asked for.
+    attribution: Option<Attribution>,
 }
 
 impl Results {
@@ -167,7 +174,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let results = measure(arguments, &load)?;
     let text = document::text(&results);
     println!("{text}");
-    let whole = arguments.workload.is_empty() && arguments.tool.is_empty();
+    let some = arguments.workload.is_empty() && arguments.tool.is_empty();
+    let whole = some && !arguments.attribution;
     if whole && arguments.rounds >= ENOUGH && arguments.seconds >= LONG_ENOUGH {
         let path = workspace::root().join(DOCUMENT);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -175,17 +183,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     } else {
         println!("not written to {DOCUMENT}: that takes everything, {ENOUGH} rounds of {LONG_ENOUGH} s");
     }
-    Ok(match results.verdict() {
-        Verdict::NotJudged | Verdict::Inside => ExitCode::SUCCESS,
-        Verdict::NotMeasured | Verdict::Outside => {
-            eprintln!("error: a time of greenscope's is outside of its bound, or not measured");
-            ExitCode::FAILURE
-        }
-    })
+    let labels = results.attribution.as_ref().is_none_or(Attribution::is_good);
+    if !labels {
+        eprintln!("error: a label of greenscope's is wrong, or one of a hundred is missing");
+    }
+    let times = matches!(results.verdict(), Verdict::NotJudged | Verdict::Inside);
+    if !times {
+        eprintln!("error: a time of greenscope's is outside of its bound, or not measured");
+    }
+    Ok(if labels && times { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
-    let Arguments { rounds, seconds, workload, tool, python: (major, minor) } = arguments;
+    let Arguments { rounds, seconds, workload, tool, attribution, python: (major, minor) } = arguments;
     let pythons = python::interpreters();
     let Some(python) = python::of_version(&pythons, (*major, *minor)) else {
         bail!("no Python {major}.{minor} with venv on this machine: choose another --python");
@@ -196,11 +206,12 @@ fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
         packages: Vec::new(),
         rounds: *rounds,
         seconds: *seconds,
-        workloads: chosen(workload, &Workload::ALL),
-        tools: chosen(tool, &Tool::ALL),
+        workloads: if *attribution { Vec::new() } else { chosen(workload, &Workload::ALL) },
+        tools: if *attribution { Vec::new() } else { chosen(tool, &Tool::ALL) },
         cells: BTreeMap::new(),
         figures: BTreeMap::new(),
         steal_ms: 0,
+        attribution: None,
     };
     let (tools, workloads) = (results.tools.clone(), results.workloads.clone());
     let mut environments = BTreeMap::new();
@@ -221,6 +232,9 @@ fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
                 results.keep(*workload, *tool, run)?;
             }
         }
+    }
+    if workload.is_empty() && tool.is_empty() {
+        results.attribution = Some(attribution::measure(python, *seconds)?);
     }
     let (major, minor, micro) = python.version;
     let target = format!("CPython {major}.{minor}.{micro}");
@@ -252,13 +266,16 @@ fn environment(tool: Tool, python: &Python) -> Result<(String, Result<PathBuf, S
 }
 
 fn command(arguments: &Arguments) -> String {
-    let Arguments { rounds, seconds, workload: _, tool: _, python: (major, minor) } = arguments;
+    let Arguments { rounds, seconds, workload: _, tool: _, attribution, python: (major, minor) } = arguments;
     let mut command = "cargo xtask accuracy".to_owned();
     if *rounds != ENOUGH {
         command.push_str(&format!(" --rounds {rounds}"));
     }
     if *seconds != LONG_ENOUGH {
         command.push_str(&format!(" --seconds {seconds}"));
+    }
+    if *attribution {
+        command.push_str(" --attribution");
     }
     if (*major, *minor) != (3, 13) {
         command.push_str(&format!(" --python {major}.{minor}"));

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use super::{
     Cell, Results, Workload,
+    attribution::Row,
     bounds::{Bound, Figure},
     shares::Shares,
     tools::Tool,
@@ -60,6 +61,23 @@ from the books in points of percent. Books have no line for a sleep's own cost: 
 most what no function of theirs had.
 ";
 
+const ATTRIBUTION: &str = "\
+## Whose work it was
+
+A service (`tests/targets/traced.py`: Flask on gevent) answers 200 concurrent clients on
+ten endpoints that sleep, compute, block, make greenlets, time out, fail and are killed,
+and books by Python's own API whose work each greenlet does at each switch, and when each
+request was in which function. An observation is a switch, a tick or a sleep with a label, or
+where there should be one. Right is the label that is true at that moment: the segment, or the
+trace, and the span; blank is none where there is one. Of greenscope every switch of the
+recording is in it, matched one to one with the book, and each request's time in each function
+is no more than what it booked. The command fails if one label of greenscope's is wrong, or
+one of a hundred is missing.
+
+ddtrace's profiler labels its samples with a root span. One is right if its request was in
+the sample's function within 20 ms of the sample's time.
+";
+
 const TOOLS: [(Tool, &str); 5] = [
     (
         Tool::Greenscope,
@@ -108,27 +126,37 @@ fn write(results: &Results, out: &mut String) -> std::fmt::Result {
     for (tool, packages) in &results.packages {
         writeln!(out, "| under {} | {packages} |", tool.title())?;
     }
+    for (kind, packages) in results.attribution.iter().flat_map(|attribution| &attribution.packages) {
+        writeln!(out, "| service with {kind} | {packages} |")?;
+    }
     writeln!(out, "| runs | {} of {} s each |", results.rounds, results.seconds)?;
     writeln!(out, "| steal, the most of a run | {} ms of all processors |", results.steal_ms)?;
-    writeln!(out, "\n{DEFINITIONS}")?;
-    writeln!(out, "| workload | |\n|---|---|")?;
-    for workload in &results.workloads {
-        writeln!(out, "| {} | {} |", workload.name(), meaning(*workload))?;
-    }
     writeln!(out)?;
+    if !results.workloads.is_empty() {
+        writeln!(out, "{DEFINITIONS}\n| workload | |\n|---|---|")?;
+        for workload in &results.workloads {
+            writeln!(out, "| {} | {} |", workload.name(), meaning(*workload))?;
+        }
+        writeln!(out)?;
+    }
     exact(results, out)?;
     let burns: Vec<Workload> =
         results.workloads.iter().copied().filter(|workload| *workload != Workload::Sleepers).collect();
     let sleeps: Vec<Workload> =
         burns.iter().copied().filter(|workload| *workload != Workload::Threads).collect();
+    attribution(results, out)?;
     by_tool(results, out, RIGHT, &burns, |_, truth, seen| Some(seen.right(truth)))?;
     by_tool(results, out, SLEEPING, &sleeps, |_, _, seen| Some(seen.sleeping))?;
     by_tool(results, out, AMOUNT, &results.workloads, |tool, truth, seen| {
         (tool != Tool::Skywalking).then(|| seen.total_ns / truth.total_ns)
     })?;
-    functions(results, out)?;
+    if !burns.is_empty() {
+        functions(results, out)?;
+    }
     reasons(results, out)?;
-    writeln!(out, "## How each was run\n")?;
+    if !results.tools.is_empty() {
+        writeln!(out, "## How each was run\n")?;
+    }
     for (tool, how) in TOOLS.iter().filter(|(tool, _)| results.tools.contains(tool)) {
         writeln!(out, "- {}: {how}", tool.title())?;
     }
@@ -159,6 +187,45 @@ fn exact(results: &Results, out: &mut String) -> std::fmt::Result {
         }
     }
     writeln!(out)
+}
+
+fn attribution(results: &Results, out: &mut String) -> std::fmt::Result {
+    let Some(attribution) = &results.attribution else { return Ok(()) };
+    writeln!(out, "{ATTRIBUTION}")?;
+    writeln!(
+        out,
+        "| what tells of requests | by | requests | observations | right | wrong | blank | blank by reason | |"
+    )?;
+    writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
+    for row in &attribution.rows {
+        let Row { workload, tool, runs: _, requests, counts, reasons, wrong_sums } = row;
+        let (observations, right) = (counts.labelled(), counts.right);
+        let share = |count: u64| percent(count as f64 / observations.max(1) as f64);
+        let wrong = if counts.wrong == 0 { "0".to_owned() } else { with_share(counts.wrong, &share) };
+        let blank = if counts.blank == 0 { "0".to_owned() } else { with_share(counts.blank, &share) };
+        let reasons: Vec<String> =
+            reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let verdict = match (*tool == "greenscope", row.is_good()) {
+            (false, _) => String::new(),
+            (true, true) => "inside".to_owned(),
+            (true, false) if *wrong_sums > 0 => format!("**outside**: {wrong_sums} sums"),
+            (true, false) => "**outside**".to_owned(),
+        };
+        let reasons = reasons.join(", ");
+        writeln!(
+            out,
+            "| {workload} | {tool} | {requests} | {observations} | {right} | {wrong} | {blank} | {reasons} | {verdict} |"
+        )?;
+    }
+    writeln!(out)?;
+    if let Some(missing) = &attribution.missing {
+        writeln!(out, "Without ddtrace: {missing}\n")?;
+    }
+    Ok(())
+}
+
+fn with_share(count: u64, share: &impl Fn(u64) -> String) -> String {
+    format!("{count} ({})", share(count))
 }
 
 /// A table of workloads by tools: the median of a share in each round.
@@ -306,6 +373,7 @@ mod tests {
             cells: BTreeMap::from([(at(Tool::PySpy), seen), (at(Tool::Ddtrace), missing)]),
             figures: BTreeMap::new(),
             steal_ms: 0,
+            attribution: None,
         };
         let text = text(&results);
         assert!(text.contains("\n| workload | py-spy | ddtrace |\n|---|---|---|\n| bursts | 50.0 % | - |\n"));
