@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{Evidence, Owner, People, Verdict, asked};
 use crate::label::{Label, Source};
 use crate::profile::{Stack, State};
-use crate::works::{Doing, Kind, Work};
+use crate::works::{Call, Doing, Kind, Work};
 
 /// Between two ticks of a processor's clock, by the default rate. Into a time fits one for
 /// each period of it and one more; and one of another processor, where a call may end.
@@ -99,6 +99,8 @@ struct Functions<'a> {
     /// Works that were not over when the books were closed: their last call is not booked,
     /// and is one that others like them have called.
     unfinished: Vec<Whose<'a>>,
+    /// How long these ran inside of the recording.
+    unbooked_ns: u64,
 }
 
 pub(super) fn judge(evidence: &Evidence<'_>, people: &People<'_>, verdict: &mut Verdict) -> Result<()> {
@@ -181,14 +183,18 @@ fn whose<'a>(people: &People<'_>, label: &'a Label) -> Option<Whose<'a>> {
 
 impl<'a> Functions<'a> {
     fn of(evidence: &Evidence<'a>, people: &People<'a>) -> Self {
-        let mut functions = Self { by_whose: HashMap::new(), all: BTreeMap::new(), unfinished: Vec::new() };
+        let mut functions =
+            Self { by_whose: HashMap::new(), all: BTreeMap::new(), unfinished: Vec::new(), unbooked_ns: 0 };
         let started_ns = evidence.profile.started_monotonic_ns;
+        let ended_ns = started_ns + evidence.profile.duration_ns;
         for work in evidence.works {
-            for call in work.functions.iter().filter(|call| call.end_ns > started_ns) {
+            let inside = |call: &&Call| call.end_ns > started_ns && call.begin_ns < ended_ns;
+            for call in work.functions.iter().filter(inside) {
                 let whose = owner_at(evidence, people, work, call.begin_ns);
                 let booked = Booked {
                     calls: 1,
-                    wall_ns: call.end_ns.saturating_sub(call.begin_ns),
+                    // What a greenlet does that outlives its request may go on.
+                    wall_ns: call.end_ns.min(ended_ns).saturating_sub(call.begin_ns.max(started_ns)),
                     cpu_ns: call.cpu_ns.unwrap_or(0),
                 };
                 functions.by_whose.entry((whose, &call.function)).or_default().add(booked);
@@ -196,6 +202,7 @@ impl<'a> Functions<'a> {
             }
             if work.end_ns.is_none() {
                 functions.unfinished.extend(owner_at(evidence, people, work, u64::MAX));
+                functions.unbooked_ns += ended_ns.saturating_sub(work.begin_ns.unwrap_or(ended_ns));
             }
         }
         functions
@@ -254,8 +261,8 @@ impl<'a> Functions<'a> {
                 cpu = (cpu.0 + cpu_ns, cpu.1 + booked_cpu_ns);
                 continue;
             }
-            let off = wall_ns.abs_diff(exact_ns);
-            if off > wall_ns / SHARE + calls * CALL_NS {
+            let near_ns = wall_ns / SHARE + calls * CALL_NS;
+            if exact_ns + near_ns < wall_ns || exact_ns > wall_ns + near_ns + self.unbooked_ns {
                 verdict.wrong_sums += 1;
                 verdict.wrong(|| format!("{function}: {exact_ns} ns seen, {booked:?} booked"));
             }
