@@ -71,7 +71,10 @@ impl Closing<'_> {
         }
         let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
         let clock = Clocked::new(duration_ns, thread.clock?.off_ns, hub)?;
-        self.idles(thread, clock.idle_ns, profile);
+        // One that never switched polls idly in any case.
+        if profile.threads.get(thread.row).is_some_and(|row| row.switched) {
+            self.idles(thread, clock.idle_ns, profile);
+        }
         Some(clock)
     }
 
