@@ -12,7 +12,7 @@ use profiler_common::{
     walk::{StackKey, Start, Walk},
 };
 
-use crate::{maps, memory::UserMemory, slot::Slot, stack, switch, tick};
+use crate::{clock, maps, memory::UserMemory, slot::Slot, stack, switch, tick};
 
 /// Takes the stack of the current thread, which goes to sleep, into `slot.off_stack`;
 /// none if there is none to take or it is not sure.
@@ -70,7 +70,7 @@ pub fn count(slot: &mut Slot, why: u32) {
         return;
     }
     slot.off_stack = StackKey { id: 0, check: 0 };
-    let slept = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
+    let slept = clock::slept(slot, why);
     if let Some(known) = maps::stack(&key) {
         known.ns += slept.wrapping_sub(slot.off_before_ns);
         known.count += 1;

@@ -13,6 +13,7 @@ mod late;
 mod probes;
 mod recorded;
 mod records;
+mod sleeps;
 mod stacks;
 mod ticks;
 mod watch;
@@ -194,8 +195,7 @@ pub fn record(
     let children = recorded.iter().filter(|target| target.parent.is_some()).count();
     progress(Progress::Recording { children, follows });
     for target in &mut recorded {
-        target.enumerate(false);
-        target.name_threads();
+        target.look_around(&engine);
     }
 
     let places = (0..).zip(&recorded).map(|(place, target)| (u64::from(target.cookie), place)).collect();
@@ -288,8 +288,7 @@ impl Session {
                 }
                 target.notice_exec(&totals);
                 if !target.looked_at {
-                    target.enumerate(false);
-                    target.name_threads();
+                    target.look_around(&self.engine);
                 }
                 target.reconfigure(&mut self.engine)?;
             }

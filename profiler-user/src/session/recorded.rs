@@ -21,6 +21,7 @@ use super::{
     Options, SessionError,
     blocks::Blocks,
     children::Wanted,
+    sleeps::Sleep,
     stacks::{Stacks, Taken},
     ticks::Ticks,
 };
@@ -95,6 +96,8 @@ pub(super) struct Recorded {
     pub(super) faults: Faults,
     pub(super) ticks: Ticks,
     pub(super) blocks: Blocks,
+    /// How its threads slept when they were first looked at, by tid.
+    pub(super) sleeps: FxHashMap<u32, Sleep>,
     /// The hubs, by the kernel's identity; known at the end.
     pub(super) hubs: FxHashSet<u64>,
     /// What the greenlets are called that a tick or a block met, by the kernel's identity.
@@ -177,6 +180,11 @@ impl Recorded {
         Ok(())
     }
 
+    /// `CONFIG_*`.
+    pub(super) const fn flags(&self) -> u32 {
+        self.config.flags
+    }
+
     /// What it and its descendants are known by, whatever else gets its number.
     pub(super) fn kin(&self) -> Kin {
         Kin { target: self.cookie.into(), made_ns: self.config.made_ns }
@@ -236,6 +244,7 @@ impl Recorded {
             faults: Faults::default(),
             ticks: Ticks::default(),
             blocks: Blocks::default(),
+            sleeps: FxHashMap::default(),
             hubs: FxHashSet::default(),
             names: FxHashMap::default(),
             gone_ns: None,
@@ -285,6 +294,14 @@ impl Recorded {
         self.config.started_ns = started_ns;
         engine.configure(self.cookie, &self.config)?;
         Ok(())
+    }
+
+    /// Looks at what is there when the recording has just begun.
+    pub(super) fn look_around(&mut self, engine: &Engine) {
+        // First, for they may wake.
+        self.take_sleeps(engine);
+        self.enumerate(false);
+        self.name_threads();
     }
 
     /// Finds the greenlets that exist now, for some may never switch. If the walk over

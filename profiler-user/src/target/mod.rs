@@ -16,6 +16,7 @@ pub mod maps;
 mod process;
 mod python_threads;
 mod site;
+mod sleeping;
 mod suspended;
 mod version;
 
@@ -36,6 +37,7 @@ pub use kinds::{Kinds, TypeInfo, type_info};
 pub use process::{Incarnation, Namespaces, Thread};
 pub use python_threads::{PythonThread, python_threads};
 pub use site::{PythonSites, Site, Sites};
+pub use sleeping::sleeping_stack;
 pub use version::Version;
 
 use crate::python::objects::{self, ObjectLayout};

@@ -15,6 +15,7 @@ mod prefork;
 mod programs;
 mod refusals;
 mod service;
+mod sleeps;
 mod stacks;
 mod states;
 mod switches;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     switches::cases(&mut cases);
     waits::cases(&mut cases);
     clocks::cases(&mut cases);
+    sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
     lives::cases(&mut cases);
     ends::cases(&mut cases);
