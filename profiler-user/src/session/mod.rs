@@ -394,6 +394,7 @@ impl Session {
         let cost = self.engine.ns_per_hit().ok().flatten().map(|ns_per_hit| Cost { ns_per_hit });
         self.engine.detach()?;
         self.drain(recorded, options)?;
+        self.give_up(recorded);
         Ok((ended_ns, cost))
     }
 }
