@@ -300,6 +300,9 @@ pod! {
         pub off_before_ns: u64,
         /// Ticks that the ring had no room for.
         pub ticks_lost: u64,
+        /// How much of the sleep in which the recording began was inside of it; 0 while that
+        /// goes on.
+        pub first_sleep_ns: u64,
     }
 
     /// How a thread's slot in the kernel part begins: what user space puts there to have
@@ -567,7 +570,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_536;
+pub const SLOT_BYTES: usize = 7_544;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -161,6 +161,7 @@ fn insert_thread(slot: &Slot) -> u32 {
         off_stack: StackKey { id: 0, check: 0 },
         off_before_ns: 0,
         ticks_lost: 0,
+        first_sleep_ns: 0,
     };
     u32::from(maps::insert_thread(slot.thread, &thread))
 }
@@ -183,7 +184,7 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         if slot.clock.state != ON_CPU {
             came_unseen(config, slot, now, runtime_of(leaver));
         }
-        slot.off_before_ns = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
+        slot.off_before_ns = slept(slot, why as u32);
         slot.clock.leave(now, config.started_ns, runtime_of(leaver), why);
         off::take_stack(config, slot, why, call, now);
         publish(slot);
@@ -197,7 +198,11 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         if now == 0 {
             now = time();
         }
+        let first = slot.clock.since_ns <= config.started_ns;
         slot.clock.enter(now, config.started_ns, runtime_of(comer));
+        if first {
+            slot.first_sleep_ns = slept(slot, why);
+        }
         let exec_start = exec_start_of(comer);
         slot.clock.lead_ns = if exec_start == 0 { 0 } else { now.wrapping_sub(exec_start) };
         // SAFETY: takes no argument.
@@ -219,7 +224,11 @@ fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, runtime_ns: u64
         count(totals, Fault::CameUnseen);
     }
     let why = slot.clock.state;
+    let first = slot.clock.since_ns <= config.started_ns;
     slot.clock.came_unseen(now, config.started_ns, runtime_ns);
+    if first {
+        slot.first_sleep_ns = slept(slot, why);
+    }
     off::count(slot, why);
     0
 }
@@ -231,7 +240,14 @@ fn publish(slot: &Slot) {
         thread.clock = slot.clock;
         thread.off_stack = slot.off_stack;
         thread.off_before_ns = slot.off_before_ns;
+        thread.first_sleep_ns = slot.first_sleep_ns;
     }
+}
+
+/// What the thread was off the CPU for that reason so far.
+#[inline(always)]
+pub fn slept(slot: &Slot, why: u32) -> u64 {
+    slot.clock.off_ns.get(why as usize).copied().unwrap_or_default()
 }
 
 /// Why the thread leaves the CPU.

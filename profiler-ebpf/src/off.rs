@@ -16,7 +16,7 @@ use profiler_common::{
 };
 
 use crate::{
-    label, maps,
+    clock, label, maps,
     memory::UserMemory,
     own::{FOUND, leaf_frame},
     slot::Slot,
@@ -99,8 +99,7 @@ pub fn count(slot: &mut Slot, why: u32) {
         return;
     }
     slot.off_stack = StackKey { id: 0, check: 0 };
-    let slept = slot.clock.off_ns.get(why as usize).copied().unwrap_or_default();
-    let ns = slept.wrapping_sub(slot.off_before_ns);
+    let ns = clock::slept(slot, why).wrapping_sub(slot.off_before_ns);
     if let Some(known) = maps::stack(&key) {
         known.ns += ns;
         known.count += 1;

@@ -83,6 +83,8 @@ pub struct Slot {
     pub off_stack: StackKey,
     /// What the clock had of that kind of time before.
     pub off_before_ns: u64,
+    /// [`profiler_common::record::Thread::first_sleep_ns`].
+    pub first_sleep_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick or a sleep asked for it.
     pub own_tid: u64,
     /// The `PyThreadState` that was its own the last time.

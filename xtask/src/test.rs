@@ -24,6 +24,10 @@ use crate::{
 
 /// What the test targets need from PyPI.
 const REQUIREMENTS: &str = "tests/requirements.txt";
+/// What one of them needs that is built from source.
+const UWSGI: &str = "tests/requirements-uwsgi.txt";
+/// The Python that is done with.
+const UWSGI_PYTHON: (u32, u32) = (3, 12);
 
 /// What the services with a tracer need, a file for each tracer's version.
 const TRACED: &str = "tests/traced";
@@ -134,6 +138,23 @@ fn prepare_environments(no_install: bool, skips: &mut Vec<String>) -> Result<()>
             continue;
         }
         environment.make(python, &requirements)?;
+    }
+    if let Some(python) = python::of_version(&pythons, UWSGI_PYTHON) {
+        prepare_uwsgi(python, no_install, skips)?;
+    }
+    Ok(())
+}
+
+/// An environment with uWSGI; where that can't be built is a skip.
+fn prepare_uwsgi(python: &python::Python, no_install: bool, skips: &mut Vec<String>) -> Result<()> {
+    let requirements = workspace::root().join(UWSGI);
+    let packages = fs::read_to_string(&requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    let environment = Environment::new("uwsgi", python, &packages);
+    if no_install && !environment.is_ready() {
+        skips.push("tests on uWSGI: target/venvs/uwsgi is not made".into());
+    } else if let Err(error) = environment.make(python, &requirements) {
+        skips.push(format!("tests on uWSGI: it can't be built here: {error:#}"));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use aya::{
 };
 use profiler_common::{
     address::Addr,
-    clock::OFF_KINDS,
+    clock::{Clock, OFF_KINDS},
     label::{Label, PairKey, PairTotals},
     limits::{MAX_PROBED, MAX_TARGETS},
     record::{
@@ -252,10 +252,22 @@ impl Engine {
                 off_stack: StackKey { id: 0, check: 0 },
                 off_before_ns: 0,
                 ticks_lost: 0,
+                first_sleep_ns: 0,
             };
             self.threads.insert(&watch.thread, &thread)?;
         }
         Ok(fresh)
+    }
+
+    /// A thread's clock as it stands now; none if it is not watched.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read, for instance because the thread ended.
+    pub fn clock_of(&self, thread: BorrowedFd<'_>) -> Result<Option<Clock>, KernelError> {
+        let slot = self.slots.get(thread.as_raw_fd())?;
+        let clock = slot.as_ref().and_then(|slot| slot.get(..size_of::<Clock>()));
+        Ok(clock.map(bytemuck::pod_read_unaligned))
     }
 
     /// Forgets what a thread was, so that it can be watched as another target's.

@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     finish::{Closing, runs},
+    sleeps::Sleep,
     ticks::{Samples, Whose},
 };
 use crate::{
@@ -136,6 +137,18 @@ impl Closing<'_> {
             *truth.entry(State::Blocked).or_default() += row.blocked_ns;
             *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
             *truth.entry(State::Preempted).or_default() += row.preempted_ns;
+            let first = watched.tid.and_then(|tid| self.target.sleeps.get(&tid));
+            if let Some(Sleep { frames, why, version }) = first
+                && let Some(clock) = watched.clock
+                && let Some(state) = asleep(*why, plain, frames)
+            {
+                // It never woke, or once.
+                let never = thread.clock.version == *version;
+                let all = clock.off_ns.get(*why as usize).copied().unwrap_or_default();
+                let ns = if never { all } else { thread.first_sleep_ns };
+                *self.seen.entry(state).or_default() += ns;
+                builder.add(frames, state, pid, None, ns, u64::from(!never));
+            }
             let why = thread.clock.state;
             let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
             if let Some(slept) = slept

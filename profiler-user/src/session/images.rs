@@ -186,12 +186,18 @@ impl Session {
                     | TargetError::NotPermitted { .. },
                 ) => true,
             };
-            if missed && let Some(origin) = recorded.iter_mut().rev().find(|target| target.kin() == image.kin)
-            {
-                origin.fault(Fault::ExecLeftOut);
+            if missed {
+                left_out(image.kin, recorded);
             }
         }
         Ok(())
+    }
+
+    /// The recording ends: those that began and were not up by now are left out.
+    pub(super) fn give_up(&mut self, recorded: &mut [Recorded]) {
+        for image in std::mem::take(&mut self.images).into_iter().filter(|image| image.is_python) {
+            left_out(image.kin, recorded);
+        }
     }
 
     /// Makes a program that is up a target; false if that could not be.
@@ -256,5 +262,46 @@ impl Session {
             recorded.push(target);
         }
         Ok(added)
+    }
+}
+
+/// Counts a Python that is not recorded, for the target that it descends from.
+fn left_out(kin: Kin, recorded: &mut [Recorded]) {
+    if let Some(origin) = recorded.iter_mut().rev().find(|target| target.kin() == kin) {
+        origin.fault(Fault::ExecLeftOut);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_are_bounded_in_number_and_time() {
+        let pidfd = pidfd(std::process::id()).unwrap();
+        let kin = Kin { target: 0, made_ns: 0 };
+        let (since_ns, due_ns) = (1_000, 1_000 + FIRST_LOOK_NS);
+        let mut image = Image {
+            pid: 1,
+            first_pid: None,
+            pidfd,
+            kin,
+            parent: None,
+            exec_ns: None,
+            is_python: false,
+            since_ns,
+            looks: 0,
+            due_ns,
+        };
+        assert!(!image.has_ended());
+        let mut looks = 1;
+        let mut before = image.due_ns;
+        while image.look_again() {
+            assert!(image.due_ns > before);
+            before = image.due_ns;
+            looks += 1;
+        }
+        assert_eq!(looks, MAX_LOOKS);
+        assert!((10..15).contains(&((before - since_ns) / 1_000_000_000)), "{before}");
     }
 }

@@ -15,6 +15,7 @@ mod names;
 mod probes;
 mod recorded;
 mod records;
+mod sleeps;
 mod stacks;
 mod ticks;
 mod watch;
@@ -218,8 +219,7 @@ pub fn record(
     let children = recorded.iter().filter(|target| target.parent.is_some()).count();
     progress(Progress::Recording { children, follows });
     for target in &mut recorded {
-        target.enumerate(false);
-        target.name_threads();
+        target.look_around(&engine);
     }
 
     let places = (0..).zip(&recorded).map(|(place, target)| (u64::from(target.cookie), place)).collect();
@@ -345,8 +345,7 @@ impl Session {
                 target.notice_exec(&totals);
                 target.notice_unready(&totals);
                 if !target.looked_at {
-                    target.enumerate(false);
-                    target.name_threads();
+                    target.look_around(&self.engine);
                 }
                 target.reconfigure(&mut self.engine)?;
             }
@@ -471,6 +470,7 @@ impl Session {
         // What was counted in this turn, and in the one before.
         self.turn_pairs(recorded)?;
         self.turn_pairs(recorded)?;
+        self.give_up(recorded);
         Ok((ended_ns, cost))
     }
 }

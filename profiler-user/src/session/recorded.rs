@@ -25,6 +25,7 @@ use super::{
     children::Wanted,
     labelled::Work,
     names::Names,
+    sleeps::Sleep,
     stacks::{Stacks, Taken},
     ticks::Ticks,
 };
@@ -103,6 +104,8 @@ pub(super) struct Recorded {
     pub(super) faults: Faults,
     pub(super) ticks: Ticks,
     pub(super) blocks: Blocks,
+    /// How its threads slept when they were first looked at, by tid.
+    pub(super) sleeps: FxHashMap<u32, Sleep>,
     /// The hubs, by the kernel's identity; known at the end.
     pub(super) hubs: FxHashSet<u64>,
     pub(super) names: Names,
@@ -192,6 +195,16 @@ impl Recorded {
         Ok(())
     }
 
+    /// What the kernel part knows of it.
+    pub(super) const fn config(&self) -> &TargetConfig {
+        &self.config
+    }
+
+    /// `CONFIG_*`.
+    pub(super) const fn flags(&self) -> u32 {
+        self.config.flags
+    }
+
     /// What it and its descendants are known by, whatever else gets its number.
     pub(super) fn kin(&self) -> Kin {
         Kin { target: self.cookie.into(), made_ns: self.config.made_ns }
@@ -254,6 +267,7 @@ impl Recorded {
             faults: Faults::default(),
             ticks: Ticks::default(),
             blocks: Blocks::default(),
+            sleeps: FxHashMap::default(),
             hubs: FxHashSet::default(),
             names: Names::new(max_ended),
             gone_ns: None,
@@ -304,6 +318,14 @@ impl Recorded {
         self.config.started_ns = started_ns;
         engine.configure(self.cookie, &self.config)?;
         Ok(())
+    }
+
+    /// Looks at what is there when the recording has just begun.
+    pub(super) fn look_around(&mut self, engine: &Engine) {
+        // First, for they may wake.
+        self.take_sleeps(engine);
+        self.enumerate(false);
+        self.name_threads();
     }
 
     /// Finds the greenlets that exist now, for some may never switch. If the walk over

@@ -84,7 +84,8 @@ fn threads(pid: u32) -> Vec<OwnedFd> {
     target::thread_ids(pid).into_iter().filter_map(|tid| open(pid, tid)).collect()
 }
 
-fn open(pid: u32, tid: u32) -> Option<OwnedFd> {
+/// A thread's pidfd.
+pub(super) fn open(pid: u32, tid: u32) -> Option<OwnedFd> {
     let flags = if tid == pid { PidfdFlags::empty() } else { PIDFD_THREAD };
     pidfd_open(Pid::from_raw(i32::try_from(tid).ok()?)?, flags).ok()
 }

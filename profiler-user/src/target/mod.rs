@@ -17,6 +17,7 @@ mod natives;
 mod process;
 mod python_threads;
 mod site;
+mod sleeping;
 mod suspended;
 mod version;
 
@@ -38,6 +39,7 @@ pub use natives::{Natives, natives};
 pub use process::{Incarnation, Namespaces, Thread};
 pub use python_threads::{PythonThread, python_threads};
 pub use site::{PythonSites, Site, Sites};
+pub use sleeping::sleeping_stack;
 pub use version::Version;
 
 use crate::python::objects::{self, ObjectLayout};
@@ -264,4 +266,38 @@ pub fn thread_ids(pid: u32) -> Vec<u32> {
 #[must_use]
 pub fn threads(target: &Target) -> Vec<Thread> {
     process::threads(target.pid, target.namespaces.pids.len() > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_elsewhere_has_all_its_addresses_moved() {
+        let file = MappedFile {
+            path: "a".into(),
+            open: "b".into(),
+            device: (1, 2),
+            inode: 3,
+            replaced: false,
+            bias: 0x7000,
+        };
+        let here = Greenlet {
+            version: None,
+            file,
+            module: 0x7000..0x9000,
+            greenlet_type: Addr(0x8010),
+            layout: GreenletLayout::default(),
+            sites: Sites::default(),
+            made: None,
+            source: String::new(),
+        };
+        for start in [0x1000, 0x7000, 0xf000] {
+            let there = here.mapped_at(start);
+            assert_eq!(there.module, start..start + 0x2000);
+            assert_eq!(there.greenlet_type, Addr(start + 0x1010));
+            assert_eq!(there.file.address(0x1010), there.greenlet_type);
+            assert_eq!(there.file.id(), here.file.id());
+        }
+    }
 }

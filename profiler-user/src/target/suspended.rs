@@ -123,11 +123,14 @@ pub(super) fn state_bytes(layout: &GreenletLayout) -> usize {
     usize::from(fields.into_iter().max().unwrap_or(0)) + 8
 }
 
-/// The frames of a stack, leaf first; `cut` tells whether it goes on beyond them.
+/// The frames of a stack, leaf first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stack {
     pub(super) frames: Vec<Frame>,
+    /// Whether it goes on beyond them.
     pub(super) cut: bool,
+    /// Whether its chain ends as that of a running thread does from CPython 3.12 on.
+    pub(super) rooted: bool,
 }
 
 /// Walks a suspended greenlet's frames, of which some were read already.
@@ -152,6 +155,7 @@ pub(super) fn walk(
         }
     }
     walk.close();
+    stack.rooted = walk.rooted;
     match walk.fault {
         None => {}
         Some(Fault::StackTruncated) => stack.cut = true,

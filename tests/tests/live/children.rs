@@ -11,7 +11,7 @@ use tests::recording::Recording;
 use tests::runner::Cases;
 use tests::target::Target;
 
-use crate::gunicorn::switches_by_process;
+use crate::prefork::switches_by_process;
 
 pub(crate) fn cases(cases: &mut Cases) {
     for probe in ["switchstack", "pair"] {

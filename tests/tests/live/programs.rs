@@ -16,10 +16,33 @@ pub(crate) fn cases(cases: &mut Cases) {
             followed(python, &["--probe", probe])
         });
     }
+    cases.each("a_python_that_cant_be_recorded_is_counted/killed", |python| left_out(python, &[]));
+    cases.each("a_python_that_cant_be_recorded_is_counted/version", |python| {
+        let old = Python::bare("py3.10")?;
+        left_out(python, &[old.exe.to_str().context("a path")?])
+    });
     cases.each("a_target_that_loads_greenlet_is_recorded_with_it/children", |python| late(python, &[]));
     cases.each("a_target_that_loads_greenlet_is_recorded_with_it/alone", |python| {
         late(python, &["--no-children"])
     });
+}
+
+/// Children that become Pythons which can't be recorded: that is said.
+fn left_out(python: &Python, arguments: &[&str]) -> Result<()> {
+    let mut target = Target::start(python, "gone.py", arguments)?;
+    let recording = Recording::start(target.pid(), &[])?;
+    target.go()?;
+    let done = target.hear("done")?;
+    let most = done.pointer("/books/most").and_then(Value::as_u64).context("most")?;
+    let mut profile = recording.stop()?;
+    let left_out = profile.totals.faults.remove("EXEC_LEFT_OUT");
+    short_lived(&mut profile);
+    compare::complete(&profile)?;
+    // One may be up before it is killed.
+    let others = profile.targets.len() as u64 - 1;
+    let all = left_out.is_some_and(|count| count > 0 && count + others <= most);
+    ensure!(all, "EXEC_LEFT_OUT {left_out:?} of {most}, and {:?}", profile.targets);
+    target.finish()
 }
 
 /// A process that loads greenlet while it is recorded, and no other target has.

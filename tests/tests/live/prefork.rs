@@ -1,4 +1,4 @@
-//! gunicorn's masters and workers: recycled, reloaded, and replaced.
+//! Masters and workers, gunicorn's and uWSGI's: recycled, reloaded, and replaced.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use tests::place::{Python, target_program};
 use tests::process::Process;
 use tests::profile::Profile;
 use tests::recording::{Recording, parse};
-use tests::runner::Cases;
+use tests::runner::{Cases, skip};
 
 use crate::children::short_lived;
 
@@ -26,6 +26,7 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.each("recycled_gunicorn_workers_are_counted_whole", recycled);
     cases.each("reloaded_gunicorn_workers_are_counted_whole", reloaded);
     cases.each("a_gunicorn_that_takes_anothers_place_is_counted_whole", replaced);
+    cases.once("recycled_uwsgi_workers_are_counted_whole", || uwsgi(&Python::find("uwsgi")?));
 }
 
 /// A master with its recording, and its workers' books.
@@ -33,7 +34,8 @@ struct Service {
     master: Process,
     recording: Recording,
     books: TempDir,
-    requests: usize,
+    /// How often each worker answered.
+    answers: BTreeMap<u32, usize>,
 }
 
 /// Who answered.
@@ -44,28 +46,45 @@ struct Answer {
 }
 
 impl Service {
-    fn start(python: &Python) -> Result<Self> {
+    fn gunicorn(python: &Python) -> Result<Self> {
+        let mut command = Command::new(&python.exe);
+        // Not by `-m`: on USR2 it starts itself again by its own path.
+        command.arg(python.exe.with_file_name("gunicorn"));
+        command.arg("-c").arg(target_program("prefork.py")).arg("prefork:application");
+        // Said when it listens, before its first fork.
+        Self::start(command, TempDir::new()?, "Using worker")
+    }
+
+    fn uwsgi(python: &Python) -> Result<Self> {
         let books = TempDir::new()?;
+        let exe = python.exe.with_file_name("uwsgi");
+        if !exe.exists() {
+            return Err(skip("uWSGI could not be built"));
+        }
+        let mut command = Command::new(exe);
+        let venv = python.exe.parent().and_then(Path::parent).context("an environment")?;
+        command.arg("--virtualenv").arg(venv).arg("--http-socket").arg(books.path().join("socket"));
+        command.args(["--module", "prefork_uwsgi", "--master", "--gevent", "10", "--processes", "2"]);
+        command.args(["--max-requests", "20", "--min-worker-lifetime", "1", "--worker-reload-mercy", "3"]);
+        command.args(["--reload-mercy", "3", "--die-on-term"]);
+        Self::start(command, books, "spawned uWSGI worker 2")
+    }
+
+    /// Starts what says `line` before it switches for the first time.
+    fn start(mut command: Command, books: TempDir, line: &str) -> Result<Self> {
         let config = target_program("prefork.py");
         let folder = config.parent().context("a folder")?;
-        // Not by `-m`: on USR2 it starts itself again by its own path.
-        let script = python.exe.with_file_name("gunicorn");
         let master = Process::start(
-            Command::new(&python.exe)
-                .arg(script)
-                .arg("-c")
-                .arg(&config)
-                .arg("prefork:application")
+            command
                 .current_dir(folder)
                 .env("PYTHONPATH", folder)
                 .env("PYTHONDONTWRITEBYTECODE", "1")
                 .env("BOOKS", books.path()),
         )?;
-        // Said when it listens, before its first fork.
-        master.stderr.line(0, Deadline::usual(), "Using worker", |line| line.contains("Using worker"))?;
+        master.stderr.line(0, Deadline::usual(), line, |said| said.contains(line))?;
         let recording = Recording::start(master.pid(), &[])?;
         fs::write(books.path().join("go"), "")?;
-        Ok(Self { master, recording, books, requests: 0 })
+        Ok(Self { master, recording, books, answers: BTreeMap::new() })
     }
 
     /// A request over a connection of its own; tried again while a worker that ends resets it.
@@ -79,13 +98,14 @@ impl Service {
                 stream.read_to_string(&mut answer)
             });
             if asked.is_ok() && answer.starts_with("HTTP/1.0 200") {
-                self.requests += 1;
                 let (_, body) = answer.split_once("\r\n\r\n").context("a body")?;
                 let (worker, master) = body.split_once(' ').context("two pids")?;
-                return Ok(Answer { worker: worker.parse()?, master: master.parse()? });
+                let worker = worker.parse()?;
+                *self.answers.entry(worker).or_default() += 1;
+                return Ok(Answer { worker, master: master.parse()? });
             }
         }
-        bail!("no answer in time after {} requests", self.requests)
+        bail!("no answer in time after {:?}", self.answers)
     }
 
     fn ask_often(&mut self) -> Result<()> {
@@ -107,7 +127,8 @@ impl Service {
 
     /// Waits until every process has ended, and compares what each did with its books.
     fn finish(self) -> Result<Profile> {
-        let Self { recording, books, requests, .. } = self;
+        let Self { recording, books, answers, .. } = self;
+        let requests: usize = answers.values().sum();
         let mut profile = parse(&recording.finish()?)?;
         short_lived(&mut profile);
         compare::complete(&profile)?;
@@ -127,7 +148,7 @@ impl Service {
 }
 
 fn recycled(python: &Python) -> Result<()> {
-    let mut service = Service::start(python)?;
+    let mut service = Service::gunicorn(python)?;
     service.ask_often()?;
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
@@ -135,7 +156,7 @@ fn recycled(python: &Python) -> Result<()> {
 }
 
 fn reloaded(python: &Python) -> Result<()> {
-    let mut service = Service::start(python)?;
+    let mut service = Service::gunicorn(python)?;
     service.ask_both(|_| true)?;
     let before: Vec<u32> = worker_books(service.books.path())?.into_keys().collect();
     service.master.signal(Signal::HUP)?;
@@ -147,7 +168,7 @@ fn reloaded(python: &Python) -> Result<()> {
 }
 
 fn replaced(python: &Python) -> Result<()> {
-    let mut service = Service::start(python)?;
+    let mut service = Service::gunicorn(python)?;
     service.ask_both(|_| true)?;
     let old = service.master.pid();
     service.master.signal(Signal::USR2)?;
@@ -164,6 +185,24 @@ fn replaced(python: &Python) -> Result<()> {
     let workers = profile.targets.iter().filter(|target| target.parent == Some(new)).count();
     ensure!(workers >= 2, "{workers} workers of the new master");
     Ok(())
+}
+
+fn uwsgi(python: &Python) -> Result<()> {
+    let mut service = Service::uwsgi(python)?;
+    let first = service.ask_both(|_| true)?;
+    let before: Vec<u32> = worker_books(service.books.path())?.into_keys().collect();
+    // Each lives for a second, however many it answers.
+    service.ask_both(|answer| answer.master == first.master && !before.contains(&answer.worker))?;
+    // One that is not about to be recycled: told to end when it begins it waits for a minute.
+    Deadline::usual().until("two young workers", || {
+        let second = service.ask_both(|_| true)?;
+        let other = service.ask_until(|answer| answer.worker != second.worker)?;
+        let young = |worker| service.answers.get(&worker).is_some_and(|answers| *answers < 10);
+        Ok((young(second.worker) && young(other.worker)).then_some(()))
+    })?;
+    service.master.signal(Signal::TERM)?;
+    service.master.wait(Deadline::usual())?;
+    service.finish().map(drop)
 }
 
 fn worker_books(folder: &Path) -> Result<BTreeMap<u32, u64>> {
