@@ -62,9 +62,15 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
     if fault.is_some() {
         return 0;
     }
-    switch::about(config, slot, now, owner, empty);
-    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
     slot.off_stack = key;
+    if key == slot.sent_stack && config.sending == slot.sent {
+        return 0;
+    }
+    switch::about(config, slot, now, owner, empty);
+    if stack::ensure_sent(python, &mut slot.scratch, totals) {
+        slot.sent_stack = key;
+        slot.sent = config.sending;
+    }
     0
 }
 

@@ -69,6 +69,12 @@ pub struct Slot {
     pub own_tstate: Addr,
     /// The code object of its leaf then.
     pub code_size: CodeSize,
+    /// The last stack of these that was new, which is known then and sent.
+    pub sent_stack: StackKey,
+    /// For this [`profiler_common::record::TargetConfig::sending`].
+    pub sent: u32,
+    /// None.
+    pub unused: u32,
     /// The last block, if the round after it is not over; else its `ns` is 0.
     pub block: BlockRecord,
     /// Scratch of a tick.

@@ -14,7 +14,7 @@ use profiler_common::{
 use crate::{
     emit,
     maps::{self, count},
-    memory::UserMemory,
+    memory::{StagedMemory, UserMemory},
     slot::Scratch,
 };
 
@@ -30,7 +30,7 @@ type Callback = unsafe extern "C" fn(u32, *mut c_void) -> i64;
 unsafe extern "C" fn hash_frame(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `iterate` passes its `Iteration`.
     let Iteration { python, scratch, record: _ } = unsafe { &mut *context.cast::<Iteration<'_>>() };
-    match scratch.walk.step(python, &mut scratch.window, &mut UserMemory) {
+    match scratch.walk.step(python, &mut scratch.window, &mut StagedMemory) {
         Step::Frame(_) | Step::Shim => 0,
         Step::End => 1,
     }
