@@ -171,8 +171,8 @@ fn blocks(python: &Python) -> Result<()> {
     for block in &blocks {
         ensure!(block.clock.sum_ns() == Some(block.ns), "{block:?}");
         ensure!(block.clock.blocked_ns.is_some_and(|ns| ns >= 19_000_000), "{block:?}");
-        // Ten sleepers and the victim.
-        ensure!(block.victims.is_none_or(|victims| victims <= 11), "{block:?}");
+        // Ten sleepers and the victim; after the last block the main greenlet, which waits for all.
+        ensure!(block.victims.is_none_or(|victims| victims <= 12), "{block:?}");
         ensure!(block.held_most_ns.is_none_or(|ns| ns <= block.ns), "{block:?}");
         held += u64::from(block.victims.is_some_and(|victims| victims > 0));
     }
