@@ -41,11 +41,8 @@ pub struct Clock {
     pub off_ns: [u64; OFF_KINDS],
     /// What it is in since then: [`ON_CPU`] or an [`Off`].
     pub state: u32,
-    /// The CPU onto which it last came.
-    pub cpu: u32,
-    /// How far the clock is ahead by which that CPU's scheduler reckons, as it was then; 0 if
-    /// not known.
-    pub lead_ns: u64,
+    /// None.
+    pub padding: u32,
     /// The scheduler's own sum of its time on CPUs at the last change; 0 if not known.
     pub runtime_ns: u64,
 }
@@ -62,8 +59,7 @@ impl Clock {
             on_cpu_ns: 0,
             off_ns: [0; OFF_KINDS],
             state,
-            cpu: 0,
-            lead_ns: 0,
+            padding: 0,
             runtime_ns: 0,
         }
     }

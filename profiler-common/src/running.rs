@@ -32,19 +32,21 @@ pub fn is_own<M: Memory>(
     memory: &mut M,
 ) -> bool {
     let python = &config.layout.python;
-    let copied = if config.tstate_top < OWN_STATE_WORDS as u32 * 8 {
+    let marked = python.tstate_status != ABSENT && config.tstate_cleared_bit != u32::MAX;
+    // Not by what its fields reach to: the compiler would trust that at the copy's use, and the
+    // verifier of Linux 6.1 forgets it on the way.
+    let copied = if marked {
         window.copy::<OWN_STATE_WORDS, M>(tstate, memory)
     } else {
         window.copy::<OLD_STATE_WORDS, M>(tstate, memory)
     };
     if copied.is_err()
-        || config.tstate_top >= OLD_STATE_WORDS as u32 * 8
         || window.copied(python.tstate_interp.into()) != config.interpreter.0
         || window.copied(python.tstate_native_id.into()) != id
     {
         return false;
     }
-    if python.tstate_status != ABSENT && config.tstate_cleared_bit != u32::MAX {
+    if marked {
         let status = window.copied(python.tstate_status.into()) >> ((python.tstate_status & 4) * 8);
         return status >> (config.tstate_cleared_bit & 31) & 1 == 0;
     }

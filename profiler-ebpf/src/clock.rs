@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::{pt_regs, task_struct},
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_task_pt_regs},
+        generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_task_pt_regs},
     },
     programs::BtfTracePointContext,
 };
@@ -80,15 +80,16 @@ fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
     // SAFETY: takes no argument.
     let task = unsafe { bpf_get_current_task() } as *mut task_struct;
     let started_ns = exec_start(task);
+    // SAFETY: a word of a map, where only the scheduler's tracepoint writes.
+    let lead_ns = maps::lead().map_or(0, |lead| unsafe { ptr::read_volatile(lead) });
     let runtime_ns = runtime(task);
-    // The sum is as old as the scheduler's last tick.
-    let since_ns = now.wrapping_sub(slot.clock.lead_ns).wrapping_sub(started_ns);
-    // SAFETY: takes no argument.
-    let same_cpu = slot.clock.cpu == unsafe { bpf_get_smp_processor_id() };
-    let known = slot.clock.lead_ns != 0
-        && same_cpu
+    // The sum is as old as the scheduler's last tick. The lead has in it how long it took to
+    // tell of a switch, which may be longer than this run.
+    let since_ns = now.wrapping_sub(lead_ns).wrapping_sub(started_ns);
+    let since_ns = if since_ns.wrapping_neg() <= MAX_DOUBT_NS { 0 } else { since_ns };
+    let known = lead_ns != 0
         && since_ns <= MAX_SCHEDULER_TICK_NS
-        // No tick between the two.
+        // No tick between the two, and no other CPU.
         && exec_start(task) == started_ns;
     let (runtime_ns, doubt_ns) =
         if known { (runtime_ns + since_ns, MAX_DOUBT_NS) } else { (runtime_ns, MAX_SCHEDULER_TICK_NS) };
@@ -172,6 +173,8 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
     let leaver: *mut task_struct = ctx.arg(1);
     let comer: *mut task_struct = ctx.arg(2);
     let mut now = 0;
+    // What of them is watched was brought up to date by the scheduler just now.
+    let mut watched = leaver;
     if let Some(slot) = maps::slot_of(leaver)
         && slot.clock.version != 0
         && let Some(config) = maps::config(slot.target)
@@ -203,14 +206,25 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         if first {
             slot.first_sleep_ns = slept(slot, why);
         }
-        let exec_start = exec_start_of(comer);
-        slot.clock.lead_ns = if exec_start == 0 { 0 } else { now.wrapping_sub(exec_start) };
-        // SAFETY: takes no argument.
-        slot.clock.cpu = unsafe { bpf_get_smp_processor_id() };
+        watched = comer;
         off::count(slot, why);
         if slot.thread != 0 {
             publish(slot);
         }
+    }
+    if now != 0 {
+        keep_lead(watched, now);
+    }
+}
+
+#[inline(always)]
+fn keep_lead(watched: *mut task_struct, now: u64) {
+    let started_ns = exec_start_of(watched);
+    if started_ns != 0
+        && let Some(lead) = maps::lead()
+    {
+        // SAFETY: this CPU's own word.
+        unsafe { ptr::write_volatile(lead, now.wrapping_sub(started_ns)) };
     }
 }
 

@@ -1,9 +1,9 @@
 //! greenscope's kernel part: what happens at a greenlet switch, seen by uprobes.
 //!
 //! Entry points only. Uprobe programs may be preempted and another process may run
-//! the same program on the same CPU meanwhile, so nothing here lives per CPU: the
-//! scratch of a hit lies in the storage of its task ([`slot`]), and what is shared
-//! is written by the holder of the target's GIL only.
+//! the same program on the same CPU meanwhile, so nothing here lives per CPU but a word
+//! of the scheduler's tracepoint: the scratch of a hit lies in the storage of its task
+//! ([`slot`]), and what is shared is written by the holder of the target's GIL only.
 
 #![no_std]
 #![no_main]

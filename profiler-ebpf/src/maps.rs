@@ -7,7 +7,7 @@ use aya_ebpf::{
         BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
         task_struct,
     },
-    btf_maps::{Array, HashMap, ProgramArray, Queue, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf},
     helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
     macros::btf_map,
     programs::ProbeContext,
@@ -100,6 +100,10 @@ static PHASE: Array<u32, 1> = Array::new();
 /// What greenlets that were not switched to yet have from their makers.
 #[btf_map]
 static UNSTARTED: HashMap<GreenletKey, Label, { MAX_UNSTARTED as usize }> = HashMap::new();
+/// How far the clock is ahead of the one by which the CPU's scheduler reckons, as it was when
+/// a thread of a target last came or left there; 0 if none did.
+#[btf_map]
+static LEADS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 pub static RING: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
 #[btf_map]
@@ -351,6 +355,13 @@ pub fn thread(key: u64) -> Option<&'static mut Thread> {
 #[inline(always)]
 pub fn insert_thread(key: u64, value: &Thread) -> bool {
     THREADS.insert(key, value, 0).is_ok()
+}
+
+/// The lead of the clock on this CPU. Written by the scheduler's tracepoint only, which
+/// nothing interrupts.
+#[inline(always)]
+pub fn lead() -> Option<*mut u64> {
+    LEADS.get_ptr_mut(0)
 }
 
 /// The current task's slot, made if it has none.

@@ -109,7 +109,10 @@ def doze(seconds):
 
 
 class Booked:
-    """A watcher that wakes a greenlet through its line in the books."""
+    """A watcher whose greenlet is booked as near to its switches as Python comes.
+
+    The hub's `wait` starts it right before it switches away, and stops it right after.
+    """
 
     def __init__(self, watcher, life):
         self.watcher = watcher
@@ -117,8 +120,10 @@ class Booked:
 
     def start(self, switch, *args):
         self.watcher.start(self.life.around, switch, *args)
+        self.life.leave()
 
     def stop(self):
+        self.life.enter()
         self.watcher.stop()
 
 
@@ -130,10 +135,14 @@ def wait_booked(watcher):
 def rest(life, seconds):
     """The only way by which a greenlet here switches."""
     global resting
-    life.leave()
     resting = life  # nobody else runs before it waits
-    doze(seconds)
-    life.enter()
+    if seconds > 0:
+        doze(seconds)
+    else:
+        # A callback of the loop, and no watcher.
+        life.leave()
+        doze(seconds)
+        life.enter()
 
 
 def repeat(life, end_ns, work, seconds):

@@ -119,6 +119,14 @@ impl Scheduler {
     }
 }
 
+impl Life {
+    /// Its CPU time: between the two readings at a switch lies the switch, which is half the
+    /// hub's.
+    pub(super) const fn on_cpu_ns(&self) -> u64 {
+        self.cpu_ns + self.switch_ns / 2
+    }
+}
+
 impl Books {
     /// CPU time of all threads of the books; a tool's own threads are none of them.
     pub(super) fn cpu_ns(&self) -> u64 {

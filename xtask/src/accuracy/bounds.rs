@@ -12,7 +12,7 @@ use super::{
 const THREAD: Bound = Bound::Relative(0.01);
 /// Of the CPU time of a greenlet that burns.
 const BURNS: Bound = Bound::Relative(0.02);
-/// Of the recording, for a greenlet that sleeps, beyond what waking it took.
+/// Of the recording, for a greenlet that sleeps.
 const SLEEPS: Bound = Bound::OfRecording(0.001);
 
 /// How far greenscope may be from the truth.
@@ -135,7 +135,7 @@ pub(super) fn figures(
     figures.push(figure("preempted, the thread".to_owned(), truth.delayed_ns, preempted, Bound::None));
     let on_cpu = |life: &Life| profile.greenlet(&life.name).and_then(|greenlet| greenlet.on_cpu_ns);
     for life in books.lives.iter().filter(|life| life.role != Role::Sleeps) {
-        figures.push(figure(format!("on CPU, `{}`", life.name), life.cpu_ns, on_cpu(life), BURNS));
+        figures.push(figure(format!("on CPU, `{}`", life.name), life.on_cpu_ns(), on_cpu(life), BURNS));
     }
     for life in books.lives.iter().filter(|life| life.role == Role::Blocks) {
         let blocking = books.functions.iter().filter(|function| function.state == State::Blocked);
@@ -144,8 +144,8 @@ pub(super) fn figures(
         figures.push(figure(format!("blocked, `{}`", life.name), truth_ns, seen, Bound::None));
     }
     let sleepers = books.lives.iter().filter(|life| life.role == Role::Sleeps).map(|life| {
-        let truth_ns = life.cpu_ns + life.switch_ns;
-        figure("on CPU, the worst of the sleepers".to_owned(), truth_ns, on_cpu(life), SLEEPS)
+        let what = "on CPU, the worst of the sleepers".to_owned();
+        figure(what, life.on_cpu_ns(), on_cpu(life), SLEEPS)
     });
     // One that was not measured is worse than any error.
     let off = |figure: &Figure| figure.seen_ns.map_or(u64::MAX, |seen| seen.abs_diff(figure.truth_ns));
@@ -193,8 +193,8 @@ mod tests {
     fn each_greenlet_stands_beside_its_line_in_the_books() {
         let books = r#"{"threads": [{"tid": 1, "wall_ns": 9000, "cpu_ns": 800}], "functions": [],
             "lives": [{"name": "burn", "role": "burns", "tid": 1, "cpu_ns": 700, "switch_ns": 0},
-                      {"name": "one", "role": "sleeps", "tid": 1, "cpu_ns": 2, "switch_ns": 40},
-                      {"name": "two", "role": "sleeps", "tid": 1, "cpu_ns": 1, "switch_ns": 19}]}"#;
+                      {"name": "one", "role": "sleeps", "tid": 1, "cpu_ns": 2, "switch_ns": 80},
+                      {"name": "two", "role": "sleeps", "tid": 1, "cpu_ns": 1, "switch_ns": 38}]}"#;
         let profile = r#"{"duration_ns": 10000, "stacks": [], "threads": [{"tid": 1, "on_cpu_ns": 841}],
             "greenlets": [{"tid": 1, "name": "burn", "on_cpu_ns": 760}, {"tid": 1, "name": "one", "on_cpu_ns": 41},
                           {"tid": 1, "name": "two", "on_cpu_ns": 40}]}"#;

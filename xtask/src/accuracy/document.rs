@@ -18,9 +18,10 @@ and does not yield in between. A tool is held against the books of the same run.
 figure is the median of the rounds.
 
 Of a greenlet that sleeps, waking it is most of its CPU time: the first that is woken after
-100 ms of idling finds the caches cold. So the hub reads the clock too, before it switches to
-one and when it is back. That counts all of the switch to and from it, the hub's own part and
-a tool's probe included.
+100 ms of idling finds the caches cold. So a greenlet that waits for the hub reads the clock
+right before it switches away and right after it is back, and the hub does the same around
+it. Between the two readings at each end lies the switch itself, a tool's probe included: half
+of it is taken to be the greenlet's.
 ";
 
 const EXACT: &str = "\

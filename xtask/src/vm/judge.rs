@@ -178,6 +178,13 @@ pub(super) fn load(folder: &Path) -> anyhow::Result<usize> {
             println!("  it loaded, but saw no switch of a target that makes many");
             wrong += 1;
         }
+        // Without these greenscope goes on, and says so in its log.
+        for part in ["cpu_samples", "unlisted_on_cpu_ns"] {
+            if totals.get(part).is_none_or(Value::is_null) {
+                println!("  it loaded in part: no {part}");
+                wrong += 1;
+            }
+        }
     }
     if wrong > 0 {
         show_logs(folder, &facts)?;
