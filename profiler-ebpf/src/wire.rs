@@ -57,12 +57,22 @@ pub struct Scan {
 }
 
 const IN_METHOD: u32 = 0;
-const IN_PATH: u32 = 1;
-const IN_LINE: u32 = 2;
-const IN_NAME: u32 = 3;
-const IN_SW8: u32 = 4;
-const IN_TRACEPARENT: u32 = 5;
-const OVER: u32 = 6;
+const IN_TARGET: u32 = 1;
+const IN_PATH: u32 = 2;
+const IN_QUERY: u32 = 3;
+const IN_VERSION: u32 = 4;
+/// From here on it is the head of a request.
+const IN_LINE: u32 = 5;
+const IN_NAME: u32 = 6;
+const IN_SW8: u32 = 7;
+const IN_TRACEPARENT: u32 = 8;
+const OVER: u32 = 9;
+/// It is no request.
+const OTHER: u32 = 10;
+
+/// What follows the target.
+const HTTP_1: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+const HTTP_1_LENGTH: u32 = 7;
 
 /// `sw8:` and `traceparent:`, the first character in the lowest byte.
 const SW8: u64 = u64::from_le_bytes(*b"sw8:\0\0\0\0");
@@ -160,7 +170,7 @@ fn end(slot: &mut Slot, greenlet: &mut Greenlet) {
 /// Looks at what was received.
 #[inline(never)]
 fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u32 {
-    let Some(buffer) = buffer() else {
+    let Some((buffer, room)) = buffer() else {
         return 0;
     };
     let Ok(first) = UserMemory.word(buffer) else {
@@ -181,6 +191,7 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
         }
         return 0;
     }
+    let bytes = if bytes < room { bytes } else { room };
     let bytes = if bytes < WIRE_BYTES { bytes } else { WIRE_BYTES };
     if UserMemory.read_part(buffer, slot.scratch.window.room(), bytes).is_err() {
         return 0;
@@ -196,11 +207,18 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
     let mut head = Head { slot };
     // SAFETY: the helper calls `scan` with the head while it is borrowed here.
     unsafe { bpf_loop(WIRE_BYTES, callback, ptr::from_mut(&mut head).cast(), 0) };
+    if slot.scan.state == OTHER {
+        return 0;
+    }
     if slot.scan.state != OVER {
         forget_cut(slot);
         if let Some(totals) = maps::totals(slot.target) {
             count(totals, Fault::WireCut);
         }
+    }
+    if slot.scan.state < IN_LINE {
+        // Perhaps one, perhaps something else that begins so.
+        return 0;
     }
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -218,14 +236,12 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
     0
 }
 
-/// Of a head that is not over what was being read is not known: a part of a path is another
-/// path, and a part of an id another id.
+/// Of a head that is not over what was being read is not known: a part of an id is another id.
 #[inline(always)]
 fn forget_cut(slot: &mut Slot) {
     let Slot { scan, label_record, .. } = slot;
     let about = &mut label_record.about;
     match scan.state {
-        IN_METHOD | IN_PATH => clear(&mut about.endpoint),
         // Before the other header, or in its place.
         IN_TRACEPARENT if about.flags & ABOUT_SW8 != 0 => {}
         IN_SW8 | IN_TRACEPARENT => {
@@ -245,9 +261,19 @@ fn clear(text: &mut Text) {
 /// Whether a head begins so.
 #[inline(always)]
 fn is_method(first: u64) -> bool {
-    let four = first as u32;
-    let is = |method: &[u8; 4]| four == u32::from_le_bytes(*method);
-    is(b"GET ") || is(b"POST") || is(b"PUT ") || is(b"HEAD") || is(b"DELE") || is(b"PATC") || is(b"OPTI")
+    let is = |method: &[u8; 8]| {
+        let method = u64::from_le_bytes(*method);
+        // As many bytes as it has, of which none is 0.
+        let others = method.leading_zeros() & !7;
+        first << others == method << others
+    };
+    is(b"GET \0\0\0\0")
+        || is(b"POST \0\0\0")
+        || is(b"PUT \0\0\0\0")
+        || is(b"HEAD \0\0\0")
+        || is(b"DELETE \0")
+        || is(b"PATCH \0\0")
+        || is(b"OPTIONS ")
 }
 
 /// What the steps of a scan share: the helper wants it on the stack.
@@ -272,14 +298,26 @@ unsafe extern "C" fn scan(index: u32, context: *mut c_void) -> i64 {
         IN_METHOD => {
             push(&mut about.endpoint, byte);
             if byte == b' '.into() {
-                scan.state = IN_PATH;
+                scan.state = IN_TARGET;
             }
         }
-        IN_PATH => {
-            if byte == b' '.into() || byte == b'?'.into() || byte == b'\n'.into() {
+        IN_TARGET => {
+            // Proxies get a whole address, which may have a password in it.
+            scan.state = if byte == b'/'.into() || byte == b'*'.into() { IN_PATH } else { OTHER };
+            push(&mut about.endpoint, byte);
+        }
+        IN_PATH if byte == b'?'.into() => scan.state = IN_QUERY,
+        IN_PATH | IN_QUERY if byte == b' '.into() => scan.state = IN_VERSION,
+        // No control character is part of a target.
+        IN_PATH | IN_QUERY if byte < b' '.into() => scan.state = OTHER,
+        IN_PATH => push(&mut about.endpoint, byte),
+        IN_VERSION => {
+            if HTTP_1 >> ((scan.at & 7) * 8) & 0xff != byte {
+                scan.state = OTHER;
+            }
+            scan.at += 1;
+            if scan.at == HTTP_1_LENGTH && scan.state == IN_VERSION {
                 scan.state = IN_LINE;
-            } else {
-                push(&mut about.endpoint, byte);
             }
         }
         IN_NAME => name(scan, byte),
@@ -304,7 +342,10 @@ unsafe extern "C" fn scan(index: u32, context: *mut c_void) -> i64 {
         }
         _ => {}
     }
-    if byte == b'\n'.into() {
+    if scan.state == OTHER {
+        return 1;
+    }
+    if byte == b'\n'.into() && scan.state >= IN_LINE {
         if scan.state == OVER {
             return 1;
         }
@@ -362,25 +403,33 @@ fn push(text: &mut Text, byte: u64) {
     }
 }
 
-/// Where the bytes went that the current system call received.
+/// Where the bytes went that the current system call received, and how many had room there.
 #[inline(always)]
-fn buffer() -> Option<Addr> {
+fn buffer() -> Option<(Addr, u32)> {
     // SAFETY: the current task's registers at its entry into the kernel lie at the top of
     // its stack.
     let registers = unsafe { bpf_task_pt_regs(maps::current_task()) } as *const pt_regs;
     let (number, second) = call(registers);
     let second = Addr(second);
     match number {
-        READ | RECVFROM => Some(second),
-        READV => UserMemory.pointer(second).ok(),
-        RECVMSG => {
-            let vector = UserMemory.pointer(second.at(MSGHDR_IOV)).ok()?;
-            UserMemory.pointer(vector).ok()
-        }
+        READ | RECVFROM => Some((second, u32::MAX)),
+        READV => first_of(second),
+        RECVMSG => first_of(UserMemory.pointer(second.at(MSGHDR_IOV)).ok()?),
         _ => None,
     }
 }
 
+/// The first buffer of a vector.
+#[inline(always)]
+fn first_of(vector: Addr) -> Option<(Addr, u32)> {
+    let buffer = UserMemory.pointer(vector).ok()?;
+    let room = UserMemory.word(vector.at(IOVEC_LENGTH)).ok()?;
+    Some((buffer, if room < u64::from(WIRE_BYTES) { room as u32 } else { WIRE_BYTES }))
+}
+
+/// `struct iovec.iov_len`.
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/uio.h>
+const IOVEC_LENGTH: u16 = 8;
 /// `struct user_msghdr.msg_iov`.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/socket.h>
 const MSGHDR_IOV: u16 = 16;
