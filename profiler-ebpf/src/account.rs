@@ -62,8 +62,10 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.label_off_ns = [0; OFF_KINDS];
     sight.label_since_ns = sight.since_ns;
     sight.socket = 0;
-    if sight.flags & GREENLET_BORN != 0 {
-        maps::take_unstarted(key, &mut sight.given);
+    maps::take_unstarted(key, &mut sight.given);
+    if sight.flags & GREENLET_BORN == 0 {
+        // Its start was not seen: whose that is nobody knows.
+        sight.given = Label::NONE;
     }
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
@@ -178,8 +180,8 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     }
     totals.hits += 1;
     let key = GreenletKey { target, pimpl: this };
+    maps::drop_unstarted(&key);
     if maps::greenlet(&key).is_none() {
-        maps::drop_unstarted(&key);
         return;
     }
     let Some(slot) = maps::slot().or_else(|| thread::first_hit(ctx)) else {
@@ -216,6 +218,11 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
     let ns = now.saturating_sub(greenlet.since_ns);
     if greenlet.flags & GREENLET_RUNNING != 0 {
         greenlet.running_ns += ns;
+        // Whose the last run was nobody looked at. What was charged for it the callers have.
+        greenlet.label_running_ns += ns;
+        for (before, gained) in greenlet.label_off_ns.iter_mut().zip(slot.undo.off_ns) {
+            *before = before.wrapping_add(gained);
+        }
     } else if how != End::Replaced {
         // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;

@@ -207,7 +207,7 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
             slot.first_sleep_ns = slept(slot, why);
         }
         watched = comer;
-        off::count(slot, why);
+        off::count(slot, why, true);
         if slot.thread != 0 {
             publish(slot);
         }
@@ -243,7 +243,7 @@ fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, runtime_ns: u64
     if first {
         slot.first_sleep_ns = slept(slot, why);
     }
-    off::count(slot, why);
+    off::count(slot, why, false);
     0
 }
 

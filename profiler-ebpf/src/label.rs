@@ -15,7 +15,7 @@ use profiler_common::{
     clock::OFF_KINDS,
     fault::Fault,
     greenlet,
-    label::{KIND_INHERITED, Label, MAX_CHAIN},
+    label::{KIND_INHERITED, KIND_SOURCE, Label, MAX_CHAIN, Source},
     limits::MAX_PARTS,
     memory::Memory as _,
     record::{
@@ -150,7 +150,7 @@ extern "C" fn label_left(
     if config.label.source != 0 {
         match own(config, slot, slot.tstate) {
             0 => totals.labelled += 1,
-            _ if !from.given.is_none() => totals.given += 1,
+            _ if !given(config, from).is_none() => totals.given += 1,
             blank => {
                 if let Some(counter) = totals.blank.get_mut(blank.wrapping_sub(1) as usize) {
                     *counter += 1;
@@ -162,7 +162,7 @@ extern "C" fn label_left(
     }
     let now = from.since_ns;
     if slot.label.is_none() {
-        slot.label = from.given;
+        slot.label = given(config, from);
     } else if !slot.label.is(&from.label) && !slot.label.is(&slot.told) || from.flags & GREENLET_UNTOLD != 0 {
         if tell(config, slot, now) {
             from.flags &= !GREENLET_UNTOLD;
@@ -183,6 +183,14 @@ extern "C" fn label_left(
     0
 }
 
+/// What its request or its maker gave a greenlet. In a process with a tracer nothing ends what
+/// the wire gave before that was found.
+#[inline(always)]
+fn given(config: &TargetConfig, greenlet: &Greenlet) -> Label {
+    let wire = greenlet.given.kind & KIND_SOURCE == Source::Wire as u32;
+    if wire && config.label.source != 0 { Label::NONE } else { greenlet.given }
+}
+
 /// [`change`]: there was no room for the time of a label.
 const FULL: u32 = 2;
 
@@ -196,18 +204,19 @@ fn change(from: &mut Greenlet) -> u32 {
     let Some(slot) = maps::slot() else {
         return 0;
     };
-    let mut begun_ns = slot.undo.from_since_ns;
-    let mut running_ns = from.running_ns.wrapping_sub(slot.run.ns);
+    // A switch that was undone has added the begin of this run already.
+    let mut begun_ns = slot.undo.from_since_ns.max(from.label_since_ns);
+    let mut running_ns = from.running_ns.saturating_sub(slot.run.ns).max(from.label_running_ns);
     let mut full = false;
     // What is charged for this run went through `slot.undo`.
     for ((pair, sum), (gained, before)) in
         slot.pair.off_ns.iter_mut().zip(from.off_ns).zip(slot.undo.off_ns.iter().zip(from.label_off_ns))
     {
-        *pair = sum.wrapping_sub(*gained).wrapping_sub(before);
+        *pair = sum.wrapping_sub(*gained).saturating_sub(before);
     }
     if !from.label.is_none() {
         slot.pair_key.label = from.label;
-        slot.pair.ns = running_ns.wrapping_sub(from.label_running_ns);
+        slot.pair.ns = running_ns.saturating_sub(from.label_running_ns);
         slot.pair.first_ns = from.label_since_ns;
         slot.pair.last_ns = begun_ns;
         full |= !add_run(slot);
@@ -279,15 +288,19 @@ pub fn observe(slot: &mut Slot, label: &Label, now: u64) {
     let mut number = slot.parts_count;
     let same = number != 0
         && slot.parts.get(number.wrapping_sub(1) as usize & 3).is_some_and(|last| last.label.is(label));
-    // Without room the last one and this one are taken for one: the later.
-    if same || number >= MAX_PARTS as u64 {
+    let full = !same && number >= MAX_PARTS as u64;
+    if same || full {
         number -= 1;
     } else {
         slot.parts_count = number + 1;
     }
+    if full && let Some(totals) = maps::totals(slot.target) {
+        count(totals, Fault::LabelsFull);
+    }
     let off_ns = slot.clock.off_ns;
     if let Some(part) = slot.parts.get_mut(number as usize & 3) {
-        part.label = *label;
+        // Without room the last one and this one are together nobody's.
+        part.label = if full { Label::NONE } else { *label };
         part.until_ns = now;
         part.off_ns = off_ns;
     }
@@ -337,7 +350,7 @@ extern "C" fn label_seen(
     if let Some(current) = current
         && slot.label.is_none()
     {
-        slot.label = current.given;
+        slot.label = given(config, current);
     }
     blank
 }
@@ -357,12 +370,20 @@ pub fn on_made(ctx: &ProbeContext, object: Addr) {
         return;
     }
     slot.enter();
-    let _made = made(config, slot, object);
+    if let Ok(pimpl) = greenlet::pimpl(&config.layout, &mut UserMemory, object) {
+        slot.to_key = GreenletKey { target: slot.target, pimpl };
+        // Of one that was there before and of whose end nothing was seen.
+        maps::drop_unstarted(&slot.to_key);
+        let _made = made(config, slot);
+    } else if let Some(totals) = maps::totals(slot.target) {
+        count(totals, Fault::ReadState);
+    }
     slot.leave();
 }
 
+/// Its key is `slot.to_key`.
 #[inline(never)]
-fn made(config: &TargetConfig, slot: &mut Slot, object: Addr) -> u32 {
+fn made(config: &TargetConfig, slot: &mut Slot) -> u32 {
     let Some(totals) = maps::totals(slot.target) else {
         return 0;
     };
@@ -386,11 +407,6 @@ fn made(config: &TargetConfig, slot: &mut Slot, object: Addr) -> u32 {
     }
     let mut label = slot.label;
     label.kind |= KIND_INHERITED;
-    let Ok(pimpl) = greenlet::pimpl(&config.layout, &mut UserMemory, object) else {
-        count(totals, Fault::ReadState);
-        return 0;
-    };
-    slot.to_key = GreenletKey { target: slot.target, pimpl };
     if !maps::insert_unstarted(&slot.to_key, &label) {
         count(totals, Fault::LabelsFull);
     }

@@ -305,7 +305,9 @@ pub fn add_pair(key: &PairKey, more: &PairTotals) -> bool {
     let known = unsafe { &mut *known };
     known.ns = known.ns.wrapping_add(more.ns);
     known.count = known.count.wrapping_add(more.count);
-    known.last_ns = more.last_ns;
+    // Runs are added when a label changes: not in their order.
+    known.first_ns = known.first_ns.min(more.first_ns);
+    known.last_ns = known.last_ns.max(more.last_ns);
     for (sum, ns) in known.off_ns.iter_mut().zip(more.off_ns) {
         *sum = sum.wrapping_add(ns);
     }

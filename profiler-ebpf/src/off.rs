@@ -92,8 +92,10 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
 }
 
 /// The thread is back: counts what it slept since for the stack that it slept with.
+///
+/// `seen` is false where it has run since, and perhaps another greenlet on it.
 #[inline(always)]
-pub fn count(slot: &mut Slot, why: u32) {
+pub fn count(slot: &mut Slot, why: u32, seen: bool) {
     let key = slot.off_stack;
     if key.is_none() {
         return;
@@ -106,9 +108,14 @@ pub fn count(slot: &mut Slot, why: u32) {
     }
     let label = slot.off_label;
     let now = slot.clock.since_ns;
-    if slot.off_seen != 0 {
+    let looked = slot.off_seen != 0;
+    slot.off_seen = 0;
+    if slot.busy != 0 {
+        // A program was preempted that may be about to count time of a label itself.
+        return;
+    }
+    if looked && seen {
         // It did nothing meanwhile.
-        slot.off_seen = 0;
         label::observe(slot, &label, now);
     }
     if !label.is_none()
