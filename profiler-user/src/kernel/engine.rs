@@ -217,7 +217,8 @@ impl Engine {
     /// When the kernel lacks the tracepoints, or refuses them.
     pub fn start_wire(&mut self) -> Result<(), KernelError> {
         let btf = Btf::from_sys_fs().map_err(KernelError::Btf)?;
-        for name in ["sock_recv_length", "sock_send_length", "inet_sock_set_state"] {
+        // What begins a label comes last: without the others it would never end.
+        for name in ["sock_send_length", "inet_sock_set_state", "sock_recv_length"] {
             tracepoint(&mut self.ebpf, name, &btf)?;
         }
         Ok(())
