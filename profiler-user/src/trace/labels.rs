@@ -126,8 +126,10 @@ impl Labels {
             known.endpoint = endpoint.or_else(|| known.endpoint.take());
         } else if about.flags & ABOUT_ROOT != 0 {
             known.several |= known.root != 0 && known.root != label.span;
+            // Another root's name is not this one's.
+            let same = known.root == label.span;
+            known.endpoint = operation.clone().or_else(|| known.endpoint.take().filter(|_| same));
             known.root = label.span;
-            known.endpoint.clone_from(&operation);
         }
         let Some(operation) = operation else {
             return;
@@ -230,7 +232,8 @@ fn decode(text: &Text) -> Option<(String, bool)> {
     let kept = (bytes.len() / width_bytes).min(usize::try_from(*length).ok()?);
     let point = |bytes: &[u8]| {
         let number = bytes.iter().rev().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
-        char::from_u32(number).unwrap_or(char::REPLACEMENT_CHARACTER)
+        // It ends up on terminals.
+        char::from_u32(number).filter(|c| !c.is_control()).unwrap_or(char::REPLACEMENT_CHARACTER)
     };
     let text: String = bytes.chunks_exact(width_bytes).take(kept).map(point).collect();
     Some((text, kept < usize::try_from(*length).ok()?)).filter(|(text, _)| !text.is_empty())
