@@ -58,6 +58,8 @@ pub struct Verdict {
     pub switches: Counts,
     /// Of ticks and sleeps in functions that the books name.
     pub looks: Counts,
+    /// The blank ones of these that are sleeps: why is not counted.
+    pub asleep: u64,
     /// Right labels of which a name, or a trace that was in the first piece, is not known.
     pub nameless: u64,
     /// Blanks of children whose maker's label was not known when it made them.
@@ -128,7 +130,10 @@ impl Verdict {
         let failed = counted(&|reason| FAILED.contains(&reason));
         ensure!(own <= failed, "blanks without a reason: {self}");
         let ending = counted(&|reason| reason == ENDING);
-        ensure!(own + self.looks.blank <= failed + ending, "blanks without a reason: {self}");
+        let ticks = self.looks.blank - self.asleep;
+        ensure!(own + ticks <= failed + ending, "blanks without a reason: {self}");
+        // A sleep lacks what the switches around it lack.
+        ensure!(self.asleep == 0 || failed + ending > 0, "blanks without a reason: {self}");
         let others = counted(&|reason| !FAILED.contains(&reason));
         ensure!(self.unhanded <= others, "children without a label and without a reason: {self}");
         Ok(())
@@ -157,13 +162,13 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { switches, looks, nameless, unhanded, reasons, wrong_sums, mistakes } = self;
+        let Self { switches, looks, asleep, nameless, unhanded, reasons, wrong_sums, mistakes } = self;
         for (name, counts) in [("switches", switches), ("ticks and sleeps", looks)] {
             let Counts { right, wrong, blank, rightly_blank } = counts;
             write!(to, "{name}: {right} right, {wrong} wrong, {blank} blank, {rightly_blank} rightly; ")?;
         }
         write!(to, "{nameless} without a name; {wrong_sums} sums wrong; ")?;
-        write!(to, "{unhanded} blank children; blanks by reason {reasons:?}")?;
+        write!(to, "{asleep} blank sleeps; {unhanded} blank children; blanks by reason {reasons:?}")?;
         for mistake in mistakes {
             write!(to, "\n  {mistake}")?;
         }

@@ -141,7 +141,10 @@ fn count(stack: &Stack, right: Option<bool>, verdict: &mut Verdict) {
     let count = if stack.state == State::Wait { 0 } else { stack.count };
     let is_blank = stack.label.source.is_none();
     match right {
-        None => verdict.looks.blank += count,
+        None => {
+            verdict.looks.blank += count;
+            verdict.asleep += if stack.state == State::Cpu { 0 } else { count };
+        }
         Some(true) if is_blank => verdict.looks.rightly_blank += count,
         Some(true) => verdict.looks.right += count,
         Some(false) => {
