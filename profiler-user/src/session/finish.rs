@@ -346,7 +346,7 @@ impl Closing<'_> {
             });
             if !running && same {
                 let state = state(found.kind.is_hub, &frames);
-                let label = if alive { self.target.label_of_suspended(found.pimpl) } else { Label::NONE };
+                let label = self.target.enumerated_labels.get(&found.pimpl).copied().unwrap_or(Label::NONE);
                 let label = self.open_label(&label, duration_ns, Open::Both, profile);
                 if let Some(row) = profile.greenlets.last_mut() {
                     row.label = label;

@@ -12,19 +12,24 @@ use profiler_common::{
     record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION},
     walk::StackKey,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{finish::Closing, recorded::Recorded, ticks::Samples};
 use crate::{
     memory::Cached,
     profile::{Clocked, Labelled, Profile, RequestRow, Sample, TotalsRow, TracerRow},
-    target,
+    target::{self, FoundGreenlet, GreenletState},
     timeline::lives::{Life, Open},
     trace::{self, Identity, Request, Tracer},
 };
 
 /// Pairs of stack and label kept of a target; what comes later has no label.
 const MAX_PAIRS: usize = 4 << 20;
+
+/// Greenlets that never switch whose labels are read: the recording goes on meanwhile.
+const MAX_SUSPENDED: usize = 10_000;
+/// Between two looks for a tracer that taught nothing, at most: 2^5 times the usual.
+const MOST_IDLE: u32 = 5;
 
 /// The labels of one target.
 #[derive(Debug, Default)]
@@ -41,12 +46,20 @@ pub(super) struct Work {
     dropped: u64,
     /// How many observations met a class without instances, when it was looked at last.
     unready: u64,
+    /// They grew in number the last time.
+    growing: bool,
+    /// Looks for the tracer in a row that taught nothing.
+    idle: u32,
+    /// Looks to leave out until the next one.
+    left_out: u32,
 }
 
 impl Work {
     /// That of a process that was forked from this one's.
     pub(super) fn forked(&self) -> Self {
-        Self { wanted: self.wanted, tracer: self.tracer.clone(), ..Self::default() }
+        // Its tracer may call it something else.
+        let tracer = self.tracer.clone().map(|tracer| Tracer { whole: false, ..tracer });
+        Self { wanted: self.wanted, tracer, ..Self::default() }
     }
 
     /// Adds time that the kernel part counted.
@@ -59,6 +72,11 @@ impl Work {
                 self.pairs.insert(key, *more);
             }
         }
+    }
+
+    /// Adds what a greenlet that ended did since its label began.
+    pub(super) fn ended(&mut self, greenlet: &Greenlet) {
+        self.add_rest(greenlet, greenlet.running_ns, greenlet.off_ns, greenlet.since_ns);
     }
 
     /// Adds what a greenlet did since its label began, of which the kernel part tells only
@@ -101,6 +119,17 @@ impl Recorded {
         {
             return;
         }
+        if self.work.left_out > 0 {
+            self.work.left_out -= 1;
+            return;
+        }
+        let knew = self.work.tracer.clone();
+        self.look_for_tracer();
+        self.work.idle = if self.work.tracer == knew { self.work.idle + 1 } else { 0 };
+        self.work.left_out = (1 << self.work.idle.min(MOST_IDLE)) - 1;
+    }
+
+    fn look_for_tracer(&mut self) {
         let mut memory = Cached::new(self.memory.clone());
         let target = &self.target;
         // What can't be read now may be the next time.
@@ -123,16 +152,40 @@ impl Recorded {
     /// Looks again when the kernel part met a class that had no instances.
     pub(super) fn notice_unready(&mut self, totals: &Totals) {
         let unready = totals.blank.get(Blank::Unready as usize).copied().unwrap_or_default();
-        if unready > self.work.unready {
+        let growing = unready > self.work.unready;
+        if growing {
+            if !self.work.growing {
+                // The first in a while is news.
+                self.work.left_out = 0;
+            }
             self.work.unready = unready;
             self.find_tracer();
+        }
+        self.work.growing = growing;
+    }
+
+    /// Finds the labels of the greenlets that were there at the begin and did not switch yet.
+    ///
+    /// What switches after this is told by the kernel part, and these are not asked for then.
+    pub(super) fn label_suspended(&mut self) {
+        if self.gone_ns.is_some() || self.config_label().source == 0 {
+            return;
+        }
+        let suspended = |found: &&FoundGreenlet| found.state == GreenletState::Suspended;
+        let found: Vec<Addr> =
+            self.enumerated.iter().filter(suspended).map(|found| found.pimpl).take(MAX_SUSPENDED).collect();
+        for pimpl in found {
+            let label = self.label_of_suspended(pimpl);
+            if !label.is_none() {
+                self.enumerated_labels.insert(pimpl, label);
+            }
         }
     }
 
     /// The label of a greenlet that is suspended, by its saved context.
     ///
     /// Read twice: the greenlet may go on meanwhile.
-    pub(super) fn label_of_suspended(&mut self, pimpl: Addr) -> Label {
+    fn label_of_suspended(&mut self, pimpl: Addr) -> Label {
         let config = self.config_label();
         let context = self.target.greenlet.as_ref().map(|greenlet| greenlet.layout.context);
         let (true, Some(context)) = (config.source != 0, context) else {
@@ -191,6 +244,8 @@ pub(super) struct Sorted {
     of_stack: FxHashMap<StackKey, Vec<(Label, u64, u64)>>,
     /// Waits with a label that began before the recording or were not over.
     open: Vec<(Label, u64, Open)>,
+    /// The labels of those that are current at the end, when they last were suspended.
+    running: Vec<Label>,
 }
 
 impl Closing<'_> {
@@ -232,14 +287,13 @@ impl Closing<'_> {
     /// Closes the books of the labels that the greenlets have at the end, and sorts them.
     pub(super) fn close_labels(&mut self, lives: &[Life]) {
         let work = &mut self.target.work;
-        for record in &self.target.ended {
-            let greenlet = &record.greenlet;
-            work.add_rest(greenlet, greenlet.running_ns, greenlet.off_ns, greenlet.since_ns);
-        }
         let alive: FxHashMap<u64, &Life> = lives.iter().map(|life| (life.id, life)).collect();
         for (_, greenlet) in &self.kept.greenlets {
             // Of a run that is not over nobody knows whose it is.
             let running = alive.get(&greenlet.id).is_some_and(|life| life.running);
+            if running && !greenlet.label.is_none() {
+                self.sorted.running.push(greenlet.label);
+            }
             let until_ns = if running { greenlet.since_ns } else { self.bounds.ended_ns };
             work.add_rest(greenlet, greenlet.running_ns, greenlet.off_ns, until_ns);
         }
@@ -298,7 +352,7 @@ impl Closing<'_> {
             if stack.is_none() {
                 let sum = if inherited { &mut request.inherited } else { &mut request.own };
                 if sum.count == 0 { *sum = *totals } else { merge(sum, totals) }
-            } else if self.target.stacks.frames(stack).is_none_or(|(_, owner)| off_of(owner).is_none()) {
+            } else if self.target.stacks.frames(stack).is_some_and(|(_, owner)| off_of(owner).is_none()) {
                 *(if inherited { &mut request.inherited_waiting_ns } else { &mut request.waiting_ns }) +=
                     totals.ns;
             }
@@ -316,11 +370,19 @@ impl Closing<'_> {
             }
         }
         let pid = self.target.target.pid;
+        // Whose work a thread did before its first switch is not known.
+        let mut first_seen: FxHashSet<u64> =
+            self.kept.threads.iter().map(|(_, thread)| thread.seen_ns).collect();
+        first_seen.insert(self.bounds.started_ns);
+        for label in std::mem::take(&mut self.sorted.running) {
+            begun.entry(label.id).or_default().1 = true;
+        }
         let mut rows: Vec<RequestRow> = books
             .into_values()
             .map(|(label, Books { own, waiting_ns, inherited, inherited_waiting_ns })| {
                 let called = self.target.work.labels.called(&label);
                 let (begun, open) = begun.get(&label.id).copied().unwrap_or_default();
+                let begun = begun || own.count > 0 && first_seen.contains(&own.first_ns);
                 let several = self.target.work.labels.is_several(&label.id);
                 RequestRow {
                     pid,

@@ -450,6 +450,9 @@ impl Session {
     ) -> Result<(u64, Option<Cost>), SessionError> {
         // While the kernel part tells which greenlets live.
         self.ask_names(recorded, 0, true)?;
+        for target in recorded.iter_mut() {
+            target.label_suspended();
+        }
         let mut stopped = 0;
         // They fork until they are stopped.
         while stopped < recorded.len() {

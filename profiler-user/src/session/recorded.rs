@@ -6,7 +6,7 @@ use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
     fault::Fault,
-    label::LabelConfig,
+    label::{Label, LabelConfig},
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     owner::{ON_CPU_OWNER, off_of},
@@ -86,6 +86,8 @@ pub(super) struct Recorded {
     pub(super) unlisted_from_before: FxHashSet<(Addr, Addr)>,
     pub(super) max_ended: usize,
     pub(super) enumerated: Vec<FoundGreenlet>,
+    /// Whose work the enumerated ones are that are suspended, before the recording ends.
+    pub(super) enumerated_labels: FxHashMap<Addr, Label>,
     /// Stacks of the enumerated ones, root first, as they were then.
     pub(super) enumerated_frames: Vec<Arc<[Frame]>>,
     /// Where among them a greenlet is, by its two addresses.
@@ -255,6 +257,7 @@ impl Recorded {
             unlisted_from_before: FxHashSet::default(),
             max_ended,
             enumerated: Vec::new(),
+            enumerated_labels: FxHashMap::default(),
             enumerated_frames: Vec::new(),
             enumerated_places: FxHashMap::default(),
             enumerated_ns: 0,

@@ -82,6 +82,7 @@ pub(super) fn take(
             intervals.ended(end.greenlet.id, end.greenlet.since_ns);
         }
         target.meet(end.greenlet.type_object);
+        target.work.ended(&end.greenlet);
         let listed = target.ended.len() < target.max_ended;
         target.names.ended(end.greenlet.id, listed);
         if listed {
