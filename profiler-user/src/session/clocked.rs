@@ -120,9 +120,10 @@ impl Closing<'_> {
 
     /// What the threads slept in the end, and all that they were off the CPU without a
     /// stack: with it the rows of a state are the clocks' sum.
-    pub(super) fn off_cpu(&mut self, profile: &Profile, builder: &mut Builder) {
+    pub(super) fn off_cpu(&mut self, profile: &mut Profile, builder: &mut Builder) {
         let pid = self.target.target.pid;
         let mut truth: FxHashMap<State, u64> = FxHashMap::default();
+        let mut first_sleeps = Vec::new();
         for (key, thread) in &self.kept.threads {
             let Some(watched) = self.threads.get(key) else {
                 continue;
@@ -138,7 +139,7 @@ impl Closing<'_> {
             *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
             *truth.entry(State::Preempted).or_default() += row.preempted_ns;
             let first = watched.tid.and_then(|tid| self.target.sleeps.get(&tid));
-            if let Some(Sleep { frames, why, version }) = first
+            if let Some(Sleep { frames, label, why, version }) = first
                 && let Some(clock) = watched.clock
                 && let Some(state) = asleep(*why, plain, frames)
             {
@@ -147,7 +148,7 @@ impl Closing<'_> {
                 let all = clock.off_ns.get(*why as usize).copied().unwrap_or_default();
                 let ns = if never { all } else { thread.first_sleep_ns };
                 *self.seen.entry(state).or_default() += ns;
-                builder.add(frames, state, pid, None, ns, u64::from(!never));
+                first_sleeps.push((Arc::clone(frames), state, *label, ns, u64::from(!never)));
             }
             let why = thread.clock.state;
             let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
@@ -162,6 +163,10 @@ impl Closing<'_> {
                 *self.seen.entry(state).or_default() += ns;
                 builder.add(&frames, state, pid, None, ns, 0);
             }
+        }
+        for (frames, state, label, ns, count) in first_sleeps {
+            let label = self.label(&label, profile);
+            builder.add(&frames, state, pid, label, ns, count);
         }
         for (state, label) in [
             (State::Blocked, "(asleep, stack not taken)"),

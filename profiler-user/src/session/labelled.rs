@@ -186,20 +186,30 @@ impl Recorded {
     ///
     /// Read twice: the greenlet may go on meanwhile.
     fn label_of_suspended(&mut self, pimpl: Addr) -> Label {
-        let config = self.config_label();
         let context = self.target.greenlet.as_ref().map(|greenlet| greenlet.layout.context);
-        let (true, Some(context)) = (config.source != 0, context) else {
+        context.map_or(Label::NONE, |context| self.label_at(pimpl, context))
+    }
+
+    /// The same of a thread, by its state, that does not run.
+    pub(super) fn label_of_thread(&mut self, tstate: Addr) -> Label {
+        self.label_at(tstate, self.target.python.layout.tstate_context)
+    }
+
+    /// The label of the context to which the pointer in a greenlet or a thread state leads.
+    fn label_at(&mut self, object: Addr, context: u16) -> Label {
+        let config = self.config_label();
+        if config.source == 0 {
             return Label::NONE;
-        };
+        }
         let mut chain = Chain::default();
-        let Some(first) = self.look_at_suspended(pimpl, context, &config, &mut chain) else {
+        let Some(first) = self.look_at(object, context, &config, &mut chain) else {
             return Label::NONE;
         };
         let mut about = About::default();
         let mut described = chain.clone();
         described.begin_about(&mut about);
         label::run(&mut described, &config, &mut self.memory, &mut about);
-        if self.look_at_suspended(pimpl, context, &config, &mut chain) != Some(first) {
+        if self.look_at(object, context, &config, &mut chain) != Some(first) {
             return Label::NONE;
         }
         let head = RecordHead {
@@ -212,14 +222,14 @@ impl Recorded {
         first
     }
 
-    fn look_at_suspended(
+    fn look_at(
         &mut self,
-        pimpl: Addr,
+        object: Addr,
         context: u16,
         config: &LabelConfig,
         chain: &mut Chain,
     ) -> Option<Label> {
-        let context = self.memory.pointer(pimpl.at(context)).ok()?;
+        let context = self.memory.pointer(object.at(context)).ok()?;
         chain.begin(context);
         label::run(chain, config, &mut self.memory, &mut About::default());
         (!chain.label.is_none()).then_some(Label { target: self.cookie, ..chain.label })

@@ -39,7 +39,7 @@ pub use natives::{Natives, natives};
 pub use process::{Incarnation, Namespaces, Thread};
 pub use python_threads::{PythonThread, python_threads};
 pub use site::{PythonSites, Site, Sites};
-pub use sleeping::sleeping_stack;
+pub use sleeping::{Asleep, sleeping_stack};
 pub use version::Version;
 
 use crate::python::objects::{self, ObjectLayout};

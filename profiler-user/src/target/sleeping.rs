@@ -1,6 +1,7 @@
 //! The stack of a thread that sleeps, read while its process runs.
 
 use profiler_common::{
+    address::Addr,
     fault::Fault,
     layout::{ABSENT, GreenletLayout, Layout},
     record::TargetConfig,
@@ -17,7 +18,16 @@ use crate::{memory::Bytes, python::field};
 /// Threads followed.
 const MAX_THREADS: usize = 8_192;
 
-/// The frames, leaf first, of the thread with that id in the target's own pid namespace;
+/// A thread that sleeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asleep {
+    /// Its thread state.
+    pub tstate: Addr,
+    /// Its frames, leaf first.
+    pub frames: Vec<Frame>,
+}
+
+/// The frames of the thread with that id in the target's own pid namespace;
 /// none if it runs no Python or they are in any doubt. That it sleeps all the while is the
 /// caller's to know.
 ///
@@ -29,7 +39,7 @@ pub fn sleeping_stack(
     target: &Target,
     config: &TargetConfig,
     own_tid: u32,
-) -> Result<Option<Vec<Frame>>, Fault> {
+) -> Result<Option<Asleep>, Fault> {
     let first = walk(memory, target, config, own_tid)?;
     Ok(first.filter(|first| {
         walk(memory, target, config, own_tid).is_ok_and(|second| second.as_ref() == Some(first))
@@ -42,7 +52,7 @@ fn walk(
     target: &Target,
     config: &TargetConfig,
     own_tid: u32,
-) -> Result<Option<Vec<Frame>>, Fault> {
+) -> Result<Option<Asleep>, Fault> {
     let (python, objects) = (&config.layout.python, &target.python.objects);
     let mut tstate = memory.pointer(config.threads)?;
     for _ in 0..MAX_THREADS {
@@ -65,5 +75,5 @@ fn walk(
     let layout = Layout { python: *python, greenlet: GreenletLayout::default() };
     let stack = suspended::walk(memory, &layout, leaf, &Piece::default(), &mut Window::default())?;
     let whole = !stack.cut && (stack.rooted || python.tstate_status == ABSENT);
-    Ok(whole.then_some(stack.frames))
+    Ok(whole.then_some(Asleep { tstate, frames: stack.frames }))
 }
