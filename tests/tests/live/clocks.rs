@@ -216,6 +216,12 @@ fn samples(profile: &Profile, ledger: &Ledger) -> Result<()> {
     let clocks = profile.threads.iter().map(|thread| thread.clock.on_cpu_ns).sum::<Option<u64>>();
     let clocks = clocks.context("clocks")?;
     near("the stacks on the CPU", Some(sum), clocks, 0.001, 0)?;
+    if profile.totals.cpu_samples.is_none() {
+        // Nothing ticked.
+        let sampled = cpu.iter().find(|stack| stack.count > 0);
+        ensure!(sampled.is_none(), "{sampled:?}");
+        return Ok(());
+    }
     let sampled: u64 = cpu.iter().filter(|stack| stack.count > 0).map(|stack| stack.ns).sum();
     let burns = |stack: &&&Stack| {
         let names = stack.frames.iter().filter_map(|frame| frame.function.as_deref());
