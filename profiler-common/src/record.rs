@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -296,6 +296,8 @@ pod! {
         pub charged_ns: [u64; OFF_KINDS],
         /// The stack that it left the CPU with, while it is off; none if none was taken.
         pub off_stack: StackKey,
+        /// And the label, if there is a stack.
+        pub off_label: Label,
         /// What the clock had of that kind of time before.
         pub off_before_ns: u64,
         /// Ticks that the ring had no room for.

@@ -18,6 +18,7 @@ use aya_ebpf::{
 use profiler_common::{
     clock::{self, Gil, OFF_KINDS, ON_CPU, Off},
     fault::Fault,
+    label::Label,
     record::{Greenlet, TargetConfig, Thread, Totals},
     walk::StackKey,
 };
@@ -160,6 +161,7 @@ fn insert_thread(slot: &Slot) -> u32 {
         clock: slot.clock,
         charged_ns: [0; OFF_KINDS],
         off_stack: StackKey { id: 0, check: 0 },
+        off_label: Label::NONE,
         off_before_ns: 0,
         ticks_lost: 0,
         first_sleep_ns: 0,
@@ -253,6 +255,7 @@ fn publish(slot: &Slot) {
     if let Some(thread) = thread(slot) {
         thread.clock = slot.clock;
         thread.off_stack = slot.off_stack;
+        thread.off_label = slot.off_label;
         thread.off_before_ns = slot.off_before_ns;
         thread.first_sleep_ns = slot.first_sleep_ns;
     }

@@ -1,6 +1,6 @@
 //! The current process's memory.
 
-use core::{mem::MaybeUninit, ptr};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::{address::Addr, fault::Fault, memory::Memory};
@@ -16,6 +16,24 @@ impl Memory for UserMemory {
         let status = unsafe { bpf_probe_read_user(to, (N * 8) as u32, addr.0 as *const _) };
         if status == 0 { Ok(()) } else { Err(Fault::ReadState) }
     }
+
+    #[inline(always)]
+    fn read_part<const N: usize>(&mut self, addr: Addr, out: &mut [u64; N], bytes: u32) -> Result<(), Fault> {
+        read_part(ptr::from_mut(out).cast(), (N * 8) as u32, addr, bytes)
+    }
+}
+
+/// Copies `bytes` bytes, in whole words, to where there is room for `room`: a call for each
+/// word takes several times as long.
+#[inline(always)]
+fn read_part(to: *mut c_void, room: u32, addr: Addr, bytes: u32) -> Result<(), Fault> {
+    let bytes = bytes.wrapping_add(7) & !7;
+    if bytes > room {
+        return Err(Fault::ReadState);
+    }
+    // SAFETY: `to` has the room; a bad source address is an error.
+    let status = unsafe { bpf_probe_read_user(to, bytes, addr.0 as *const _) };
+    if status == 0 { Ok(()) } else { Err(Fault::ReadState) }
 }
 
 /// The same by way of the program's stack, of which there must be room for a frame: the
@@ -42,5 +60,10 @@ impl Memory for StagedMemory {
         // SAFETY: the helper has written all of it.
         *out = unsafe { stage.assume_init() };
         Ok(())
+    }
+
+    #[inline(always)]
+    fn read_part<const N: usize>(&mut self, addr: Addr, out: &mut [u64; N], bytes: u32) -> Result<(), Fault> {
+        UserMemory.read_part(addr, out, bytes)
     }
 }

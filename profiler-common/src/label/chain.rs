@@ -52,6 +52,7 @@ pub struct Chain {
     pub(super) operation: Addr,
     pub(super) context: Addr,
     pub(super) segment: Addr,
+    /// OpenTelemetry: of a span. SkyWalking: where the list of spans has its items.
     pub(super) parent: Addr,
     pub(super) traces: Addr,
     /// 1 + the [`Blank`] that is the reason why there is no label, or 0.
@@ -84,7 +85,7 @@ impl Chain {
             state::CHILD => self.in_child(memory),
             state::COLLISION => self.in_collision(config, memory),
             state::SPANS => self.in_spans(config, memory),
-            state::LAST_SPAN => self.in_last_span(memory),
+            state::LISTED_SPAN => self.in_listed_span(memory),
             state::INSTANCE => self.in_instance(config, memory),
             state::OWN_DICT => self.in_own_dict(config, memory),
             state::VALUES => self.in_values(config, memory),

@@ -8,8 +8,8 @@ use crate::{address::Addr, memory::Memory};
 /// Entries of a dictionary looked at in one read: those of the smallest one.
 /// <https://github.com/python/cpython/blob/v3.13.0/Objects/dictobject.c> (`PyDict_MINSIZE`, `USABLE_FRACTION`)
 const ENTRIES: usize = 5;
-/// Entries looked at.
-const MAX_ENTRIES: u64 = 15;
+/// Entries looked at: all that the fifth size of a dictionary has room for.
+const MAX_ENTRIES: u64 = 85;
 /// Characters of a segment's id.
 const ID_CHARS: u64 = 32;
 /// Bits of a digit of an `int`.
@@ -26,12 +26,13 @@ impl Chain {
         if size == 0 {
             return Err(Blank::NoSpan);
         }
-        self.at = Addr(self.word(layout.list_items).wrapping_add(size.wrapping_sub(1) << 3));
-        Ok(state::LAST_SPAN)
+        self.parent = Addr(self.word(layout.list_items));
+        self.at = Addr(self.parent.0.wrapping_add(size.wrapping_sub(1) << 3));
+        Ok(state::LISTED_SPAN)
     }
 
     #[inline(always)]
-    pub(super) fn in_last_span<M: Memory>(&mut self, memory: &mut M) -> Result<u32, Blank> {
+    pub(super) fn in_listed_span<M: Memory>(&mut self, memory: &mut M) -> Result<u32, Blank> {
         self.at = pointer(memory, self.at)?;
         Ok(self.instance(PlaceOf::Span))
     }
@@ -56,8 +57,7 @@ impl Chain {
             if !about {
                 self.segment = next;
             } else if next.is_null() || next == config.none {
-                // Before 1.0.0 a context has none.
-                return Ok(state::OVER);
+                return Ok(self.first_span(config));
             }
             self.at = next;
             return Ok(self.instance(if about { PlaceOf::Endpoint } else { PlaceOf::Segment }));
@@ -77,6 +77,18 @@ impl Chain {
         }
         self.at = self.attribute(place, agent::SPAN);
         Ok(self.instance(PlaceOf::Span))
+    }
+
+    /// Before 1.0.0 contexts have no primary endpoint, and the agent goes by the first span.
+    /// <https://github.com/apache/skywalking-python/blob/v0.8.0/skywalking/trace/context.py> (`capture`)
+    #[inline(always)]
+    const fn first_span(&mut self, config: &LabelConfig) -> u32 {
+        let [.., Place { shapes: [primary, ..], .. }] = &config.places;
+        if !primary.class.is_null() {
+            return state::OVER;
+        }
+        self.at = self.parent;
+        state::LISTED_SPAN
     }
 
     #[inline(always)]

@@ -16,8 +16,8 @@ pub(super) const CHILD: u32 = 5;
 pub(super) const COLLISION: u32 = 6;
 /// SkyWalking's list of spans.
 pub(super) const SPANS: u32 = 7;
-/// A pointer to its last one.
-pub(super) const LAST_SPAN: u32 = 8;
+/// A pointer to one of them.
+pub(super) const LISTED_SPAN: u32 = 8;
 /// An instance.
 pub(super) const INSTANCE: u32 = 9;
 /// Its dictionary.

@@ -251,6 +251,7 @@ impl Engine {
                 clock: watch.clock,
                 charged_ns: [0; OFF_KINDS],
                 off_stack: StackKey { id: 0, check: 0 },
+                off_label: Label::NONE,
                 off_before_ns: 0,
                 ticks_lost: 0,
                 first_sleep_ns: 0,

@@ -124,6 +124,7 @@ impl Closing<'_> {
         let pid = self.target.target.pid;
         let mut truth: FxHashMap<State, u64> = FxHashMap::default();
         let mut first_sleeps = Vec::new();
+        let mut unfinished = Vec::new();
         for (key, thread) in &self.kept.threads {
             let Some(watched) = self.threads.get(key) else {
                 continue;
@@ -161,8 +162,12 @@ impl Closing<'_> {
                     continue;
                 };
                 *self.seen.entry(state).or_default() += ns;
-                builder.add(&frames, state, pid, None, ns, 0);
+                unfinished.push((frames, state, thread.off_label, ns));
             }
+        }
+        for (frames, state, label, ns) in unfinished {
+            let label = self.label(&label, profile);
+            builder.add(&frames, state, pid, label, ns, 0);
         }
         for (frames, state, label, ns, count) in first_sleeps {
             let label = self.label(&label, profile);
