@@ -3,6 +3,7 @@
 //! <https://github.com/open-telemetry/opentelemetry-python/tree/v1.30.0>
 
 use profiler_common::{
+    address::Addr,
     fault::Fault,
     label::{NO_ATTRIBUTE, Source},
 };
@@ -59,12 +60,21 @@ pub(super) fn find<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<Tracer>, F
 }
 
 fn identity<M: Bytes>(look: &mut Look<'_, M>) -> Result<Identity, Fault> {
-    let service = service(look)?;
-    Ok(Identity { service, ..Identity::default() })
+    let resource = resource(look)?;
+    let mut attribute = |name| {
+        let objects = *look.objects();
+        let at = dict::get(look.memory, &objects, resource?, name).ok()??;
+        string(look, at)
+    };
+    Ok(Identity {
+        service: attribute("service.name"),
+        instance: attribute("service.instance.id"),
+        profiler: None,
+    })
 }
 
-/// The attribute `service.name` of the global provider's resource.
-fn service<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<String>, Fault> {
+/// The attributes of the global provider's resource: a dictionary.
+fn resource<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<Addr>, Fault> {
     let objects = *look.objects();
     let Some(mut at) = look.global("opentelemetry.trace", "_TRACER_PROVIDER")? else {
         return Ok(None);
@@ -75,8 +85,5 @@ fn service<M: Bytes>(look: &mut Look<'_, M>) -> Result<Option<String>, Fault> {
             None => return Ok(None),
         }
     }
-    let Some(name) = dict::get(look.memory, &objects, at, "service.name")? else {
-        return Ok(None);
-    };
-    Ok(string(look, name))
+    Ok(Some(at))
 }

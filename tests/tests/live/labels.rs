@@ -30,8 +30,6 @@ const TRACERS: [(&str, Source, &[&str]); 7] = [
 ];
 /// Those that get a longer run than the rest.
 const LONGER: [&str; 2] = ["agent-1.2.0", "otel-1.45.1"];
-/// Its contexts do not say which span was the first.
-const WITHOUT_ENDPOINTS: &str = "agent-0.8.0";
 
 pub(crate) fn cases(cases: &mut Cases) {
     for (tracer, source, pythons) in TRACERS {
@@ -40,7 +38,7 @@ pub(crate) fn cases(cases: &mut Cases) {
             let named = environment.clone();
             cases.once(format!("labels_are_those_of_the_tracer/{environment}"), move || {
                 let seconds = if LONGER.contains(&tracer) { 4 } else { 2 };
-                of_tracer(&named, source, seconds, tracer != WITHOUT_ENDPOINTS)
+                of_tracer(&named, source, seconds)
             });
             let named = environment.clone();
             cases.once(format!("labels_of_spans_in_every_form/{environment}"), move || spans(&named, source));
@@ -69,7 +67,7 @@ pub(crate) fn cases(cases: &mut Cases) {
             Source::Agent,
             "by SkyWalking's agent: service traced, instance traced-instance, its own profiler is off",
         ),
-        ("otel-1.45.1-py3.13", Source::Otel, "by OpenTelemetry: service traced"),
+        ("otel-1.45.1-py3.13", Source::Otel, "by OpenTelemetry: service traced, instance traced-instance"),
         ("py3.13", Source::Wire, "by their heads on the wire: no tracer in the process"),
     ] {
         cases.once(format!("labels_are_announced_by_doctor/{environment}"), move || {
@@ -105,21 +103,19 @@ fn keeps_secrets(text: &str) -> Result<()> {
     Ok(())
 }
 
-fn of_tracer(environment: &str, source: Source, seconds: u32, endpoints: bool) -> Result<()> {
+fn of_tracer(environment: &str, source: Source, seconds: u32) -> Result<()> {
     let python = Python::find(environment)?;
     let header = if source == Source::Agent { "sw8" } else { "traceparent" };
     let (text, profile, verdict) = judged(&python, source, seconds, &["--headers", header], &[])?;
     println!("      {verdict}");
     verdict.accept()?;
-    if endpoints {
-        verdict.named()?;
-    }
+    verdict.named()?;
     keeps_secrets(&text)?;
     compare::complete(&profile)?;
     let tracer = profile.targets.first().and_then(|target| target.tracer.as_ref()).context("no tracer")?;
     ensure!(tracer.source == source && tracer.service.as_deref() == Some("traced"), "{tracer:?}");
+    ensure!(tracer.instance.as_deref() == Some("traced-instance"), "{tracer:?}");
     if source == Source::Agent {
-        ensure!(tracer.instance.as_deref() == Some("traced-instance"), "{tracer:?}");
         ensure!(tracer.profiler == Some(false), "{tracer:?}");
     }
     Ok(())
