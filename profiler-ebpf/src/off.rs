@@ -96,10 +96,16 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
 /// `seen` is false where it has run since, and perhaps another greenlet on it.
 #[inline(always)]
 pub fn count(slot: &mut Slot, why: u32, seen: bool) {
-    let key = slot.off_stack;
-    if key.is_none() {
-        return;
+    if !slot.off_stack.is_none() {
+        let _counted = add(slot, why, seen);
     }
+}
+
+/// Out of line: the scheduler's program and all that it calls to take a sleep's stack have 512
+/// bytes of stack together.
+#[inline(never)]
+fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
+    let key = slot.off_stack;
     slot.off_stack = StackKey { id: 0, check: 0 };
     let ns = clock::slept(slot, why).wrapping_sub(slot.off_before_ns);
     if let Some(known) = maps::stack(&key) {
@@ -112,7 +118,7 @@ pub fn count(slot: &mut Slot, why: u32, seen: bool) {
     slot.off_seen = 0;
     if slot.busy != 0 {
         // A program was preempted that may be about to count time of a label itself.
-        return;
+        return 0;
     }
     if looked && seen {
         // It did nothing meanwhile.
@@ -124,4 +130,5 @@ pub fn count(slot: &mut Slot, why: u32, seen: bool) {
     {
         maps::count(totals, Fault::LabelsFull);
     }
+    0
 }

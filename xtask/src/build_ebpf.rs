@@ -7,6 +7,7 @@
 
 mod object_file;
 mod record;
+mod stack;
 pub(crate) mod toolchain;
 
 use std::{fs, path::PathBuf, process::ExitCode};
@@ -52,10 +53,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let toolchain = toolchain::find()?.complete()?;
     let built = build(&toolchain, false)?;
+    let stack = stack::inspect(&built)?;
     let record = Record::new(&built, &toolchain)?;
     write(&object_path(), &built)?;
     write(&record::path(), record.text().as_bytes())?;
     println!("{}: {} bytes, sha256 {}\nbuilt by {toolchain}", record::OBJECT, built.len(), record.object);
+    println!("deepest stack: {} bytes, {}", stack.bytes, stack.path.join(" > "));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,6 +83,7 @@ fn check() -> Result<ExitCode> {
         );
     }
     object_file::inspect(&committed)?;
+    stack::inspect(&committed)?;
     println!("{}: of these sources", record::OBJECT);
     let toolchain = match toolchain::find()?.into_complete() {
         Ok(toolchain) => toolchain,
