@@ -11,6 +11,9 @@ use crate::{
     trace::{self, Identity, Source},
 };
 
+/// How much of the verifier's log is shown.
+const REASON_LINES: usize = 12;
+
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Also say what is found in this process
@@ -23,10 +26,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         DEFAULT_GREENLETS,
         &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made],
     )
-    .map(drop)
     .map_err(crate::session::SessionError::from);
     match &engine {
-        Ok(()) => println!("kernel   every program is accepted"),
+        Ok(engine) => match engine.clocks_refused() {
+            None => println!("kernel   every program is accepted"),
+            Some(error) => {
+                println!("kernel   no times on and off the CPU, and no children:");
+                for line in tail(&error.to_string(), REASON_LINES) {
+                    println!("         {line}");
+                }
+            }
+        },
         Err(error) => {
             let text = error.to_string();
             println!("kernel   NO: {}", text.lines().next().unwrap_or_default());
@@ -35,7 +45,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(pid) = arguments.pid {
         process(pid)?;
     }
-    engine.map_err(Failure::from)
+    engine.map(drop).map_err(Failure::from)
+}
+
+/// The last lines: of the verifier's log they say why.
+fn tail(text: &str, lines: usize) -> impl Iterator<Item = &str> {
+    let all = text.lines().filter(|line| !line.trim().is_empty()).count();
+    text.lines().filter(|line| !line.trim().is_empty()).skip(all.saturating_sub(lines))
 }
 
 fn process(pid: u32) -> Result<(), Failure> {

@@ -191,6 +191,12 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
                 eprintln!("{warning}");
             }
             eprintln!("{described}{}", with_children(children, follows, arguments.no_children));
+        } else if let Progress::NoClocks(error) = progress {
+            eprintln!(
+                "greenscope: no times on and off the CPU and no children, the rest goes on (that takes Linux \
+                 5.18 with BTF; `greenscope doctor` says more): {}",
+                first_line(error)
+            );
         } else if let Progress::NoTicks(error) = progress {
             eprintln!("greenscope: no stacks on the CPU, the rest goes on: {}", first_line(error));
         } else if let Progress::NoWire(error) = progress {

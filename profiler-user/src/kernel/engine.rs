@@ -78,7 +78,7 @@ pub struct Engine {
     pairs: Pairs,
     unstarted: Table<GreenletKey, Label, { size_of::<GreenletKey>() }, { size_of::<Label>() }>,
     ring: RingBuf<MapData>,
-    clocks: bool,
+    clocks: Result<(), KernelError>,
     follows: bool,
     // While it is open the kernel counts the programs' runs and their time.
     stats: Option<OwnedFd>,
@@ -98,10 +98,10 @@ impl Engine {
     ///
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
     pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
-        let btf = Btf::from_sys_fs().ok();
+        let btf = Btf::from_sys_fs();
         let layout = layout::of_this_kernel();
         let mut ebpf = EbpfLoader::new()
-            .btf(btf.as_ref())
+            .btf(btf.as_ref().ok())
             .override_global("KERNEL", bytemuck::bytes_of(&layout), true)
             .allow_unsupported_maps()
             .map_max_entries("GREENLETS", greenlets)
@@ -122,10 +122,7 @@ impl Engine {
             program.load().map_err(|source| KernelError::Program { program: name, source })?;
             program.attach(name).map_err(|source| KernelError::Program { program: name, source })?;
         }
-        let clocks = match &btf {
-            Some(btf) => clocks(&mut ebpf, btf).is_ok(),
-            None => false,
-        };
+        let clocks = btf.map_err(KernelError::Btf).and_then(|btf| clocks(&mut ebpf, &btf));
         let mut free = take_free(&mut ebpf)?;
         for target in 0..MAX_TARGETS {
             free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })?;
@@ -148,8 +145,8 @@ impl Engine {
             pairs: Pairs::take(&mut ebpf)?,
             unstarted: Table::take(&mut ebpf, "UNSTARTED")?,
             ring,
+            follows: clocks.is_ok() && layout.task_pid != 0,
             clocks,
-            follows: clocks && layout.task_pid != 0,
             stats: None,
             #[cfg(feature = "kernel-log")]
             log,
@@ -165,7 +162,13 @@ impl Engine {
     /// leaver's state.
     #[must_use]
     pub const fn has_clocks(&self) -> bool {
-        self.clocks
+        self.clocks.is_ok()
+    }
+
+    /// Why the clocks are not kept, if they are not.
+    #[must_use]
+    pub fn clocks_refused(&self) -> Option<&KernelError> {
+        self.clocks.as_ref().err()
     }
 
     /// Whether processes that targets fork are followed.

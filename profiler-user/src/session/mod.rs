@@ -138,6 +138,8 @@ pub enum Progress<'a> {
         /// Whether those that come will be.
         follows: bool,
     },
+    /// The scheduler can't be watched: no times on and off the CPU, and no children.
+    NoClocks(&'a KernelError),
     /// The CPU clock can't be had: no stacks on the CPU.
     NoTicks(&'a KernelError),
     /// Sockets can't be watched: no labels for processes without a tracer.
@@ -183,6 +185,9 @@ pub fn record(
     let mut engine = Engine::load(room, options.sites.probes())?;
     if options.hit_cost {
         engine.start_stats();
+    }
+    if let Some(error) = engine.clocks_refused() {
+        progress(Progress::NoClocks(error));
     }
     let follows = options.children && engine.follows();
     let mut seen = targets.iter().map(|target| target.pid).collect();

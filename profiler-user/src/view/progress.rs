@@ -29,6 +29,7 @@ impl Line {
         };
         match progress {
             Progress::Recording { .. }
+            | Progress::NoClocks(_)
             | Progress::NoTicks(_)
             | Progress::NoWire(_)
             | Progress::Block { .. } => {}
