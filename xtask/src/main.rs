@@ -11,6 +11,7 @@ mod build_ebpf;
 mod ci;
 mod clippy;
 mod codegen_layouts;
+mod codegen_proto;
 mod doctor;
 mod measure;
 mod process;
@@ -43,7 +44,7 @@ enum Command {
     BuildEbpf(build_ebpf::Arguments),
     /// Everything that CI checks, in CI's order.
     Ci(ci::Arguments),
-    /// Write the generated code anew: `layouts` from CPython's and greenlet's DWARF.
+    /// Write the generated code anew: `layouts` from CPython's and greenlet's DWARF, `proto` from the .proto files.
     Codegen(Codegen),
     /// Lint every crate, the kernel part by its own toolchain.
     Clippy,
@@ -72,6 +73,7 @@ struct Codegen {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Generated {
     Layouts,
+    Proto,
 }
 
 fn main() -> ExitCode {
@@ -82,8 +84,12 @@ fn main() -> ExitCode {
         Command::BuildEbpf(arguments) => build_ebpf::run(&arguments),
         Command::Ci(arguments) => ci::run(&arguments),
         Command::Clippy => clippy::run(),
-        Command::Codegen(Codegen { what: Generated::Layouts, check }) => {
-            codegen_layouts::run(check).map(|()| ExitCode::SUCCESS)
+        Command::Codegen(Codegen { what, check }) => {
+            let generate = match what {
+                Generated::Layouts => codegen_layouts::run,
+                Generated::Proto => codegen_proto::run,
+            };
+            generate(check).map(|()| ExitCode::SUCCESS)
         }
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Run(run) => run::run(&run, run::is_escaped(&arguments)),
