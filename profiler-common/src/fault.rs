@@ -86,11 +86,14 @@ pub enum Fault {
     ExecLeftOut = 36,
     /// A process loaded a greenlet library that was not known: its greenlets' past is missing.
     GreenletLate = 37,
+    /// Requests came together over a socket, or one that waits to be asked for its body: nothing
+    /// that comes over it after the first answer has a label.
+    WireUnsure = 38,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 38;
+    pub const COUNT: usize = 39;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -132,6 +135,7 @@ impl Fault {
         Self::WireUnreadable,
         Self::ExecLeftOut,
         Self::GreenletLate,
+        Self::WireUnsure,
     ];
 
     /// The fault of that number.
@@ -182,6 +186,7 @@ impl Fault {
             Self::WireUnreadable => "WIRE_UNREADABLE",
             Self::ExecLeftOut => "EXEC_LEFT_OUT",
             Self::GreenletLate => "GREENLET_LATE",
+            Self::WireUnsure => "WIRE_UNSURE",
         }
     }
 }

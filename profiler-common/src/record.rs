@@ -56,6 +56,13 @@ pub const GREENLET_FIRST: u32 = 16;
 /// [`Greenlet::flags`]: what its label says could not be sent.
 pub const GREENLET_UNTOLD: u32 = 32;
 
+/// [`Greenlet::socket`]: it was written to since.
+pub const SOCKET_WRITTEN: u64 = 1;
+/// [`Greenlet::socket`]: where one request on it ends and the next begins is not known.
+pub const SOCKET_UNSURE: u64 = 2;
+/// [`Greenlet::socket`]: what is no part of the address, which lies on a word.
+pub const SOCKET_FLAGS: u64 = 7;
+
 /// How a greenlet's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -261,8 +268,10 @@ pod! {
         pub label_off_ns: [u64; OFF_KINDS],
         /// When that was.
         pub label_since_ns: u64,
-        /// The socket that its request came from; bit 0: it was written to since.
+        /// The socket that its request came from, or that it received from last, and `SOCKET_*`.
         pub socket: u64,
+        /// Bytes of its request's body that did not come yet.
+        pub body_bytes: u64,
     }
 
     /// Completed waits in one stack.
@@ -572,7 +581,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_536;
+pub const SLOT_BYTES: usize = 7_568;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

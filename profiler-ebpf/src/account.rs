@@ -62,6 +62,7 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.label_off_ns = [0; OFF_KINDS];
     sight.label_since_ns = sight.since_ns;
     sight.socket = 0;
+    sight.body_bytes = 0;
     maps::take_unstarted(key, &mut sight.given);
     if sight.flags & GREENLET_BORN == 0 {
         // Its start was not seen: whose that is nobody knows.

@@ -1,9 +1,15 @@
 //! Requests as they come over sockets, for processes without an agent.
 //!
-//! Only where a greenlet reads the head of a request of HTTP/1.1 its first line and two
+//! Only where a greenlet reads the head of a request of HTTP/1.1 its first line and four
 //! headers are looked at: what they say is its label until it reads from that socket again
 //! after it wrote there, or closes it. The scheme is that of servers with one greenlet a
 //! connection; other threads and greenlets have none.
+//!
+//! A head begins with the first bytes that come over a socket, and with the first ones after
+//! an answer: everything else is a body, which may look like one. Where a receipt has more in
+//! it than the request (`Content-Length`), or the client waits for `100 Continue`, or the head
+//! came in pieces, which bytes belong to whom is not known: then the label ends with the
+//! first answer, and what comes over that socket later has none.
 
 use core::{ffi::c_void, ptr};
 
@@ -15,10 +21,10 @@ use aya_ebpf::{
 use profiler_common::{
     address::Addr,
     fault::Fault,
-    label::{ABOUT_SW8, ABOUT_TRACEPARENT, Label, Source, TEXT_WORDS, Text},
+    label::{ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNSURE, Label, Source, TEXT_WORDS, Text},
     limits::WIRE_BYTES,
     memory::Memory as _,
-    record::{ARMED, CONFIG_WIRE, Greenlet, TargetConfig},
+    record::{ARMED, CONFIG_WIRE, Greenlet, SOCKET_FLAGS, SOCKET_UNSURE, SOCKET_WRITTEN, TargetConfig},
 };
 
 use crate::{
@@ -46,15 +52,24 @@ pub struct Scan {
     state: u32,
     /// Characters of a header's name.
     at: u32,
-    /// Which names it can still be: 1 `sw8`, 2 `traceparent`.
+    /// Which names it can still be: `NAME_*`.
     alive: u32,
     /// Bytes to be looked at.
     bytes: u32,
     /// Fields of `sw8` before the one that is read.
     fields: u32,
-    /// None.
-    padding: u32,
+    /// Bytes up to the head's end.
+    head: u32,
+    /// `Content-Length`.
+    length: u64,
+    /// Not 0: the client waits to be asked for the body (`Expect`).
+    expects: u64,
 }
+
+const NAME_SW8: u32 = 1;
+const NAME_TRACEPARENT: u32 = 2;
+const NAME_LENGTH: u32 = 4;
+const NAME_EXPECT: u32 = 8;
 
 const IN_METHOD: u32 = 0;
 const IN_TARGET: u32 = 1;
@@ -66,9 +81,12 @@ const IN_LINE: u32 = 5;
 const IN_NAME: u32 = 6;
 const IN_SW8: u32 = 7;
 const IN_TRACEPARENT: u32 = 8;
-const OVER: u32 = 9;
+const IN_LENGTH: u32 = 9;
+const OVER: u32 = 10;
 /// It is no request.
-const OTHER: u32 = 10;
+const OTHER: u32 = 11;
+/// No body is as long.
+const MOST_LENGTH: u64 = 1 << 53;
 
 /// What follows the target.
 const HTTP_1: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
@@ -77,6 +95,9 @@ const HTTP_1_LENGTH: u32 = 7;
 /// `sw8:` and `traceparent:`, the first character in the lowest byte.
 const SW8: u64 = u64::from_le_bytes(*b"sw8:\0\0\0\0");
 const TRACEPARENT: [u64; 2] = [u64::from_le_bytes(*b"tracepar"), u64::from_le_bytes(*b"ent:\0\0\0\0")];
+/// `content-length:` and `expect:`.
+const LENGTH: [u64; 2] = [u64::from_le_bytes(*b"content-"), u64::from_le_bytes(*b"length:\0")];
+const EXPECT: u64 = u64::from_le_bytes(*b"expect:\0");
 
 /// What the socket of an event did to the current greenlet's label.
 #[inline(always)]
@@ -117,10 +138,36 @@ pub fn on_received(ctx: &BtfTracePointContext) {
     let socket = socket(ctx, slot);
     let status: i32 = ctx.arg(1);
     let flags: u32 = ctx.arg(2);
-    if greenlet.socket == socket | 1 {
-        end(slot, greenlet);
+    if flags & MSG_PEEK != 0 {
+        return;
     }
-    if status < RECORD_HEAD || flags & MSG_PEEK != 0 {
+    let bytes = if status > 0 { status as u64 } else { 0 };
+    if greenlet.socket & !SOCKET_FLAGS == socket {
+        let before = greenlet.socket;
+        let body = greenlet.body_bytes;
+        greenlet.body_bytes = body.saturating_sub(bytes);
+        if before & SOCKET_WRITTEN != 0 {
+            if !greenlet.given.is_none() {
+                end(slot, greenlet);
+            }
+            // It asks before there is something.
+            greenlet.socket = if bytes == 0 { before } else { before & !SOCKET_WRITTEN };
+        }
+        if bytes > body && body != 0 {
+            // The next one came with the rest of the body.
+            unsure(slot, greenlet);
+        }
+        if before & SOCKET_WRITTEN == 0 || before & SOCKET_UNSURE != 0 || body != 0 {
+            return;
+        }
+    } else if !greenlet.given.is_none() && greenlet.socket & SOCKET_WRITTEN == 0 {
+        // It works on a request: what it asks others for is none.
+        return;
+    } else if greenlet.given.is_none() && bytes != 0 {
+        greenlet.socket = socket;
+        greenlet.body_bytes = 0;
+    }
+    if status < RECORD_HEAD {
         return;
     }
     slot.enter();
@@ -136,8 +183,12 @@ pub fn on_sent(ctx: &BtfTracePointContext) {
     };
     let socket = socket(ctx, slot);
     let status: i32 = ctx.arg(1);
-    if status > 0 && greenlet.socket == socket {
-        greenlet.socket |= 1;
+    if status > 0 && greenlet.socket & !SOCKET_FLAGS == socket {
+        let before = greenlet.socket;
+        if before & SOCKET_UNSURE != 0 && !greenlet.given.is_none() {
+            end(slot, greenlet);
+        }
+        greenlet.socket = before | SOCKET_WRITTEN;
     }
 }
 
@@ -152,7 +203,7 @@ pub fn on_state(ctx: &BtfTracePointContext) {
         return;
     };
     let socket = socket(ctx, slot);
-    if greenlet.socket | 1 == socket | 1 {
+    if greenlet.socket & !SOCKET_FLAGS == socket {
         end(slot, greenlet);
     }
 }
@@ -165,6 +216,15 @@ fn end(slot: &mut Slot, greenlet: &mut Greenlet) {
     label::observe(slot, &greenlet.given, now);
     greenlet.given = Label::NONE;
     greenlet.socket = 0;
+}
+
+/// What comes over the greenlet's socket after the next answer may be anything.
+#[inline(always)]
+fn unsure(slot: &Slot, greenlet: &mut Greenlet) {
+    greenlet.socket |= SOCKET_UNSURE;
+    if let Some(totals) = maps::totals(slot.target) {
+        count(totals, Fault::WireUnsure);
+    }
 }
 
 /// Looks at what was received.
@@ -186,11 +246,13 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
         return 0;
     }
     if bytes < SHORTEST {
+        greenlet.socket = socket | SOCKET_UNSURE;
         if let Some(totals) = maps::totals(slot.target) {
             count(totals, Fault::WireCut);
         }
         return 0;
     }
+    let received = bytes;
     let bytes = if bytes < room { bytes } else { room };
     let bytes = if bytes < WIRE_BYTES { bytes } else { WIRE_BYTES };
     if UserMemory.read_part(buffer, slot.scratch.window.room(), bytes).is_err() {
@@ -202,7 +264,7 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
     clear(&mut about.operation);
     about.began_ms = 0;
     about.flags = 0;
-    slot.scan = Scan { state: IN_METHOD, at: 0, alive: 0, bytes, fields: 0, padding: 0 };
+    slot.scan = Scan { state: IN_METHOD, at: 0, alive: 0, bytes, fields: 0, head: 0, length: 0, expects: 0 };
     let callback = scan as Callback as *mut c_void;
     let mut head = Head { slot };
     // SAFETY: the helper calls `scan` with the head while it is borrowed here.
@@ -216,9 +278,17 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
             count(totals, Fault::WireCut);
         }
     }
+    greenlet.body_bytes = 0;
     if slot.scan.state < IN_LINE {
         // Perhaps one, perhaps something else that begins so.
+        greenlet.socket = socket | SOCKET_UNSURE;
         return 0;
+    }
+    let Scan { state, head, length, expects, .. } = slot.scan;
+    let rest = u64::from(received.wrapping_sub(head));
+    let is_sure = state == OVER && expects == 0 && rest <= length && length <= MOST_LENGTH;
+    if !is_sure {
+        slot.label_record.about.flags |= ABOUT_UNSURE;
     }
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -228,6 +298,13 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
         Label { id: [now, slot.thread], span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
     greenlet.given = slot.label;
     greenlet.socket = socket;
+    if is_sure {
+        greenlet.body_bytes = length - rest;
+    } else if state == OVER {
+        unsure(slot, greenlet);
+    } else {
+        greenlet.socket |= SOCKET_UNSURE;
+    }
     if !label::send(slot, now)
         && let Some(totals) = maps::totals(slot.target)
     {
@@ -246,7 +323,7 @@ fn forget_cut(slot: &mut Slot) {
         IN_TRACEPARENT if about.flags & ABOUT_SW8 != 0 => {}
         IN_SW8 | IN_TRACEPARENT => {
             clear(&mut about.trace);
-            about.flags = 0;
+            about.flags &= ABOUT_UNSURE;
         }
         _ => {}
     }
@@ -340,6 +417,10 @@ unsafe extern "C" fn scan(index: u32, context: *mut c_void) -> i64 {
             about.flags |= ABOUT_TRACEPARENT;
             push(&mut about.trace, byte);
         }
+        IN_LENGTH if byte >= b'0'.into() && byte <= b'9'.into() => {
+            let more = scan.length.wrapping_mul(10).wrapping_add(byte - u64::from(b'0'));
+            scan.length = if scan.length > MOST_LENGTH { scan.length } else { more };
+        }
         _ => {}
     }
     if scan.state == OTHER {
@@ -347,11 +428,12 @@ unsafe extern "C" fn scan(index: u32, context: *mut c_void) -> i64 {
     }
     if byte == b'\n'.into() && scan.state >= IN_LINE {
         if scan.state == OVER {
+            scan.head = index + 1;
             return 1;
         }
         scan.state = IN_NAME;
         scan.at = 0;
-        scan.alive = 3;
+        scan.alive = NAME_SW8 | NAME_TRACEPARENT | NAME_LENGTH | NAME_EXPECT;
         scan.fields = 0;
     }
     0
@@ -370,21 +452,25 @@ fn name(scan: &mut Scan, byte: u64) {
     let is_upper = byte >= b'A'.into() && byte <= b'Z'.into();
     let lower = if is_upper { byte | 0x20 } else { byte };
     let shift = (scan.at & 7) * 8;
-    let [head, tail] = TRACEPARENT;
-    let long = if scan.at < 8 { head } else { tail };
-    if SW8 >> shift & 0xff != lower || scan.at >= 4 {
-        scan.alive &= !1;
-    }
-    if long >> shift & 0xff != lower || scan.at >= 12 {
-        scan.alive &= !2;
+    let mut look = |name: u32, [first, second]: [u64; 2], length: u32, state: u32| {
+        let word = if scan.at < 8 { first } else { second };
+        if word >> shift & 0xff != lower || scan.at >= length {
+            scan.alive &= !name;
+        }
+        if scan.alive & name != 0 && scan.at + 1 == length {
+            scan.state = state;
+        }
+    };
+    look(NAME_SW8, [SW8, 0], 4, IN_SW8);
+    look(NAME_TRACEPARENT, TRACEPARENT, 12, IN_TRACEPARENT);
+    look(NAME_LENGTH, LENGTH, 15, IN_LENGTH);
+    look(NAME_EXPECT, [EXPECT, 0], 7, IN_LINE);
+    if scan.state == IN_LINE {
+        scan.expects = 1;
     }
     scan.at += 1;
     if scan.alive == 0 {
         scan.state = IN_LINE;
-    } else if scan.alive & 1 != 0 && scan.at == 4 {
-        scan.state = IN_SW8;
-    } else if scan.alive & 2 != 0 && scan.at == 12 {
-        scan.state = IN_TRACEPARENT;
     }
 }
 

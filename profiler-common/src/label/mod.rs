@@ -285,6 +285,8 @@ pub const ABOUT_ROOT: u64 = 1;
 pub const ABOUT_SW8: u64 = 2;
 /// [`About::flags`]: `trace` is the value of `traceparent`.
 pub const ABOUT_TRACEPARENT: u64 = 4;
+/// [`About::flags`]: where the request ends will not be seen.
+pub const ABOUT_UNSURE: u64 = 8;
 
 impl Label {
     /// No label.

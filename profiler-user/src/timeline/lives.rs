@@ -203,6 +203,7 @@ mod tests {
             label_off_ns: [0; OFF_KINDS],
             label_since_ns: 0,
             socket: 0,
+            body_bytes: 0,
         }
     }
 

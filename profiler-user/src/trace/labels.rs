@@ -3,7 +3,7 @@
 use std::{collections::hash_map::Entry, sync::Arc};
 
 use profiler_common::label::{
-    ABOUT_ROOT, ABOUT_SW8, ABOUT_TRACEPARENT, KIND_INHERITED, KIND_SOURCE, Label, Source, Text,
+    ABOUT_ROOT, ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNSURE, KIND_INHERITED, KIND_SOURCE, Label, Source, Text,
 };
 use profiler_common::record::LabelRecord;
 use rustc_hash::FxHashMap;
@@ -59,7 +59,7 @@ struct Known {
     endpoint: Option<Arc<str>>,
     /// OpenTelemetry: the span that `endpoint` is of.
     root: u64,
-    /// More than one span of it has no parent here.
+    /// More than one span of it has no parent here, or where it ends is not seen.
     several: bool,
     /// When it began by the tracer's own clock, ms since 1970; 0 if that is not known.
     began_ms: u64,
@@ -122,6 +122,8 @@ impl Labels {
         if about.began_ms != 0 {
             known.began_ms = about.began_ms;
         }
+        // Its label ends before it does.
+        known.several |= about.flags & ABOUT_UNSURE != 0;
         if source != Some(Source::Otel) {
             known.endpoint = endpoint.or_else(|| known.endpoint.take());
         } else if about.flags & ABOUT_ROOT != 0 {

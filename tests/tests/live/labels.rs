@@ -60,6 +60,7 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.once("labels_are_not_inherited_when_that_is_not_wanted/agent-1.2.0-py3.12", not_inherited);
     cases.once("labels_are_not_read_from_the_wire_when_that_is_not_wanted/py3.13", no_wire);
     cases.once("labels_of_heads_in_pieces_are_right_or_missing/py3.13", pieces);
+    cases.once("labels_of_requests_that_come_together_are_right_or_missing/py3.13", together);
     cases.once("labels_without_plain_http_are_missing_and_counted/py3.13", unreadable);
     for (environment, source, says) in [
         (
@@ -254,6 +255,37 @@ fn pieces() -> Result<()> {
     // Of less than the first bytes of a method nothing is known, not even that it is one.
     let cut = profile.totals.faults.get("WIRE_CUT").copied().unwrap_or_default();
     ensure!(cut >= CUTS.len() as u64 - 1, "{:?}", profile.totals.faults);
+    Ok(())
+}
+
+/// What follows a request in what is received at once is a body or the next one, and a body may
+/// look like a request.
+fn together() -> Result<()> {
+    let head = |path: &str, trace: u32, lines: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\ntraceparent: 00-{trace:032x}-{trace:016x}-01\r\n{lines}\r\n"
+        )
+    };
+    let service = Service::start(&Python::find("py3.13")?, Source::Wire)?;
+    service.warm_up()?;
+    let recording = Recording::start(service.pid(), &["--intervals"])?;
+    for number in 1..=8 {
+        let last = head("/mixed", 3 * number, "Connection: close\r\n");
+        let pipelined = head("/slow", 3 * number + 1, "") + &head("/slow", 3 * number + 2, "") + &last;
+        service.ask_in_pieces(&pipelined, "")?;
+        let body = head("/mixed", 1_000 + number, "");
+        let whole = format!("Content-Length: {}\r\nConnection: close\r\n", body.len());
+        service.ask_in_pieces(&head("/slow", 2_000 + number, &whole), &body)?;
+        let asking =
+            format!("Content-Length: {}\r\nExpect: 100-continue\r\nConnection: close\r\n", body.len());
+        service.ask_in_pieces(&head("/slow", 3_000 + number, &asking), &body)?;
+    }
+    let profile = parse(&recording.stop_with(Signal::TERM)?)?;
+    let verdict = service.finish()?.judge_with(&profile, true, true)?;
+    println!("      {verdict}");
+    ensure!(verdict.all().wrong == 0, "{verdict}");
+    let unsure = profile.totals.faults.get("WIRE_UNSURE").copied().unwrap_or_default();
+    ensure!(unsure >= 16, "{:?}", profile.totals.faults);
     Ok(())
 }
 
