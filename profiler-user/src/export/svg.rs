@@ -37,15 +37,18 @@ impl Exporter for Svg {
     }
 }
 
-/// The mark of a colour in inferno's palette; the one for the CPU is without.
+/// The mark of a colour in inferno's palette: green, orange, blue. Without one the colour would
+/// go by what is in a frame's name.
 const fn colour(state: State) -> &'static str {
     match state {
-        State::Cpu => "",
-        State::Blocked => "_[k]",
-        State::Gil | State::Preempted => "_[j]",
+        State::Cpu => "_[j]",
+        State::Blocked | State::Gil | State::Preempted => "_[k]",
         State::Wait | State::Idle => "_[i]",
     }
 }
+
+/// What the colours of the view with several states are.
+const COLOURS: &str = "green: on the CPU; orange: blocked, preempted, waiting for the GIL; blue: waiting";
 
 fn title(profile: &Profile, view: View) -> String {
     let pids: Vec<String> = profile.targets.iter().map(|target| target.pid.to_string()).collect();
@@ -60,8 +63,9 @@ fn title(profile: &Profile, view: View) -> String {
 }
 
 fn subtitle(profile: &Profile, view: View) -> String {
+    let colours = if view == View::Wall { format!("; {COLOURS}") } else { String::new() };
     let width = match view {
-        View::Wall => "all time, by state",
+        View::Wall => "all time",
         View::Cpu => "time on the CPU",
         View::Wait => "waiting time",
         View::Blocked => "blocked time",
@@ -69,10 +73,10 @@ fn subtitle(profile: &Profile, view: View) -> String {
     if profile.only.is_some() {
         let requests = profile.requests.len();
         let seconds = profile.duration_ns as f64 / 1e9;
-        return format!("width: {width}, summed over {requests} requests in {seconds:.1} s");
+        return format!("width: {width}, summed over {requests} requests in {seconds:.1} s{colours}");
     }
     format!(
-        "width: {width}, summed over {} greenlets on {} threads in {:.1} s (hubs' idle time left out)",
+        "width: {width}, summed over {} greenlets on {} threads in {:.1} s (hubs' idle time left out){colours}",
         profile.totals.greenlets_seen,
         profile.threads.len(),
         profile.duration_ns as f64 / 1e9
