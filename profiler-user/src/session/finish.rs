@@ -458,6 +458,11 @@ impl Closing<'_> {
             let begin_ns = record.head.time_ns.saturating_sub(record.ns);
             // What a hub polled in it is idle.
             let hub = self.target.hubs.contains(&record.greenlet);
+            let [_, polled_ns, ..] = record.off_ns;
+            if hub && record.ns.saturating_sub(polled_ns) < self.target.config().block_ns {
+                // The kernel part did not know yet that it was one.
+                continue;
+            }
             let label = self.label(&record.label, profile);
             profile.blocks.push(BlockRow {
                 pid: self.target.target.pid,
