@@ -94,9 +94,17 @@ fn blocks(profile: &Profile, out: &mut String) -> std::fmt::Result {
     for block in longest.into_iter().take(SHOWN) {
         let name = block.name.as_deref().unwrap_or("greenlet");
         let id = block.greenlet.map(|id| format!(" #{id}")).unwrap_or_default();
-        let parts = block
-            .clock
-            .map(|clock| format!(" ({} on CPU, {} blocked)", time(clock.on_cpu_ns), time(clock.blocked_ns)));
+        let parts = block.clock.map(|clock| {
+            let Clocked { on_cpu_ns, blocked_ns, preempted_ns, gil_wait_ns, idle_ns: _ } = clock;
+            let mut parts = format!("{} on CPU, {} blocked", time(on_cpu_ns), time(blocked_ns));
+            for (ns, what) in [(gil_wait_ns, "waiting for the GIL"), (preempted_ns, "preempted")] {
+                // What can't be seen in the digits that are shown is left out.
+                if ns >= block.ns / 1_000 {
+                    parts += &format!(", {} {what}", time(ns));
+                }
+            }
+            format!(" ({parts})")
+        });
         let stack = block.ticks.first().map_or(&*block.frames, |(frames, _)| frames);
         let victims = match block.victims {
             None => "whom is not known yet".to_owned(),
@@ -161,7 +169,10 @@ fn top(profile: &Profile, state: State, title: &str, unit: &str, out: &mut Strin
 fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
     let rows = endpoints(profile);
     if rows.is_empty() {
-        return Ok(());
+        return match &profile.only {
+            Some(only) => writeln!(out, "\nno request matched: {only}"),
+            None => Ok(()),
+        };
     }
     writeln!(
         out,
@@ -170,8 +181,8 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  endpoint, and where it waited most",
-        "requests", "p50", "p95", "on CPU", "blocked", "waiting"
+        "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  endpoint, and where it waited most",
+        "requests", "p50", "p95", "on CPU", "blocked", "GIL wait", "preempted", "waiting"
     )?;
     let or = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), time);
     for row in rows.iter().take(SHOWN) {
@@ -180,12 +191,14 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
             row.top_wait.as_ref().map_or_else(String::new, |(frames, _)| format!(": {}", leaf(frames)));
         writeln!(
             out,
-            "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9}  {endpoint}{waited}",
+            "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  {endpoint}{waited}",
             row.requests,
             or(row.wall_p50_ns),
             or(row.wall_p95_ns),
             or(row.clock.map(|clock| clock.on_cpu_ns)),
             or(row.clock.map(|clock| clock.blocked_ns)),
+            or(row.clock.map(|clock| clock.gil_wait_ns)),
+            or(row.clock.map(|clock| clock.preempted_ns)),
             time(row.waiting_ns),
         )?;
     }
@@ -233,8 +246,11 @@ fn merged<'a>(rows: &[&'a StackRow]) -> Vec<Merged<'a>> {
 /// The innermost frames that are the service's own tell more than the library's.
 fn leaf(frames: &[Frame]) -> String {
     let own = frames.iter().rev().filter(|frame| !is_library(frame));
-    let mut names: Vec<String> = own.take(FRAMES).map(name).collect();
-    if names.is_empty() {
+    let own: Vec<&Frame> = own.take(FRAMES).collect();
+    // A server's script is the root of all that the server does.
+    let only_script = own.iter().all(|frame| frame.function.as_deref() == Some("<module>"));
+    let mut names: Vec<String> = own.into_iter().map(name).collect();
+    if only_script {
         names = frames.iter().rev().take(FRAMES).map(name).collect();
     }
     if names.is_empty() { "(no Python frame)".to_owned() } else { names.join(" < ") }
