@@ -4,6 +4,7 @@
 
 mod build;
 mod endpoints;
+pub mod event;
 mod filter;
 
 use std::{collections::BTreeMap, sync::Arc};
