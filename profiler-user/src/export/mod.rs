@@ -3,6 +3,7 @@
 pub mod folded;
 pub mod json;
 mod json_labels;
+pub mod oap;
 pub mod svg;
 
 use std::io::{self, Write};

@@ -1,0 +1,6 @@
+//! SkyWalking's OAP: what it asks for, and what of a recording it is sent.
+//!
+//! Pure so far: no network and no clock, time is a parameter.
+
+pub mod commands;
+pub mod symbols;
