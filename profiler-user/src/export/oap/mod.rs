@@ -3,4 +3,6 @@
 //! Pure so far: no network and no clock, time is a parameter.
 
 pub mod commands;
+pub mod snapshots;
 pub mod symbols;
+pub mod trace_tasks;
