@@ -4,5 +4,6 @@
 
 pub mod commands;
 pub mod snapshots;
+pub mod span_events;
 pub mod symbols;
 pub mod trace_tasks;
