@@ -3,6 +3,7 @@
 //! Pure so far: no network and no clock, time is a parameter.
 
 pub mod commands;
+pub mod ebpf_tasks;
 pub mod snapshots;
 pub mod span_events;
 pub mod symbols;

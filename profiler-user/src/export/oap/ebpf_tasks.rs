@@ -1,0 +1,542 @@
+//! eBPF profiling tasks of processes: stacks on and off the CPU, in uploads of some seconds.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::skywalking::{
+    EbpfOffCpuProfiling, EbpfOnCpuProfiling, EbpfProfilingData, EbpfProfilingStackMetadata,
+    EbpfProfilingStackType, EbpfProfilingTaskMetadata, ebpf_profiling_data::Profiling,
+};
+use rustc_hash::FxHashMap;
+
+use super::{
+    commands::{EbpfTask, Looks},
+    symbols::clean,
+};
+use crate::{
+    export::{labelled, short},
+    profile::{
+        Frame, State,
+        event::{Event, OffSum, Tick},
+    },
+};
+
+const NS_PER_MS: u64 = 1_000_000;
+/// Between two uploads, as Rover has it: what OAP's users can cut a profile into.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How long the last records of a task may take to arrive.
+const GRACE: Duration = Duration::from_millis(300);
+/// Tasks at once; OAP refuses none.
+const MOST_TASKS: usize = 64;
+/// What stands for a stack that could not be taken, so that the sum is whole.
+const NO_STACK: &str = "[no Python stack]";
+/// What stands below the frames of a thread that waits for the GIL.
+const GIL: &str = "[waits for the GIL]";
+
+/// Root first.
+type Symbols = Vec<String>;
+
+/// The tasks of all processes.
+#[derive(Debug)]
+pub struct EbpfTasks {
+    running: Vec<Running>,
+    /// Ids of those that are over, the last ones: OAP may send them again.
+    over: Vec<(String, String)>,
+    /// From a time of ours to ns since 1970.
+    unix_ns: i64,
+    /// What a count on the CPU stands for.
+    period_ns: u64,
+    newest_ms: u64,
+}
+
+/// What one upload of a task is: a stream of its own.
+#[derive(Clone, Debug)]
+pub struct Flush {
+    /// The task.
+    pub task: String,
+    /// The process.
+    pub pid: u32,
+    /// Its messages, of which the first says what they are of.
+    pub messages: Vec<EbpfProfilingData>,
+    /// Nothing comes after it.
+    pub last: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    task: EbpfTask,
+    pid: u32,
+    begin_ns: u64,
+    end_ns: u64,
+    /// When what is not sent yet is due.
+    next_ns: u64,
+    /// `profilingStartTime`.
+    started_ms: u64,
+    /// `currentTime` of the last upload.
+    sent_ms: u64,
+    seen: Seen,
+}
+
+#[derive(Debug)]
+enum Seen {
+    /// Time since the last upload, by stack.
+    On(FxHashMap<Arc<[Frame]>, u64>),
+    Off {
+        /// What was uploaded, or was there before the task. None before the first look.
+        sent: Option<FxHashMap<Symbols, (u64, u64)>>,
+        /// What is to be.
+        now: FxHashMap<Symbols, (u64, u64)>,
+        /// Up to when that is.
+        looked_ns: u64,
+    },
+}
+
+impl EbpfTasks {
+    /// None yet. `unix_ns` is what ns since 1970 are ahead of a time of ours, `period_ns` what
+    /// a count stands for.
+    #[must_use]
+    pub const fn new(unix_ns: i64, period_ns: u64) -> Self {
+        Self { running: Vec::new(), over: Vec::new(), unix_ns, period_ns, newest_ms: 0 }
+    }
+
+    /// The `latestUpdateTime` of the next question.
+    #[must_use]
+    pub const fn newest_ms(&self) -> u64 {
+        self.newest_ms
+    }
+
+    /// How many are under way.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// A task came for a process; false for one that is known, that is over, that looks at
+    /// the network, or that there is no room for.
+    pub fn begin(&mut self, task: EbpfTask, pid: u32, now_ns: u64) -> bool {
+        self.newest_ms = self.newest_ms.max(task.updated_ms);
+        let begin_ns = (task.start_ms * NS_PER_MS).saturating_add_signed(-self.unix_ns);
+        let end_ns = begin_ns.saturating_add(nanoseconds(task.duration));
+        let same = |id: &str, process: &str| id == task.id && process == task.process;
+        let known = self.running.iter().any(|running| same(&running.task.id, &running.task.process))
+            || self.over.iter().any(|(id, process)| same(id, process));
+        if known || end_ns <= now_ns || self.running.len() >= MOST_TASKS {
+            return false;
+        }
+        let seen = match task.looks {
+            Looks::OnCpu => Seen::On(FxHashMap::default()),
+            Looks::OffCpu => Seen::Off { sent: None, now: FxHashMap::default(), looked_ns: 0 },
+            Looks::Network => return false,
+        };
+        // What was before the task came is nobody's.
+        let begin_ns = begin_ns.max(now_ns);
+        let started_ms = begin_ns.saturating_add_signed(self.unix_ns) / NS_PER_MS;
+        self.running.push(Running {
+            task,
+            pid,
+            begin_ns,
+            end_ns,
+            next_ns: begin_ns.saturating_add(nanoseconds(FLUSH)),
+            started_ms,
+            sent_ms: started_ms,
+            seen,
+        });
+        true
+    }
+
+    /// OAP has forgotten its tasks.
+    pub fn forget(&mut self) {
+        self.running.clear();
+        self.over.clear();
+        self.newest_ms = 0;
+    }
+
+    /// Whether the sums of the time off the CPU are wanted of a process, now.
+    #[must_use]
+    pub fn wants_sums(&self, pid: u32, now_ns: u64) -> bool {
+        self.running.iter().filter(|running| running.pid == pid).any(|running| match &running.seen {
+            Seen::On(_) => false,
+            Seen::Off { sent: None, .. } => now_ns >= running.begin_ns,
+            Seen::Off { looked_ns, .. } => {
+                let due_ns = running.next_ns.min(running.end_ns);
+                now_ns >= due_ns && *looked_ns < due_ns
+            }
+        })
+    }
+
+    /// Something happened.
+    pub fn take(&mut self, event: &Event) {
+        match event {
+            Event::Tick(Tick { pid, time_ns, weight_ns, frames, .. }) => {
+                for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
+                    if let Seen::On(seen) = &mut running.seen
+                        && (running.begin_ns..running.end_ns).contains(time_ns)
+                    {
+                        *seen.entry(Arc::clone(frames)).or_default() += weight_ns;
+                    }
+                }
+            }
+            Event::OffSums { pid, time_ns, sums } => {
+                for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
+                    if let Seen::Off { sent, now, looked_ns } = &mut running.seen
+                        && *time_ns >= running.begin_ns
+                    {
+                        *now = by_symbols(sums);
+                        *looked_ns = *time_ns;
+                        // What was before the task is the base.
+                        sent.get_or_insert_with(|| now.clone());
+                    }
+                }
+            }
+            Event::Ended { pid, time_ns } => {
+                for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
+                    running.end_ns = running.end_ns.min(*time_ns);
+                    running.next_ns = running.next_ns.min(*time_ns);
+                    if let Seen::Off { looked_ns, .. } = &mut running.seen {
+                        // Nothing more can be looked at.
+                        *looked_ns = u64::MAX;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What is to be uploaded by now.
+    pub fn due(&mut self, now_ns: u64) -> Vec<Flush> {
+        let mut due = Vec::new();
+        for running in &mut self.running {
+            let last = now_ns >= running.end_ns.saturating_add(nanoseconds(GRACE));
+            let ready = match &running.seen {
+                Seen::On(_) => last || now_ns >= running.next_ns,
+                Seen::Off { looked_ns, .. } => *looked_ns >= running.next_ns.min(running.end_ns),
+            };
+            if !ready {
+                continue;
+            }
+            // The last look at the sums was at the end.
+            let last =
+                last || matches!(&running.seen, Seen::Off { looked_ns, .. } if *looked_ns >= running.end_ns);
+            running.next_ns = now_ns.saturating_add(nanoseconds(FLUSH));
+            let messages = running.flush(now_ns, self.unix_ns, self.period_ns);
+            if last {
+                running.end_ns = 0;
+            }
+            if !messages.is_empty() || last {
+                due.push(Flush { task: running.task.id.clone(), pid: running.pid, messages, last });
+            }
+        }
+        for running in self.running.extract_if(.., |running| running.end_ns == 0) {
+            if self.over.len() >= MOST_TASKS {
+                self.over.remove(0);
+            }
+            self.over.push((running.task.id, running.task.process));
+        }
+        due
+    }
+}
+
+impl Running {
+    fn flush(&mut self, now_ns: u64, unix_ns: i64, period_ns: u64) -> Vec<EbpfProfilingData> {
+        // Strictly later: it is a part of OAP's keys.
+        let now_ms = (now_ns.saturating_add_signed(unix_ns) / NS_PER_MS).max(self.sent_ms + 1);
+        let mut profiled = match &mut self.seen {
+            Seen::On(seen) => on_cpu(seen, period_ns),
+            Seen::Off { sent, now, .. } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),
+        }
+        .into_iter()
+        .map(|profiling| EbpfProfilingData { task: None, profiling: Some(profiling) })
+        .collect::<Vec<_>>();
+        if let Some(first) = profiled.first_mut() {
+            self.sent_ms = now_ms;
+            first.task = Some(EbpfProfilingTaskMetadata {
+                task_id: self.task.id.clone(),
+                process_id: self.task.process.clone(),
+                profiling_start_time: i64::try_from(self.started_ms).unwrap_or(i64::MAX),
+                current_time: i64::try_from(now_ms).unwrap_or(i64::MAX),
+            });
+        }
+        profiled
+    }
+}
+
+/// Time becomes counts; what is less than one stays for the next time.
+fn on_cpu(seen: &mut FxHashMap<Arc<[Frame]>, u64>, period_ns: u64) -> Vec<Profiling> {
+    let mut counts: FxHashMap<Symbols, u64> = FxHashMap::default();
+    for (frames, ns) in seen.iter_mut() {
+        let Some(count) = ns.checked_div(period_ns) else {
+            return Vec::new();
+        };
+        *ns -= count * period_ns;
+        if count > 0 {
+            // Another stack may look the same.
+            *counts.entry(symbols(frames, State::Cpu)).or_default() += count;
+        }
+    }
+    seen.retain(|_, ns| *ns > 0);
+    (1..)
+        .zip(sorted(counts))
+        .map(|(number, (symbols, count))| {
+            Profiling::OnCpu(EbpfOnCpuProfiling {
+                stacks: vec![stack(number, symbols)],
+                dump_count: i32::try_from(count).unwrap_or(i32::MAX),
+            })
+        })
+        .collect()
+}
+
+/// What was added since the last upload.
+fn off_cpu(
+    sent: &mut FxHashMap<Symbols, (u64, u64)>,
+    now: &FxHashMap<Symbols, (u64, u64)>,
+) -> Vec<Profiling> {
+    let mut added: FxHashMap<Symbols, (u64, u64)> = FxHashMap::default();
+    for (symbols, (ns, count)) in now {
+        let known = sent.entry(symbols.clone()).or_default();
+        // A wait that ended while the sums were read may be in them twice, until the next time.
+        let (Some(more_ns), Some(more)) = (ns.checked_sub(known.0), count.checked_sub(known.1)) else {
+            continue;
+        };
+        // What does not fit comes with the next one.
+        let more = more.min(i32::MAX.unsigned_abs().into());
+        if more_ns > 0 || more > 0 {
+            *known = (*ns, known.1 + more);
+            added.insert(symbols.clone(), (more_ns, more));
+        }
+    }
+    (1..)
+        .zip(sorted(added))
+        .map(|(number, (symbols, (ns, count)))| {
+            Profiling::OffCpu(EbpfOffCpuProfiling {
+                stacks: vec![stack(number, symbols)],
+                switch_count: i32::try_from(count).unwrap_or(i32::MAX),
+                duration: i64::try_from(ns).unwrap_or(i64::MAX),
+            })
+        })
+        .collect()
+}
+
+fn by_symbols(sums: &[OffSum]) -> FxHashMap<Symbols, (u64, u64)> {
+    let mut by_symbols: FxHashMap<Symbols, (u64, u64)> = FxHashMap::default();
+    for OffSum { frames, state, ns, count } in sums {
+        if matches!(state, State::Wait | State::Blocked | State::Gil) {
+            let sum = by_symbols.entry(symbols(frames, *state)).or_default();
+            sum.0 += ns;
+            sum.1 += count;
+        }
+    }
+    by_symbols
+}
+
+fn symbols(frames: &[Frame], state: State) -> Symbols {
+    if frames.is_empty() {
+        return vec![NO_STACK.to_owned()];
+    }
+    let named = frames.iter().map(|frame| clean(&labelled(frame, short)).into_owned());
+    named.chain((state == State::Gil).then(|| GIL.to_owned())).collect()
+}
+
+fn stack(number: i32, mut symbols: Symbols) -> EbpfProfilingStackMetadata {
+    symbols.reverse();
+    EbpfProfilingStackMetadata {
+        stack_type: EbpfProfilingStackType::ProcessUserSpace.into(),
+        stack_id: number,
+        stack_symbols: symbols,
+    }
+}
+
+/// The same order each time.
+fn sorted<T>(by_symbols: FxHashMap<Symbols, T>) -> Vec<(Symbols, T)> {
+    let mut sorted: Vec<(Symbols, T)> = by_symbols.into_iter().collect();
+    sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    sorted
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::profile::event::Lane;
+
+    const MS: u64 = NS_PER_MS;
+    const SECOND: u64 = 1_000 * MS;
+    const PERIOD: u64 = 10 * MS;
+    const UNIX_MS: u64 = 1_795_366_184_000;
+
+    fn tasks() -> EbpfTasks {
+        EbpfTasks::new(i64::try_from(UNIX_MS * MS).unwrap(), PERIOD)
+    }
+
+    fn task(id: &str, looks: Looks) -> EbpfTask {
+        EbpfTask {
+            id: id.to_owned(),
+            process: "process".to_owned(),
+            updated_ms: UNIX_MS,
+            looks,
+            start_ms: UNIX_MS,
+            duration: Duration::from_secs(60),
+        }
+    }
+
+    fn stack_of(name: &str) -> Arc<[Frame]> {
+        Arc::new([Frame::label("root"), Frame::label(name)])
+    }
+
+    fn tick(time_ns: u64, weight_ns: u64, name: &str) -> Event {
+        Event::Tick(Tick {
+            pid: 1,
+            lane: Lane::Greenlet(1),
+            time_ns,
+            weight_ns,
+            frames: stack_of(name),
+            work: None,
+        })
+    }
+
+    fn sums(time_ns: u64, sums: &[(&str, State, u64, u64)]) -> Event {
+        let sum = |(name, state, ns, count): &(&str, State, u64, u64)| OffSum {
+            frames: stack_of(name),
+            state: *state,
+            ns: *ns,
+            count: *count,
+        };
+        Event::OffSums { pid: 1, time_ns, sums: sums.iter().map(sum).collect() }
+    }
+
+    /// Of each upload's messages: the leaf, the count, the ns.
+    fn said(flushes: &[Flush]) -> Vec<(String, i32, i64)> {
+        let messages = flushes.iter().flat_map(|flush| &flush.messages);
+        messages
+            .map(|message| match message.profiling.clone().unwrap() {
+                Profiling::OnCpu(on) => (on.stacks[0].stack_symbols[0].clone(), on.dump_count, 0),
+                Profiling::OffCpu(off) => {
+                    (off.stacks[0].stack_symbols[0].clone(), off.switch_count, off.duration)
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn ticks_become_counts_by_stack() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
+        for number in 0..10 {
+            tasks.take(&tick(number * PERIOD, PERIOD, if number < 7 { "a" } else { "b" }));
+        }
+        assert!(tasks.due(SECOND).is_empty());
+        let flushed = tasks.due(5 * SECOND);
+        assert_eq!(said(&flushed), [("a".to_owned(), 7, 0), ("b".to_owned(), 3, 0)]);
+        let metadata = flushed[0].messages[0].task.clone().unwrap();
+        assert_eq!(metadata.profiling_start_time, i64::try_from(UNIX_MS).unwrap());
+        assert_eq!(metadata.current_time, i64::try_from(UNIX_MS + 5_000).unwrap());
+        assert!(flushed[0].messages[1].task.is_none());
+        let ids: Vec<i32> = flushed[0]
+            .messages
+            .iter()
+            .map(|message| match &message.profiling {
+                Some(Profiling::OnCpu(on)) => on.stacks[0].stack_id,
+                _ => 0,
+            })
+            .collect();
+        assert_eq!(ids, [1, 2]);
+    }
+
+    #[test]
+    fn only_what_was_added_since_the_task_began_is_told() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", Looks::OffCpu), 1, 0));
+        assert!(tasks.wants_sums(1, 0) && !tasks.wants_sums(2, 0));
+        tasks.take(&sums(1, &[("wait", State::Wait, 100, 1), ("hub", State::Idle, 900, 9)]));
+        assert!(!tasks.wants_sums(1, SECOND) && tasks.due(SECOND).is_empty());
+        assert!(tasks.wants_sums(1, 5 * SECOND));
+        tasks.take(&sums(5 * SECOND, &[("wait", State::Wait, 350, 3), ("hub", State::Idle, 999, 99)]));
+        assert_eq!(said(&tasks.due(5 * SECOND)), [("wait".to_owned(), 2, 250)]);
+        // The same again is nothing new.
+        tasks.take(&sums(10 * SECOND, &[("wait", State::Wait, 350, 3)]));
+        assert!(tasks.due(10 * SECOND).is_empty());
+    }
+
+    #[test]
+    fn what_was_counted_too_early_is_made_up_for() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", Looks::OffCpu), 1, 0));
+        let mut ns = 0;
+        for (number, sum) in (0..).zip([0, 500, 400, 700]) {
+            let at = number * 5 * SECOND + u64::from(number == 0);
+            tasks.take(&sums(at, &[("wait", State::Wait, sum, 0)]));
+            ns += said(&tasks.due(at)).iter().map(|(_, _, ns)| ns).sum::<i64>();
+        }
+        assert_eq!(ns, 700);
+    }
+
+    #[test]
+    fn a_wait_for_the_gil_stands_below_its_frames() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", Looks::OffCpu), 1, 0));
+        tasks.take(&sums(1, &[]));
+        tasks.take(&sums(5 * SECOND, &[("f", State::Gil, 5, 1), ("f", State::Blocked, 7, 1)]));
+        assert_eq!(said(&tasks.due(5 * SECOND)), [("f".to_owned(), 1, 7), (GIL.to_owned(), 1, 5)]);
+    }
+
+    #[test]
+    fn a_task_ends_once_and_is_not_begun_again() {
+        let mut tasks = tasks();
+        for (id, looks) in [("on", Looks::OnCpu), ("off", Looks::OffCpu)] {
+            assert!(tasks.begin(task(id, looks), 1, 0));
+            assert!(!tasks.begin(task(id, looks), 1, 0));
+        }
+        assert!(!tasks.begin(task("net", Looks::Network), 1, 0));
+        assert!(!tasks.begin(task("late", Looks::OnCpu), 1, 60 * SECOND));
+        tasks.take(&sums(1, &[]));
+        tasks.take(&tick(59 * SECOND, PERIOD, "a"));
+        tasks.take(&tick(60 * SECOND, PERIOD, "a"));
+        assert!(tasks.wants_sums(1, 60 * SECOND));
+        tasks.take(&sums(60 * SECOND, &[("wait", State::Wait, 1, 1)]));
+        let last = tasks.due(61 * SECOND);
+        assert!(last.iter().all(|flush| flush.last) && last.len() == 2);
+        assert_eq!(said(&last), [("a".to_owned(), 1, 0), ("wait".to_owned(), 1, 1)]);
+        assert_eq!(tasks.count(), 0);
+        assert!(!tasks.begin(task("on", Looks::OnCpu), 1, SECOND));
+    }
+
+    #[test]
+    fn a_process_that_ends_has_its_last_upload() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("on", Looks::OnCpu), 1, 0));
+        assert!(tasks.begin(task("off", Looks::OffCpu), 1, 0));
+        tasks.take(&sums(1, &[]));
+        tasks.take(&tick(SECOND, PERIOD, "a"));
+        tasks.take(&Event::Ended { pid: 1, time_ns: 2 * SECOND });
+        let last = tasks.due(3 * SECOND);
+        assert_eq!(last.iter().filter(|flush| flush.last).count(), 2);
+        assert_eq!(said(&last), [("a".to_owned(), 1, 0)]);
+    }
+
+    proptest! {
+        #[test]
+        fn counts_are_the_time(weights in prop::collection::vec((0..5_usize, 1..30 * MS), 1..300)) {
+            let mut tasks = tasks();
+            prop_assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
+            let mut truth = [0_u64; 5];
+            let mut counts: FxHashMap<String, i64> = FxHashMap::default();
+            for (at, (function, weight)) in (0..).zip(weights) {
+                tasks.take(&tick(at * 100 * MS, weight, &function.to_string()));
+                truth[function] += weight;
+                for (leaf, count, _) in said(&tasks.due(at * 100 * MS)) {
+                    *counts.entry(leaf).or_default() += i64::from(count);
+                }
+            }
+            for (leaf, count, _) in said(&tasks.due(100 * SECOND)) {
+                *counts.entry(leaf).or_default() += i64::from(count);
+            }
+            for (function, ns) in truth.into_iter().enumerate() {
+                let count = counts.get(&function.to_string()).copied().unwrap_or_default();
+                prop_assert_eq!(count, i64::try_from(ns / PERIOD).unwrap());
+            }
+        }
+    }
+}
