@@ -4,6 +4,7 @@
 
 pub mod commands;
 pub mod ebpf_tasks;
+pub mod identity;
 pub mod snapshots;
 pub mod span_events;
 pub mod symbols;
