@@ -5,6 +5,7 @@
 pub mod commands;
 pub mod ebpf_tasks;
 pub mod identity;
+pub mod registry;
 pub mod snapshots;
 pub mod span_events;
 pub mod symbols;
