@@ -3,6 +3,7 @@
 //! Pure so far: no network and no clock, time is a parameter.
 
 pub mod commands;
+pub mod continuous;
 pub mod ebpf_tasks;
 pub mod identity;
 pub mod registry;
