@@ -6,6 +6,7 @@ pub mod commands;
 pub mod continuous;
 pub mod ebpf_tasks;
 pub mod identity;
+pub mod queue;
 pub mod registry;
 pub mod snapshots;
 pub mod span_events;

@@ -1,0 +1,169 @@
+//! What waits to be sent: bounded in bytes, the oldest goes first, and is what is dropped.
+
+use std::collections::VecDeque;
+
+/// What is waited with by default.
+pub const DEFAULT_BYTES: usize = 16 << 20;
+
+/// Something that takes room.
+pub trait Weighed {
+    /// Bytes, about.
+    fn bytes(&self) -> usize;
+}
+
+/// A queue of batches that takes no more room than it was given.
+#[derive(Debug)]
+pub struct Queue<T> {
+    waiting: VecDeque<T>,
+    bytes: usize,
+    room: usize,
+    dropped: Dropped,
+}
+
+/// What there was no room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Batches.
+    pub batches: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl<T: Weighed> Queue<T> {
+    /// An empty one with room for `room` bytes.
+    #[must_use]
+    pub const fn new(room: usize) -> Self {
+        Self { waiting: VecDeque::new(), bytes: 0, room, dropped: Dropped { batches: 0, bytes: 0 } }
+    }
+
+    /// Adds a batch; what has no room beside it any more is returned, the oldest first. One that
+    /// is larger than the queue is returned itself.
+    pub fn push(&mut self, batch: T) -> Vec<T> {
+        let bytes = batch.bytes();
+        let mut gone = Vec::new();
+        if bytes > self.room {
+            self.count(bytes);
+            gone.push(batch);
+            return gone;
+        }
+        while self.bytes + bytes > self.room {
+            let Some(oldest) = self.pop() else {
+                break;
+            };
+            self.count(oldest.bytes());
+            gone.push(oldest);
+        }
+        self.bytes += bytes;
+        self.waiting.push_back(batch);
+        gone
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.dropped.batches += 1;
+        self.dropped.bytes += bytes as u64;
+    }
+
+    /// The oldest.
+    pub fn pop(&mut self) -> Option<T> {
+        let oldest = self.waiting.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(oldest.bytes());
+        Some(oldest)
+    }
+
+    /// Puts one back that did surely not arrive: it is the oldest again. Without room it is
+    /// dropped.
+    pub fn put_back(&mut self, batch: T) -> Option<T> {
+        let bytes = batch.bytes();
+        if self.bytes + bytes > self.room {
+            self.count(bytes);
+            return Some(batch);
+        }
+        self.bytes += bytes;
+        self.waiting.push_front(batch);
+        None
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// How much room they take.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What there was no room for so far.
+    #[must_use]
+    pub const fn dropped(&self) -> Dropped {
+        self.dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Batch(u32, usize);
+
+    impl Weighed for Batch {
+        fn bytes(&self) -> usize {
+            self.1
+        }
+    }
+
+    #[test]
+    fn the_oldest_is_dropped() {
+        let mut queue = Queue::new(10);
+        for number in 0..3 {
+            assert!(queue.push(Batch(number, 3)).is_empty());
+        }
+        assert_eq!(queue.push(Batch(3, 5)), [Batch(0, 3), Batch(1, 3)]);
+        assert_eq!(queue.push(Batch(4, 11)), [Batch(4, 11)]);
+        assert_eq!(queue.dropped(), Dropped { batches: 3, bytes: 17 });
+        assert_eq!((queue.pop(), queue.len(), queue.bytes()), (Some(Batch(2, 3)), 1, 5));
+    }
+
+    #[test]
+    fn what_did_not_arrive_is_the_next_again() {
+        let mut queue = Queue::new(10);
+        let _none = queue.push(Batch(1, 4));
+        let _none = queue.push(Batch(2, 4));
+        let first = queue.pop().unwrap();
+        assert_eq!(queue.put_back(first), None);
+        assert_eq!(queue.pop(), Some(Batch(1, 4)));
+        let _none = queue.push(Batch(3, 6));
+        assert_eq!(queue.put_back(Batch(1, 4)), Some(Batch(1, 4)));
+    }
+
+    proptest! {
+        #[test]
+        fn it_keeps_its_bound_and_the_order(
+            sizes in prop::collection::vec((0_usize..40, any::<bool>()), 0..200),
+        ) {
+            let mut queue = Queue::new(100);
+            let (mut last, mut out, mut dropped) = (None, 0, 0);
+            for (number, (size, takes)) in (0..).zip(sizes.clone()) {
+                dropped += queue.push(Batch(number, size)).len();
+                prop_assert!(queue.bytes() <= 100);
+                if takes && let Some(Batch(number, _)) = queue.pop() {
+                    prop_assert!(last.is_none_or(|last| last < number));
+                    last = Some(number);
+                    out += 1;
+                }
+            }
+            prop_assert_eq!(out + dropped + queue.len(), sizes.len());
+        }
+    }
+}
