@@ -21,7 +21,7 @@ use aya_ebpf::{
 use profiler_common::{
     address::Addr,
     fault::Fault,
-    label::{ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNSURE, Label, Source, TEXT_WORDS, Text},
+    label::{ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNSURE, KIND_INHERITED, Label, Source, TEXT_WORDS, Text},
     limits::WIRE_BYTES,
     memory::Memory as _,
     record::{ARMED, CONFIG_WIRE, Greenlet, SOCKET_FLAGS, SOCKET_UNSURE, SOCKET_WRITTEN, TargetConfig},
@@ -160,8 +160,11 @@ pub fn on_received(ctx: &BtfTracePointContext) {
         if before & SOCKET_WRITTEN == 0 || before & SOCKET_UNSURE != 0 || body != 0 {
             return;
         }
-    } else if !greenlet.given.is_none() && greenlet.socket & SOCKET_WRITTEN == 0 {
-        // It works on a request: what it asks others for is none.
+    } else if !greenlet.given.is_none()
+        && greenlet.given.kind & KIND_INHERITED == 0
+        && greenlet.socket & SOCKET_WRITTEN == 0
+    {
+        // It works on a request of its own: what it asks others for is none.
         return;
     } else if greenlet.given.is_none() && bytes != 0 {
         greenlet.socket = socket;
