@@ -48,7 +48,7 @@ const fn colour(state: State) -> &'static str {
 }
 
 /// What the colours of the view with several states are.
-const COLOURS: &str = "green: on the CPU; orange: blocked, preempted, waiting for the GIL; blue: waiting";
+const COLOURS: &str = "green: CPU, orange: blocked, preempted, GIL, blue: waiting";
 
 fn title(profile: &Profile, view: View) -> String {
     let pids: Vec<String> = profile.targets.iter().map(|target| target.pid.to_string()).collect();
@@ -73,10 +73,10 @@ fn subtitle(profile: &Profile, view: View) -> String {
     if profile.only.is_some() {
         let requests = profile.requests.len();
         let seconds = profile.duration_ns as f64 / 1e9;
-        return format!("width: {width}, summed over {requests} requests in {seconds:.1} s{colours}");
+        return format!("width: {width} of {requests} requests in {seconds:.1} s{colours}");
     }
     format!(
-        "width: {width}, summed over {} greenlets on {} threads in {:.1} s (hubs' idle time left out){colours}",
+        "width: {width} of {} greenlets on {} threads in {:.1} s, without idle hubs{colours}",
         profile.totals.greenlets_seen,
         profile.threads.len(),
         profile.duration_ns as f64 / 1e9
