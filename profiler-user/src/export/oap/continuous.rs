@@ -16,9 +16,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     commands::{Looks, Policy, ServicePolicies},
     identity::Identity,
+    wall_clock::{NS_PER_S, nanoseconds},
 };
 
-const NS_PER_S: u64 = 1_000_000_000;
 /// How long a task lasts that we ask for: as long as the shortest that a user can.
 pub const TASK: Duration = Duration::from_secs(60);
 /// After the begin of one no other of its kind is asked for, for that process: Rover's
@@ -182,10 +182,6 @@ fn gauge(item: &str, gauges: &Gauges) -> Option<f64> {
         "HTTP_AVG_RESPONSE_TIME" => gauges.response_ms,
         _ => None,
     }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

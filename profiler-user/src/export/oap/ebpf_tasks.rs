@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 use super::{
     commands::{EbpfTask, Looks},
     symbols::clean,
+    wall_clock::{WallClock, nanoseconds},
 };
 use crate::{
     export::{labelled, short},
@@ -20,7 +21,6 @@ use crate::{
     },
 };
 
-const NS_PER_MS: u64 = 1_000_000;
 /// Between two uploads, as Rover has it: what OAP's users can cut a profile into.
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long the last records of a task may take to arrive.
@@ -41,8 +41,7 @@ pub struct EbpfTasks {
     running: Vec<Running>,
     /// Ids of those that are over, the last ones: OAP may send them again.
     over: Vec<(String, String)>,
-    /// From a time of ours to ns since 1970.
-    unix_ns: i64,
+    wall: WallClock,
     /// What a count on the CPU stands for.
     period_ns: u64,
     newest_ms: u64,
@@ -91,11 +90,10 @@ enum Seen {
 }
 
 impl EbpfTasks {
-    /// None yet. `unix_ns` is what ns since 1970 are ahead of a time of ours, `period_ns` what
-    /// a count stands for.
+    /// None yet. `period_ns` is what a count stands for.
     #[must_use]
-    pub const fn new(unix_ns: i64, period_ns: u64) -> Self {
-        Self { running: Vec::new(), over: Vec::new(), unix_ns, period_ns, newest_ms: 0 }
+    pub const fn new(wall: WallClock, period_ns: u64) -> Self {
+        Self { running: Vec::new(), over: Vec::new(), wall, period_ns, newest_ms: 0 }
     }
 
     /// The `latestUpdateTime` of the next question.
@@ -114,7 +112,7 @@ impl EbpfTasks {
     /// the network, or that there is no room for.
     pub fn begin(&mut self, task: EbpfTask, pid: u32, now_ns: u64) -> bool {
         self.newest_ms = self.newest_ms.max(task.updated_ms);
-        let begin_ns = (task.start_ms * NS_PER_MS).saturating_add_signed(-self.unix_ns);
+        let begin_ns = self.wall.time_ns(task.start_ms);
         let end_ns = begin_ns.saturating_add(nanoseconds(task.duration));
         let same = |id: &str, process: &str| id == task.id && process == task.process;
         let known = self.running.iter().any(|running| same(&running.task.id, &running.task.process))
@@ -129,7 +127,7 @@ impl EbpfTasks {
         };
         // What was before the task came is nobody's.
         let begin_ns = begin_ns.max(now_ns);
-        let started_ms = begin_ns.saturating_add_signed(self.unix_ns) / NS_PER_MS;
+        let started_ms = self.wall.ms(begin_ns);
         self.running.push(Running {
             task,
             pid,
@@ -217,7 +215,7 @@ impl EbpfTasks {
             let last =
                 last || matches!(&running.seen, Seen::Off { looked_ns, .. } if *looked_ns >= running.end_ns);
             running.next_ns = now_ns.saturating_add(nanoseconds(FLUSH));
-            let messages = running.flush(now_ns, self.unix_ns, self.period_ns);
+            let messages = running.flush(now_ns, self.wall, self.period_ns);
             if last {
                 running.end_ns = 0;
             }
@@ -236,9 +234,9 @@ impl EbpfTasks {
 }
 
 impl Running {
-    fn flush(&mut self, now_ns: u64, unix_ns: i64, period_ns: u64) -> Vec<EbpfProfilingData> {
+    fn flush(&mut self, now_ns: u64, wall: WallClock, period_ns: u64) -> Vec<EbpfProfilingData> {
         // Strictly later: it is a part of OAP's keys.
-        let now_ms = (now_ns.saturating_add_signed(unix_ns) / NS_PER_MS).max(self.sent_ms + 1);
+        let now_ms = wall.ms(now_ns).max(self.sent_ms + 1);
         let mut profiled = match &mut self.seen {
             Seen::On(seen) => on_cpu(seen, period_ns),
             Seen::Off { sent, now, .. } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),
@@ -351,24 +349,19 @@ fn sorted<T>(by_symbols: FxHashMap<Symbols, T>) -> Vec<(Symbols, T)> {
     sorted
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::profile::event::Lane;
+    use crate::{export::oap::wall_clock::NS_PER_MS as MS, profile::event::Lane};
 
-    const MS: u64 = NS_PER_MS;
     const SECOND: u64 = 1_000 * MS;
     const PERIOD: u64 = 10 * MS;
     const UNIX_MS: u64 = 1_795_366_184_000;
 
     fn tasks() -> EbpfTasks {
-        EbpfTasks::new(i64::try_from(UNIX_MS * MS).unwrap(), PERIOD)
+        EbpfTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() }, PERIOD)
     }
 
     fn task(id: &str, looks: Looks) -> EbpfTask {

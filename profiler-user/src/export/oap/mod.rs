@@ -12,3 +12,4 @@ pub mod snapshots;
 pub mod span_events;
 pub mod symbols;
 pub mod trace_tasks;
+pub mod wall_clock;

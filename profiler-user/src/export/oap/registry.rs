@@ -10,7 +10,7 @@ use proto::skywalking::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{identity::Identity, symbols::clean};
+use super::{identity::Identity, symbols::clean, wall_clock::nanoseconds};
 
 /// Between two keep-alives, and how many of them go with one full report: as Rover has it.
 const ALIVE: Duration = Duration::from_secs(20);
@@ -182,10 +182,6 @@ pub fn id(service: &str, instance: &str, process: &str) -> String {
         let _infallible = write!(hex, "{byte:02x}");
         hex
     })
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -15,14 +15,13 @@ use std::{sync::Arc, time::Duration};
 use proto::skywalking::{ThreadSnapshot, ThreadStack};
 use rustc_hash::FxHashMap;
 
-use super::symbols::clean;
+use super::{symbols::clean, wall_clock::WallClock};
 use crate::profile::Frame;
 
 /// What OAP analyses of a segment (`maxSizeOfAnalyzeProfileSnapshot`).
 const MOST_SNAPSHOTS: u32 = 12_000;
 /// Stacks whose signatures are kept for the next time.
 const MOST_SIGNATURES: usize = 4_096;
-const NS_PER_MS: u64 = 1_000_000;
 
 /// A stack as OAP shows it, root first.
 pub type Signatures = Arc<[String]>;
@@ -80,9 +79,8 @@ enum Last {
 /// The snapshots of a segment, from what its greenlet did in the order of time.
 #[derive(Debug)]
 pub struct Snapshots {
-    /// What is to be added to a time of ours for ns since 1970; the same for the whole task,
-    /// so that a clock that is set meanwhile changes nothing.
-    unix_ns: i64,
+    /// The same for the whole task.
+    wall: WallClock,
     /// Before it no stack is taken to have begun.
     begun_ns: u64,
     /// From one tick of the CPU clock to the next.
@@ -104,9 +102,9 @@ pub struct Snapshots {
 impl Snapshots {
     /// Of a segment that began at `begun_ns`.
     #[must_use]
-    pub const fn new(unix_ns: i64, begun_ns: u64, tick_ns: u64, dump_period: Duration) -> Self {
+    pub const fn new(wall: WallClock, begun_ns: u64, tick_ns: u64, dump_period: Duration) -> Self {
         Self {
-            unix_ns,
+            wall,
             begun_ns,
             tick_ns,
             dump_period,
@@ -137,7 +135,7 @@ impl Snapshots {
             }
             Last::Tick { .. } => {
                 let since_ms = self.newest.as_ref().map_or(0, |newest| newest.time_ms);
-                let elapsed_ms = self.unix_ms(time_ns).saturating_sub(since_ms);
+                let elapsed_ms = self.wall.ms(time_ns).saturating_sub(since_ms);
                 if u128::from(elapsed_ms) >= self.dump_period.as_millis() {
                     self.push(time_ns, stack);
                 }
@@ -188,7 +186,7 @@ impl Snapshots {
     }
 
     fn push(&mut self, time_ns: u64, stack: &Signatures) {
-        let time_ms = self.unix_ms(time_ns);
+        let time_ms = self.wall.ms(time_ns);
         // Each boundary is rounded by itself, and the same for both of its stacks: nothing adds up.
         let time_ms = self.newest.as_ref().map_or(time_ms, |newest| newest.time_ms.max(time_ms));
         let snapshot = Snapshot { time_ms, stack: Arc::clone(stack) };
@@ -203,10 +201,6 @@ impl Snapshots {
         self.newest = Some(snapshot.clone());
         self.made.push(snapshot);
     }
-
-    const fn unix_ms(&self, time_ns: u64) -> u64 {
-        time_ns.saturating_add_signed(self.unix_ns) / NS_PER_MS
-    }
 }
 
 #[cfg(test)]
@@ -216,17 +210,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::export::oap::wall_clock::NS_PER_MS as MS;
 
-    const MS: u64 = NS_PER_MS;
     const TICK: u64 = 2 * MS;
-    const UNIX: i64 = 1_795_366_184_000_000_000;
+    const WALL: WallClock = WallClock { ahead_ns: 1_795_366_184_000_000_000 };
 
     fn stack(names: &[&str]) -> Signatures {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
     fn snapshots() -> Snapshots {
-        Snapshots::new(UNIX, 0, TICK, Duration::from_millis(10))
+        Snapshots::new(WALL, 0, TICK, Duration::from_millis(10))
     }
 
     /// OAP's arithmetic (`ProfileStackNode`, `ProfileAnalyzer`): the durations of the functions

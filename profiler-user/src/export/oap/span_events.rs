@@ -8,14 +8,16 @@ use proto::skywalking::{
 };
 use rustc_hash::FxHashSet;
 
-use super::symbols::clean;
+use super::{
+    symbols::clean,
+    wall_clock::{NS_PER_S, WallClock},
+};
 use crate::{
     export::{labelled, short},
     profile::{State, event::Off},
     trace::Source,
 };
 
-const NS_PER_S: u64 = 1_000_000_000;
 /// Lines of a stack that an event shows, the leaf first.
 const LINES: usize = 8;
 /// Begins that are remembered, so that no two events of a segment have the same.
@@ -25,17 +27,15 @@ const MOST_BEGINS: usize = 1 << 16;
 #[derive(Debug)]
 pub struct SpanEvents {
     longer_than: Duration,
-    /// From a time of ours to ns since 1970.
-    unix_ns: i64,
+    wall: WallClock,
     begins: FxHashSet<(String, &'static str, u64)>,
 }
 
 impl SpanEvents {
-    /// Of waits that last `longer_than` at least. `unix_ns` is what ns since 1970 are ahead of
-    /// a time of ours.
+    /// Of waits that last `longer_than` at least.
     #[must_use]
-    pub fn new(longer_than: Duration, unix_ns: i64) -> Self {
-        Self { longer_than, unix_ns, begins: FxHashSet::default() }
+    pub fn new(longer_than: Duration, wall: WallClock) -> Self {
+        Self { longer_than, wall, begins: FxHashSet::default() }
     }
 
     /// The event of a wait that is over; none if it was short, or not in a span that
@@ -55,8 +55,8 @@ impl SpanEvents {
             State::Gil => "waited for the GIL",
             State::Cpu | State::Preempted | State::Idle => return None,
         };
-        let begin = self.unique(segment, name, begin_ns.saturating_add_signed(self.unix_ns));
-        let end = end_ns.saturating_add_signed(self.unix_ns).max(begin);
+        let begin = self.unique(segment, name, self.wall.ns(*begin_ns));
+        let end = self.wall.ns(*end_ns).max(begin);
         let lines: Vec<String> =
             frames.iter().rev().take(LINES).map(|frame| labelled(frame, short)).collect();
         let tag = |key: &str, value: &str| KeyStringValuePair {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn events() -> SpanEvents {
-        SpanEvents::new(Duration::from_millis(10), i64::try_from(UNIX).unwrap())
+        SpanEvents::new(Duration::from_millis(10), WallClock { ahead_ns: i64::try_from(UNIX).unwrap() })
     }
 
     #[test]

@@ -8,13 +8,13 @@ use rustc_hash::FxHashMap;
 use super::{
     commands::TraceTask,
     snapshots::{Signed, Snapshots},
+    wall_clock::{WallClock, nanoseconds},
 };
 use crate::{
     profile::event::{Event, Lane, Off, Tick, Work},
     trace::Source,
 };
 
-const NS_PER_MS: u64 = 1_000_000;
 /// Tasks that are known of at once, those that are over included: OAP sends these again while
 /// it has them in its cache, a minute or two.
 const MOST_TASKS: usize = 64;
@@ -28,8 +28,7 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct TraceTasks {
     tasks: Vec<Running>,
     signed: Signed,
-    /// From a time of ours to ns since 1970.
-    unix_ns: i64,
+    wall: WallClock,
     tick_ns: u64,
     /// The newest one's `CreateTime`: OAP is asked for later ones.
     newest_ms: u64,
@@ -79,13 +78,13 @@ struct Segment {
 }
 
 impl TraceTasks {
-    /// None yet. `unix_ns` is what ns since 1970 are ahead of a time of ours.
+    /// None yet.
     #[must_use]
-    pub fn new(unix_ns: i64, tick_ns: u64) -> Self {
+    pub fn new(wall: WallClock, tick_ns: u64) -> Self {
         Self {
             tasks: Vec::new(),
             signed: Signed::default(),
-            unix_ns,
+            wall,
             tick_ns,
             newest_ms: 0,
             counts: Counts::default(),
@@ -113,7 +112,7 @@ impl TraceTasks {
     /// A task came; false for one that is known, that is over, or that there is no room for.
     pub fn begin(&mut self, task: TraceTask, now_ns: u64) -> bool {
         self.newest_ms = self.newest_ms.max(task.created_ms);
-        let begin_ns = (task.start_ms * NS_PER_MS).saturating_add_signed(-self.unix_ns);
+        let begin_ns = self.wall.time_ns(task.start_ms);
         let end_ns = begin_ns.saturating_add(nanoseconds(task.duration));
         // Those that are over stay known while they may be sent again.
         self.tasks.retain(|running| !running.reported || running.end_ns + nanoseconds(GRACE) * 60 > now_ns);
@@ -188,7 +187,7 @@ impl TraceTasks {
         else {
             return;
         };
-        let begin_ns = (began_ms * NS_PER_MS).saturating_add_signed(-self.unix_ns);
+        let begin_ns = self.wall.time_ns(began_ms);
         for running in &mut self.tasks {
             let key = (pid, Arc::clone(id));
             if !running.segments.contains_key(&key) {
@@ -202,8 +201,7 @@ impl TraceTasks {
                     self.counts.left_out += 1;
                     continue;
                 }
-                let snapshots =
-                    Snapshots::new(self.unix_ns, begin_ns, self.tick_ns, running.task.dump_period);
+                let snapshots = Snapshots::new(self.wall, begin_ns, self.tick_ns, running.task.dump_period);
                 let segment = Segment { lane, begin_ns, taken: false, over: false, snapshots };
                 running.segments.insert(key.clone(), segment);
             }
@@ -263,19 +261,15 @@ impl Segment {
     }
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
+        export::oap::wall_clock::NS_PER_MS as MS,
         profile::{Frame, State},
         trace::Called,
     };
 
-    const MS: u64 = NS_PER_MS;
     const SECOND: u64 = 1_000 * MS;
     /// The wall clock at our time 0.
     const UNIX_MS: u64 = 1_795_366_184_000;
@@ -294,7 +288,7 @@ mod tests {
     }
 
     fn tasks() -> TraceTasks {
-        TraceTasks::new(i64::try_from(UNIX_MS * MS).unwrap(), 2 * MS)
+        TraceTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() }, 2 * MS)
     }
 
     fn off(segment: &str, greenlet: u64, begin_ms: u64, end_ms: u64, change: impl FnOnce(&mut Off)) -> Event {
