@@ -7,7 +7,7 @@ use object::{
 };
 
 /// Bytes of one BPF instruction.
-const INSTRUCTION: usize = 8;
+pub(super) const INSTRUCTION: usize = 8;
 
 /// `goto` with a 16-bit and with a 32-bit distance.
 const JUMP: u8 = 0x05;

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result, ensure};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SymbolKind};
 
+use super::object_file::INSTRUCTION;
+
 /// `MAX_BPF_STACK`.
 /// <https://github.com/torvalds/linux/blob/v6.1/include/linux/filter.h#L90>
 const MOST: u32 = 512;
@@ -17,8 +19,6 @@ const ROUNDED_TO: u32 = 32;
 /// Calls into calls, more than the verifier's 8.
 const MOST_CALLS: usize = 16;
 
-/// Bytes of one instruction.
-const INSTRUCTION: usize = 8;
 /// The register that points to the end of a function's stack.
 const FRAME_POINTER: u8 = 10;
 const CLASS: u8 = 0x07;
