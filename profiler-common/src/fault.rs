@@ -89,11 +89,13 @@ pub enum Fault {
     /// Requests came together over a socket, or one that waits to be asked for its body: nothing
     /// that comes over it after the first answer has a label.
     WireUnsure = 38,
+    /// The ring buffer was full: a wait or a sleep of a request is in its sums and was not told by itself.
+    RingFullOff = 39,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 39;
+    pub const COUNT: usize = 40;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -136,6 +138,7 @@ impl Fault {
         Self::ExecLeftOut,
         Self::GreenletLate,
         Self::WireUnsure,
+        Self::RingFullOff,
     ];
 
     /// The fault of that number.
@@ -187,6 +190,7 @@ impl Fault {
             Self::ExecLeftOut => "EXEC_LEFT_OUT",
             Self::GreenletLate => "GREENLET_LATE",
             Self::WireUnsure => "WIRE_UNSURE",
+            Self::RingFullOff => "RING_FULL_OFF",
         }
     }
 }

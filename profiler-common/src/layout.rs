@@ -96,3 +96,43 @@ pub struct Layout {
     /// greenlet's.
     pub greenlet: GreenletLayout,
 }
+
+/// What the kernel part needs to know of the kernel, by its own type information;
+/// offsets in bytes.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct KernelLayout {
+    /// `task_struct.se.sum_exec_runtime`, 0 where it is not known.
+    pub task_runtime: u32,
+    /// `task_struct.se.exec_start`, 0 where it is not known.
+    pub task_exec_start: u32,
+    /// `task_struct.mm`, 0 where it is not known.
+    pub task_memory: u32,
+    /// `task_struct.thread_pid`, 0 where that or one of the following is not known.
+    pub task_pid: u32,
+    /// `struct pid.level`.
+    pub pid_level: u32,
+    /// `struct pid.numbers`.
+    pub pid_numbers: u32,
+    /// The size of `struct upid`.
+    pub upid_bytes: u32,
+    /// `struct upid.nr`.
+    pub upid_number: u32,
+    /// `struct upid.ns`.
+    pub upid_namespace: u32,
+    /// `struct pid_namespace.ns.inum`.
+    pub namespace_inode: u32,
+    /// The inode of greenscope's own pid namespace.
+    pub own_namespace: u32,
+    /// `linux_binprm.file`, 0 where that or one of the following is not known.
+    pub program_file: u32,
+    /// `file.f_inode`.
+    pub file_inode: u32,
+    /// `inode.i_ino`.
+    pub inode_number: u32,
+    /// `inode.i_sb`.
+    pub inode_super: u32,
+    /// `super_block.s_dev`.
+    pub super_device: u32,
+}

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -110,6 +110,9 @@ pod! {
         pub layout: Layout,
         /// A run without a switch of this many ns is a block.
         pub block_ns: u64,
+        /// Time off the CPU of at least so many ns is told one by one where it has a label that
+        /// is no maker's; `u64::MAX` for none.
+        pub off_from_ns: u64,
         /// A stack is sent once for each value; never 0.
         pub sending: u32,
         /// `PyThreadState.next`.
@@ -442,44 +445,6 @@ pod! {
         pub library: u64,
     }
 
-    /// What the kernel part needs to know of the kernel, by its own type information;
-    /// offsets in bytes.
-    #[derive(Default)]
-    pub struct KernelLayout {
-        /// `task_struct.se.sum_exec_runtime`, 0 where it is not known.
-        pub task_runtime: u32,
-        /// `task_struct.se.exec_start`, 0 where it is not known.
-        pub task_exec_start: u32,
-        /// `task_struct.mm`, 0 where it is not known.
-        pub task_memory: u32,
-        /// `task_struct.thread_pid`, 0 where that or one of the following is not known.
-        pub task_pid: u32,
-        /// `struct pid.level`.
-        pub pid_level: u32,
-        /// `struct pid.numbers`.
-        pub pid_numbers: u32,
-        /// The size of `struct upid`.
-        pub upid_bytes: u32,
-        /// `struct upid.nr`.
-        pub upid_number: u32,
-        /// `struct upid.ns`.
-        pub upid_namespace: u32,
-        /// `struct pid_namespace.ns.inum`.
-        pub namespace_inode: u32,
-        /// The inode of greenscope's own pid namespace.
-        pub own_namespace: u32,
-        /// `linux_binprm.file`, 0 where that or one of the following is not known.
-        pub program_file: u32,
-        /// `file.f_inode`.
-        pub file_inode: u32,
-        /// `inode.i_ino`.
-        pub inode_number: u32,
-        /// `inode.i_sb`.
-        pub inode_super: u32,
-        /// `super_block.s_dev`.
-        pub super_device: u32,
-    }
-
     /// A tick of the CPU clock.
     pub struct TickRecord {
         /// Kind `Tick`.
@@ -512,6 +477,22 @@ pod! {
         pub label: Label,
         /// What it says.
         pub about: About,
+    }
+
+    /// A greenlet that was suspended, or a thread that slept in one, goes on.
+    pub struct OffRecord {
+        /// Kind `Off`; `time_ns` is when.
+        pub head: RecordHead,
+        /// Since when it had.
+        pub begin_ns: u64,
+        /// [`Thread`]'s key.
+        pub thread: u64,
+        /// The greenlet, 0 for a thread without.
+        pub greenlet: u64,
+        /// The stack, by whose owner it is known which of the two; none if none was taken.
+        pub stack: StackKey,
+        /// The label.
+        pub label: Label,
     }
 
     /// A run without a switch that was too long, and what came of it. Sent when it ends, and
@@ -578,10 +559,12 @@ pub enum Kind {
     Loads = 11,
     /// [`UpRecord`].
     Up = 12,
+    /// [`OffRecord`].
+    Off = 13,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_568;
+pub const SLOT_BYTES: usize = 7_672;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

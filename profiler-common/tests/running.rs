@@ -99,6 +99,7 @@ fn config(python: PythonLayout) -> TargetConfig {
         epoch: 1,
         layout: Layout { python, greenlet: GreenletLayout::default() },
         block_ns: 0,
+        off_from_ns: u64::MAX,
         sending: 1,
         tstate_next: 8,
         tstate_top: if new { 240 } else { 304 },

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
-use profiler_common::record::KernelLayout;
+use profiler_common::layout::KernelLayout;
 
 /// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/pid_namespace.h>

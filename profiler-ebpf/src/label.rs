@@ -266,10 +266,10 @@ fn add_run(slot: &mut Slot) -> bool {
 /// A wait or a sleep of `ns` in `stack`, that ends at `now`, had that label.
 #[inline(never)]
 pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) -> bool {
+    slot.pair_key.stack = *stack;
     if stack.is_none() {
         return true;
     }
-    slot.pair_key.stack = *stack;
     slot.pair_key.label = *label;
     slot.pair.ns = ns;
     slot.pair.count = 1;

@@ -9,14 +9,14 @@ use profiler_common::{
     clock::Off,
     fault::Fault,
     greenlet,
-    label::Label,
+    label::{KIND_INHERITED, Label},
     owner::off_owner,
-    record::{CONFIG_STACKS, GreenletKey, TargetConfig},
+    record::{CONFIG_STACKS, GreenletKey, Kind, OffRecord, RecordHead, TargetConfig, VERSION},
     walk::{StackKey, Start, Walk},
 };
 
 use crate::{
-    clock, label, maps,
+    clock, emit, label, maps,
     memory::UserMemory,
     own::{FOUND, leaf_frame},
     slot::Slot,
@@ -70,6 +70,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
     }
     slot.off_stack = key;
     slot.off_label = Label::NONE;
+    slot.off_greenlet = entry.as_ref().map_or(0, |entry| entry.id);
     let given = entry.as_ref().map_or(Label::NONE, |entry| entry.given);
     if label::wanted(config, &given) {
         let _blank = label::at_look(config, slot, slot.own_tstate, entry.as_deref(), now);
@@ -124,11 +125,47 @@ fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
         // It did nothing meanwhile.
         label::observe(slot, &label, now);
     }
-    if !label.is_none()
-        && !label::add_wait(slot, &key, &label, ns, now)
+    if label.is_none() {
+        return 0;
+    }
+    if !label::add_wait(slot, &key, &label, ns, now)
         && let Some(totals) = maps::totals(slot.target)
     {
         maps::count(totals, Fault::LabelsFull);
+    }
+    if let Some(config) = maps::config(slot.target)
+        && wants_told(config, &label, ns)
+    {
+        let greenlet = slot.off_greenlet;
+        let _told = tell(slot, greenlet, &label, now, ns);
+    }
+    0
+}
+
+/// Whether a wait or a sleep of `ns` is told by itself: a request's own, not of greenlets that
+/// it made.
+#[inline(always)]
+pub fn wants_told(config: &TargetConfig, label: &Label, ns: u64) -> bool {
+    ns >= config.off_from_ns && label.kind & KIND_INHERITED == 0
+}
+
+/// Tells of `ns` off the CPU that end at `now`; in the stack by which [`label::add_wait`]
+/// just counted it.
+#[inline(never)]
+pub fn tell(slot: &mut Slot, greenlet: u64, label: &Label, now: u64, ns: u64) -> u32 {
+    let head = RecordHead { kind: Kind::Off as u32, version: VERSION, target: slot.target, time_ns: now };
+    slot.off_record = OffRecord {
+        head,
+        begin_ns: now.wrapping_sub(ns),
+        thread: slot.thread,
+        greenlet,
+        stack: slot.pair_key.stack,
+        label: *label,
+    };
+    if !emit::send(&raw const slot.off_record, size_of::<OffRecord>() as u64, false)
+        && let Some(totals) = maps::totals(slot.target)
+    {
+        maps::count(totals, Fault::RingFullOff);
     }
     0
 }

@@ -13,7 +13,7 @@ use profiler_common::{
     label::{Chain, Label, PairKey, PairTotals},
     limits::MAX_PARTS,
     record::{
-        BlockRecord, EndRecord, Greenlet, GreenletKey, LabelRecord, Run, SLOT_BYTES, SwitchRecord,
+        BlockRecord, EndRecord, Greenlet, GreenletKey, LabelRecord, OffRecord, Run, SLOT_BYTES, SwitchRecord,
         TickRecord, Watch,
     },
     running::CodeSize,
@@ -101,6 +101,8 @@ pub struct Slot {
     pub off_label: Label,
     /// Not 0 if it was looked at.
     pub off_seen: u64,
+    /// The greenlet that it left the CPU in, 0 if that is not known.
+    pub off_greenlet: u64,
     /// The last label that a tick or a sleep told user space of.
     pub told: Label,
     /// How many of `parts` are of the current run.
@@ -159,6 +161,8 @@ pub struct Slot {
     pub scan: Scan,
     /// Scratch.
     pub label_record: LabelRecord,
+    /// Scratch.
+    pub off_record: OffRecord,
     /// Scratch: a walk.
     pub scratch: Scratch,
 }

@@ -21,7 +21,7 @@ use crate::{
     log::log,
     maps::{self, count},
     memory::UserMemory,
-    module,
+    module, off,
     slot::Slot,
     stack, thread,
 };
@@ -394,8 +394,13 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         if !to.label.is_none() && !born {
             if fresh {
                 to.begun_label = to.label;
-            } else if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
-                count(totals, Fault::LabelsFull);
+            } else {
+                if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
+                    count(totals, Fault::LabelsFull);
+                }
+                if off::wants_told(config, &to.label, ns) {
+                    let _told = off::tell(slot, to.id, &to.label, now, ns);
+                }
             }
         }
         to.switches_in += 1;

@@ -184,7 +184,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     };
     let warnings: Vec<String> = targets.iter().flat_map(warning).collect();
     let line = Line::new(io::stderr().is_terminal());
-    let mut profile = session::record(targets, &options, started, stop.as_fd(), &mut |progress| {
+    let mut profile = session::record(targets, &options, started, stop.as_fd(), &mut (), &mut |progress| {
         if let Progress::Recording { children, follows } = progress {
             // Not before: a refusal is one line.
             for warning in &warnings {

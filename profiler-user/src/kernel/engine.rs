@@ -26,12 +26,11 @@ use profiler_common::{
     },
     walk::StackKey,
 };
-use rustc_hash::FxHashMap;
 
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
 use super::{
-    KernelError, Part, Place, layout,
+    Kept, KernelError, layout,
     map::{Row, Storage, Table},
     pairs::Pairs,
     site::{Probe, Scope, Site},
@@ -45,32 +44,20 @@ const NOBODY: u32 = MAX_TARGETS;
 #[cfg(not(feature = "kernel-log"))]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
 
-/// What the kernel part kept of a target.
-#[derive(Debug)]
-pub struct Kept {
-    /// What is exact whatever else is lost.
-    pub totals: Totals,
-    /// The greenlets alive.
-    pub greenlets: Vec<(GreenletKey, Greenlet)>,
-    /// The completed waits of every stack.
-    pub stacks: FxHashMap<StackKey, StackTotals>,
-    /// The threads that were watched, by `bpf_get_current_pid_tgid`.
-    pub threads: Vec<(u64, Thread)>,
-}
-
 /// The kernel part while it is loaded. Dropping it detaches every probe.
 pub struct Engine {
     // Before the maps: when it goes, so do the programs and their links.
     pub(super) ebpf: Ebpf,
     configs: Row<TargetConfig, { size_of::<TargetConfig>() }>,
-    totals: Row<Totals, { size_of::<Totals>() }>,
+    pub(super) totals: Row<Totals, { size_of::<Totals>() }>,
     modules: Row<Module, { size_of::<Module>() }>,
     probed: Row<Probed, { size_of::<Probed>() }>,
     /// How many of `probed` are in use.
     probed_count: u32,
-    greenlets: Table<GreenletKey, Greenlet, { size_of::<GreenletKey>() }, { size_of::<Greenlet>() }>,
-    stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
-    threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
+    pub(super) greenlets:
+        Table<GreenletKey, Greenlet, { size_of::<GreenletKey>() }, { size_of::<Greenlet>() }>,
+    pub(super) stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
+    pub(super) threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
     slots: Storage<SLOT_BYTES>,
     kin: Storage<{ size_of::<Kin>() }>,
     free: Queue<MapData, u32>,
@@ -446,41 +433,6 @@ impl Engine {
         self.configs.get(target)
     }
 
-    /// What was kept of each of `targets`.
-    ///
-    /// # Errors
-    ///
-    /// When a map can't be read.
-    pub fn kept(&self, targets: &[u32]) -> Result<FxHashMap<u32, Kept>, KernelError> {
-        let mut all = FxHashMap::default();
-        for target in targets {
-            let kept = Kept {
-                totals: self.totals.get(*target)?,
-                greenlets: Vec::new(),
-                stacks: FxHashMap::default(),
-                threads: Vec::new(),
-            };
-            all.insert(*target, kept);
-        }
-        let of = |target: u64| u32::try_from(target).ok();
-        for (key, greenlet) in self.greenlets.entries()? {
-            if let Some(kept) = of(key.target).and_then(|target| all.get_mut(&target)) {
-                kept.greenlets.push((key, greenlet));
-            }
-        }
-        for (key, stack) in self.stacks.entries()? {
-            if let Some(kept) = all.get_mut(&stack.target) {
-                kept.stacks.insert(key, stack);
-            }
-        }
-        for (key, thread) in self.threads.entries()? {
-            if let Some(kept) = of(thread.target).and_then(|target| all.get_mut(&target)) {
-                kept.threads.push((key, thread));
-            }
-        }
-        Ok(all)
-    }
-
     /// Forgets what was kept of a target that runs no more, and gives its number free.
     /// `first_pid` is its pid in the kernel's first pid namespace, if it is known.
     ///
@@ -519,42 +471,6 @@ impl Engine {
         self.modules.set(target, &bytemuck::Zeroable::zeroed())?;
         self.configs.set(target, &bytemuck::Zeroable::zeroed())?;
         self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })
-    }
-
-    /// A greenlet, while it lives.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn greenlet(&self, key: &GreenletKey) -> Result<Option<Greenlet>, KernelError> {
-        self.greenlets.get(key)
-    }
-
-    /// Some greenlets alive, of any target, from that place on, or from the beginning.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn some_greenlets(&self, place: Option<Place>) -> Result<Part<GreenletKey, Greenlet>, KernelError> {
-        self.greenlets.part(place)
-    }
-
-    /// The completed waits of every stack.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn stacks(&self) -> Result<Vec<(StackKey, StackTotals)>, KernelError> {
-        self.stacks.entries()
-    }
-
-    /// The completed waits of one stack.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn stack(&self, key: &StackKey) -> Result<Option<StackTotals>, KernelError> {
-        self.stacks.get(key)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
-use profiler_common::record::KernelLayout;
+use profiler_common::layout::KernelLayout;
 
 use super::btf;
 

@@ -3,6 +3,7 @@
 //! The only room that knows aya.
 
 mod batch;
+mod books;
 mod btf;
 mod engine;
 mod error;
@@ -16,7 +17,8 @@ mod ticks;
 mod trap;
 
 pub use batch::{Part, Place};
-pub use engine::{Engine, Kept};
+pub use books::Kept;
+pub use engine::Engine;
 pub use error::KernelError;
 pub use site::{Probe, Scope, Site};
 pub use ticks::tick_ns;

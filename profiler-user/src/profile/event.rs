@@ -55,6 +55,8 @@ pub struct Tick {
     pub frames: Arc<[Frame]>,
     /// Whose work it was.
     pub work: Option<Work>,
+    /// Whether that is sure, if it was nobody's: what could not be read says nothing.
+    pub is_sure: bool,
 }
 
 /// Time off the CPU that is over: a greenlet was suspended, or its thread slept.
@@ -128,6 +130,8 @@ pub enum Event {
 /// What is wanted of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wants {
+    /// [`Event::Tick`].
+    pub ticks: bool,
     /// [`Event::Off`] for those with a label of their own that last at least so long, ns.
     pub off_from_ns: Option<u64>,
     /// [`Event::OffSums`], once, now.
@@ -140,4 +144,13 @@ pub trait Feed {
     fn wants(&mut self, pid: u32) -> Wants;
     /// Something happened.
     fn take(&mut self, event: Event);
+}
+
+/// Nobody, who wants nothing.
+impl Feed for () {
+    fn wants(&mut self, _pid: u32) -> Wants {
+        Wants::default()
+    }
+
+    fn take(&mut self, _event: Event) {}
 }

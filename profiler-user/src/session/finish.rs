@@ -138,7 +138,7 @@ impl Closing<'_> {
             command: self.target.target.command.join(" "),
             began_ns: self.bounds.started_ns.saturating_sub(self.origin_ns),
             unseen_ns: self.target.exec_ns.map(|exec_ns| self.bounds.started_ns.saturating_sub(exec_ns)),
-            tracer: self.tracer(),
+            tracer: self.target.tracer_row(),
         });
         self.threads(profile);
         let lives = self.lives();
@@ -546,7 +546,8 @@ impl Closing<'_> {
             + of(Fault::RingFullEnd)
             + of(Fault::RingFullSwitch)
             + of(Fault::RingFullTick)
-            + of(Fault::RingFullLabel);
+            + of(Fault::RingFullLabel)
+            + of(Fault::RingFullOff);
         totals.stacks_truncated += of(Fault::StackTruncated);
         totals.greenlets_seen += kept.greenlets;
         for (fault, count) in all {
@@ -570,7 +571,7 @@ struct FoundThread {
 }
 
 /// A hub is told by its type; eventlet's, which has none of its own, by what it runs.
-fn state(hub: bool, frames: &[Frame]) -> State {
+pub(super) fn state(hub: bool, frames: &[Frame]) -> State {
     if hub || runs(frames, "BaseHub.run", "eventlet/hubs/hub.py") { State::Idle } else { State::Wait }
 }
 

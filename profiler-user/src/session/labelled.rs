@@ -111,6 +111,13 @@ fn merge(known: &mut PairTotals, more: &PairTotals) {
 }
 
 impl Recorded {
+    /// What tells of requests in the process.
+    pub(super) fn tracer_row(&self) -> Option<TracerRow> {
+        let tracer = self.work.tracer.as_ref()?;
+        let Identity { service, instance, profiler } = tracer.identity.clone();
+        Some(TracerRow { source: tracer.source, service, instance, profiler })
+    }
+
     /// Looks for the process's tracer, if there is something to be learned.
     pub(super) fn find_tracer(&mut self) {
         if !self.work.wanted
@@ -259,13 +266,6 @@ pub(super) struct Sorted {
 }
 
 impl Closing<'_> {
-    /// What tells of requests in the process.
-    pub(super) fn tracer(&self) -> Option<TracerRow> {
-        let tracer = self.target.work.tracer.as_ref()?;
-        let Identity { service, instance, profiler } = tracer.identity.clone();
-        Some(TracerRow { source: tracer.source, service, instance, profiler })
-    }
-
     /// The row of a label, made when it is asked for first.
     pub(super) fn label(&mut self, label: &Label, profile: &mut Profile) -> Labelled {
         if label.is_none() {

@@ -7,6 +7,7 @@ mod blocks;
 mod children;
 mod clocked;
 mod error;
+mod feeding;
 mod finish;
 mod images;
 mod labelled;
@@ -43,7 +44,7 @@ pub use error::SessionError;
 
 use crate::{
     kernel::{Engine, KernelError, Probe, tick_ns},
-    profile::{Cost, Frame, Profile},
+    profile::{Cost, Frame, Profile, event::Feed},
     session::{
         children::{Armed, Wanted},
         images::Image,
@@ -169,7 +170,7 @@ pub enum Progress<'a> {
 }
 
 /// Records `targets` until the duration is over, `stop` is readable, or all of them
-/// are gone.
+/// are gone; `feed` is told what happens meanwhile.
 ///
 /// # Errors
 ///
@@ -179,6 +180,7 @@ pub fn record(
     options: &Options,
     program_start: Instant,
     stop: BorrowedFd<'_>,
+    feed: &mut dyn Feed,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Profile, SessionError> {
     let room = options.max_greenlets.max(DEFAULT_GREENLETS);
@@ -240,8 +242,11 @@ pub fn record(
         asking: Asking::default(),
         wired,
     };
-    session.run(&mut recorded, options, started_ns, progress)?;
+    session.run(&mut recorded, options, started_ns, feed, progress)?;
     let (ended_ns, cost) = session.end(&mut recorded, options)?;
+    for target in &mut recorded {
+        target.feed_end(ended_ns, &session.engine, feed)?;
+    }
     finish::finish(
         &mut recorded,
         &session.engine,
@@ -309,6 +314,7 @@ impl Session {
         recorded: &mut Vec<Recorded>,
         options: &Options,
         started_ns: u64,
+        feed: &mut dyn Feed,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), SessionError> {
         let deadline = options.duration.map(|duration| started_ns + ns(duration));
@@ -321,6 +327,7 @@ impl Session {
             self.reload(recorded, options)?;
             for target in recorded.iter_mut() {
                 announce(target, progress);
+                target.feed(&self.engine, feed)?;
             }
             let now = monotonic_ns();
             if deadline.is_some_and(|deadline| now >= deadline) {

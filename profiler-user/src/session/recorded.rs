@@ -23,6 +23,7 @@ use super::{
     Labels, Options, SessionError,
     blocks::Blocks,
     children::Wanted,
+    feeding::Told,
     labelled::Work,
     names::Names,
     sleeps::Sleep,
@@ -129,6 +130,8 @@ pub(super) struct Recorded {
     pub(super) kept: Option<Kept>,
     /// Whose work it does.
     pub(super) work: Work,
+    /// What was told of it while it was recorded.
+    pub(super) told: Told,
     config: TargetConfig,
     config_changed: bool,
 }
@@ -153,6 +156,7 @@ impl Recorded {
             started_ns: ARMED,
             made_ns: super::monotonic_ns(),
             block_ns: options.block.map_or(u64::MAX, super::ns),
+            off_from_ns: u64::MAX,
             gil: target.python.gil,
             holder: target.python.holder,
             interpreter: target.python.interp,
@@ -282,6 +286,7 @@ impl Recorded {
             stays: false,
             kept: None,
             work: Work::default(),
+            told: Told::default(),
             config,
             config_changed: false,
         }
@@ -527,6 +532,7 @@ impl Recorded {
         if let Some(frames) = &frames {
             self.blocks.tick(tick, frames);
         }
+        self.feed_tick(tick, frames.as_ref());
         self.ticks.add(tick, frames);
     }
 

@@ -4,7 +4,7 @@ use profiler_common::{
     fault::Fault,
     record::{
         BlockRecord, EndRecord, ExecRecord, ForkRecord, GREENLET_BORN, Kind, LabelRecord, LoadedRecord,
-        RecordHead, StackHead, SwitchRecord, TickRecord, UpRecord, VERSION,
+        OffRecord, RecordHead, StackHead, SwitchRecord, TickRecord, UpRecord, VERSION,
     },
     walk,
 };
@@ -120,6 +120,10 @@ pub(super) fn take(
         && let Some(label) = part::<LabelRecord>(record)
     {
         target.work.labels.take(&label);
+    } else if known == Kind::Off as u32
+        && let Some(off) = part::<OffRecord>(record)
+    {
+        target.feed_off(&off);
     } else {
         target.fault(Fault::BadRecord);
     }

@@ -386,6 +386,7 @@ mod tests {
             time_ns,
             weight_ns,
             frames: stack_of(name),
+            is_sure: true,
             work: None,
         })
     }

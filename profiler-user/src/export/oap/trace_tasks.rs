@@ -140,6 +140,7 @@ impl TraceTasks {
     /// Something happened in a process of the instance.
     pub fn take(&mut self, event: &Event) {
         match event {
+            Event::Tick(Tick { work: None, is_sure: false, .. }) => {}
             Event::Tick(Tick { pid, lane, time_ns, frames, work, .. }) => {
                 self.end_others(*pid, *lane, work.as_ref());
                 let Some(work) = work else {

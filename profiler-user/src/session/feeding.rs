@@ -1,0 +1,343 @@
+//! What a recording tells while it goes on, to those who serve tasks.
+
+use std::sync::Arc;
+
+use profiler_common::{
+    clock::{ON_CPU, Off as Reason},
+    fault::Fault,
+    label::{Blank, Label},
+    owner::off_of,
+    record::{OffRecord, TICK_SWITCHING, TICK_UNSWITCHED, Thread, TickRecord},
+    walk::StackKey,
+};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::{SessionError, clocked::asleep, finish::state, monotonic_ns, recorded::Recorded};
+use crate::{
+    kernel::{Engine, Kept},
+    profile::{
+        Frame, State, TracerRow,
+        event::{Event, Feed, Lane, Off, OffSum, Process, Tick, Wants, Work},
+    },
+    target::GreenletState,
+    timeline::lives::{self, Bounds, Open},
+};
+
+/// Events of a target that wait for the end of a turn.
+const MOST_EVENTS: usize = 1 << 17;
+
+/// What was told of one target.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    began: bool,
+    ended: bool,
+    tracer: Option<TracerRow>,
+    wants: Wants,
+    /// Its sums were wanted once: the last ones are, too.
+    summed: bool,
+    /// In the order in which they came, and of ticks the threads that they met.
+    events: Vec<(Event, u64)>,
+    /// Each thread's time on the CPU up to which its ticks stand for it.
+    on_cpu_ns: FxHashMap<u64, u64>,
+}
+
+impl Recorded {
+    /// A tick, for those who want them.
+    pub(super) fn feed_tick(&mut self, tick: &TickRecord, frames: Option<&Arc<[Frame]>>) {
+        if !self.told.wants.ticks {
+            return;
+        }
+        let whole = tick.flags & TICK_SWITCHING == 0;
+        let greenlet = whole && tick.flags & TICK_UNSWITCHED == 0 && tick.greenlet != 0;
+        let event = Event::Tick(Tick {
+            pid: self.target.pid,
+            lane: if greenlet { Lane::Greenlet(tick.greenlet) } else { Lane::Thread(tick.thread) },
+            time_ns: tick.head.time_ns,
+            weight_ns: 0,
+            frames: frames.filter(|_| whole).map_or_else(|| Arc::new([]), Arc::clone),
+            work: self.whose(&tick.label),
+            is_sure: whole && !tick.stack.is_none() && is_sure(tick.blank),
+        });
+        self.keep(event, tick.thread, Fault::RingFullTick);
+    }
+
+    /// A wait or a sleep is over.
+    pub(super) fn feed_off(&mut self, off: &OffRecord) {
+        let OffRecord { head, begin_ns, thread, greenlet, stack, label } = off;
+        let Some(work) = self.whose(label) else {
+            return;
+        };
+        let (frames, owner) = match self.stacks.frames(stack) {
+            Some((frames, owner)) => (frames, Some(owner)),
+            None => (Arc::new([]) as Arc<[Frame]>, None),
+        };
+        let state = match owner.map(off_of) {
+            Some(Some((why, _))) if why == Reason::Gil as u32 => State::Gil,
+            Some(Some(_)) => State::Blocked,
+            Some(None) | None => State::Wait,
+        };
+        let lane = if *greenlet == 0 { Lane::Thread(*thread) } else { Lane::Greenlet(*greenlet) };
+        let pid = self.target.pid;
+        let off = Off { pid, lane, begin_ns: *begin_ns, end_ns: head.time_ns, state, frames, work };
+        self.keep(Event::Off(off), 0, Fault::RingFullOff);
+    }
+
+    fn keep(&mut self, event: Event, thread: u64, fault: Fault) {
+        if self.told.events.len() >= MOST_EVENTS {
+            self.fault(fault);
+            return;
+        }
+        self.told.events.push((event, thread));
+    }
+
+    fn whose(&self, label: &Label) -> Option<Work> {
+        let labels = &self.work.labels;
+        (!label.is_none())
+            .then(|| Work { called: labels.called(label), began_unix_ms: labels.began_ms(&label.id) })
+    }
+
+    /// Tells what happened since the last turn, and asks what is wanted until the next.
+    pub(super) fn feed(&mut self, engine: &Engine, feed: &mut dyn Feed) -> Result<(), SessionError> {
+        if self.told.ended {
+            return Ok(());
+        }
+        self.feed_events(engine, feed)?;
+        let pid = self.target.pid;
+        if let Some(time_ns) = self.gone_ns {
+            // After its books are closed.
+            if let Some(kept) = self.kept.take() {
+                self.feed_last(Some(&kept), time_ns, feed);
+                self.kept = Some(kept);
+            }
+            return Ok(());
+        }
+        let wants = feed.wants(pid);
+        let before = std::mem::replace(&mut self.told.wants, wants);
+        if wants.ticks && !before.ticks {
+            self.told.on_cpu_ns = self.on_cpu(engine)?;
+        }
+        if wants.off_from_ns != before.off_from_ns {
+            self.change_config(|config| config.off_from_ns = wants.off_from_ns.unwrap_or(u64::MAX));
+        }
+        if wants.off_sums {
+            self.told.summed = true;
+            let (kept, time_ns) = self.look_at_waits(engine)?;
+            let sums = self.off_sums(&kept, time_ns);
+            feed.take(Event::OffSums { pid, time_ns, sums });
+        }
+        Ok(())
+    }
+
+    /// The recording is over.
+    pub(super) fn feed_end(
+        &mut self,
+        ended_ns: u64,
+        engine: &Engine,
+        feed: &mut dyn Feed,
+    ) -> Result<(), SessionError> {
+        if self.told.ended {
+            return Ok(());
+        }
+        self.feed_events(engine, feed)?;
+        let kept = if self.told.summed { Some(self.look_at_waits(engine)?.0) } else { None };
+        self.feed_last(kept.as_ref(), ended_ns, feed);
+        Ok(())
+    }
+
+    fn feed_events(&mut self, engine: &Engine, feed: &mut dyn Feed) -> Result<(), SessionError> {
+        self.feed_identity(feed);
+        self.weigh(engine)?;
+        for (event, _) in self.told.events.drain(..) {
+            feed.take(event);
+        }
+        Ok(())
+    }
+
+    /// Nothing more is told of it.
+    fn feed_last(&mut self, kept: Option<&Kept>, time_ns: u64, feed: &mut dyn Feed) {
+        let pid = self.target.pid;
+        if self.told.summed
+            && let Some(kept) = kept
+        {
+            let sums = self.off_sums(kept, time_ns);
+            feed.take(Event::OffSums { pid, time_ns, sums });
+        }
+        self.told.ended = true;
+        feed.take(Event::Ended { pid, time_ns });
+    }
+
+    fn feed_identity(&mut self, feed: &mut dyn Feed) {
+        let pid = self.target.pid;
+        let tracer = self.tracer_row();
+        if !self.told.began {
+            self.told.began = true;
+            self.told.tracer.clone_from(&tracer);
+            feed.take(Event::Began(Process {
+                pid,
+                parent: self.parent,
+                command: self.target.command.clone(),
+                greenlets: self.target.greenlet.is_some(),
+                tracer,
+            }));
+        } else if let Some(tracer) = tracer
+            && self.told.tracer.as_ref() != Some(&tracer)
+        {
+            self.told.tracer = Some(tracer.clone());
+            feed.take(Event::Traced { pid, tracer });
+        }
+    }
+
+    /// Ticks come where they can: together a thread's stand for all that it was on the CPU.
+    fn weigh(&mut self, engine: &Engine) -> Result<(), SessionError> {
+        let mut counts: FxHashMap<u64, u64> = FxHashMap::default();
+        for (event, thread) in &self.told.events {
+            if matches!(event, Event::Tick(_)) {
+                *counts.entry(*thread).or_default() += 1;
+            }
+        }
+        let now_ns = monotonic_ns();
+        let mut weights: FxHashMap<u64, u64> = FxHashMap::default();
+        for (key, count) in counts {
+            let Some(thread) = engine.thread(key)? else {
+                continue;
+            };
+            let on_cpu_ns = self.on_cpu_of(&thread, now_ns);
+            // One that was not there when this began has no past.
+            let told_ns = self.told.on_cpu_ns.entry(key).or_default();
+            let more_ns = on_cpu_ns.saturating_sub(*told_ns);
+            *told_ns = on_cpu_ns.max(*told_ns);
+            weights.insert(key, more_ns / count);
+        }
+        for (event, thread) in &mut self.told.events {
+            if let Event::Tick(tick) = event {
+                tick.weight_ns = weights.get(thread).copied().unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
+    fn on_cpu_of(&self, thread: &Thread, now_ns: u64) -> u64 {
+        let there = thread.exit_ns == 0 && thread.clock.state == ON_CPU;
+        let clock = if there { thread.clock.at(now_ns, self.began_ns) } else { thread.clock };
+        clock.on_cpu_ns
+    }
+
+    /// Each thread's time on the CPU.
+    fn on_cpu(&self, engine: &Engine) -> Result<FxHashMap<u64, u64>, SessionError> {
+        let now_ns = monotonic_ns();
+        let threads = engine.threads()?.into_iter();
+        let own = threads.filter(|(_, thread)| thread.target == u64::from(self.cookie));
+        Ok(own.map(|(key, thread)| (key, self.on_cpu_of(&thread, now_ns))).collect())
+    }
+
+    /// All waits and sleeps up to now. One that ends while they are read is in neither, until
+    /// the next time.
+    fn look_at_waits(&self, engine: &Engine) -> Result<(Kept, u64), SessionError> {
+        let stacks = engine.stacks()?;
+        let time_ns = monotonic_ns();
+        let mut kept = engine.kept(&[self.cookie])?;
+        let mut kept = kept.remove(&self.cookie).ok_or(SessionError::Gone { pid: self.target.pid })?;
+        kept.stacks = stacks.into_iter().filter(|(_, stack)| stack.target == self.cookie).collect();
+        Ok((kept, time_ns))
+    }
+
+    /// The time off the CPU so far, by stack.
+    fn off_sums(&mut self, kept: &Kept, time_ns: u64) -> Vec<OffSum> {
+        let mut sums = Vec::new();
+        for (key, parts) in self.stacks.parts(&kept.stacks) {
+            for part in parts {
+                let state = match off_of(part.type_object) {
+                    Some((why, plain)) => asleep(why, plain, &part.frames),
+                    None => Some(self.state_of(part.type_object, &part.frames)),
+                };
+                if let Some(state) = state
+                    && !key.is_none()
+                {
+                    sums.push(OffSum { frames: part.frames, state, ns: part.ns, count: part.count });
+                }
+            }
+        }
+        self.add_open_waits(kept, time_ns, &mut sums);
+        self.add_open_sleeps(kept, time_ns, &mut sums);
+        sums
+    }
+
+    fn state_of(&mut self, type_object: profiler_common::address::Addr, frames: &[Frame]) -> State {
+        let hub = self.kind(type_object).is_some_and(|kind| kind.is_hub);
+        state(hub, frames)
+    }
+
+    /// Waits that began before the recording, and those that are not over.
+    fn add_open_waits(&mut self, kept: &Kept, time_ns: u64, sums: &mut Vec<OffSum>) {
+        let bounds = Bounds { started_ns: self.began_ns, ended_ns: time_ns };
+        let mut waits = Vec::new();
+        let mut known = FxHashSet::default();
+        for (key, greenlet) in &kept.greenlets {
+            known.insert(key.pimpl);
+            let life = lives::alive(key.pimpl, greenlet, 0, bounds);
+            waits.extend(life.open_waits.into_iter().map(|wait| (greenlet.type_object, wait)));
+        }
+        for ended in &self.ended {
+            known.insert(ended.pimpl);
+            let life = lives::ended(ended, 0);
+            waits.extend(life.open_waits.into_iter().map(|wait| (ended.greenlet.type_object, wait)));
+        }
+        let mut add = |recorded: &mut Self, type_object, stack: &StackKey, ns, count| {
+            let frames =
+                recorded.stacks.frames(stack).map_or_else(|| Arc::new([]) as _, |(frames, _)| frames);
+            let state = recorded.state_of(type_object, &frames);
+            sums.push(OffSum { frames, state, ns, count });
+        };
+        for (type_object, wait) in waits {
+            add(self, type_object, &wait.stack, wait.ns, u64::from(wait.open == Open::Begin));
+        }
+        let begun: Vec<_> = self.unlisted.begun.iter().map(|(stack, begun)| (*stack, *begun)).collect();
+        for (stack, (ns, count, type_object)) in begun {
+            add(self, type_object, &stack, ns, count);
+        }
+        // Those that never switched.
+        for (found, frames) in self.enumerated.iter().zip(&self.enumerated_frames) {
+            let unlisted = self.unlisted_from_before.contains(&(found.pimpl, found.object));
+            if found.state == GreenletState::Suspended && !known.contains(&found.pimpl) && !unlisted {
+                sums.push(OffSum {
+                    frames: Arc::clone(frames),
+                    state: state(found.kind.is_hub, frames),
+                    ns: time_ns.saturating_sub(self.began_ns),
+                    count: 0,
+                });
+            }
+        }
+    }
+
+    /// Sleeps in which the recording began, and those that are not over.
+    fn add_open_sleeps(&self, kept: &Kept, time_ns: u64, sums: &mut Vec<OffSum>) {
+        for (key, thread) in &kept.threads {
+            let plain = thread.seen_ns == 0;
+            let clock =
+                if thread.exit_ns == 0 { thread.clock.at(time_ns, self.began_ns) } else { thread.clock };
+            let slept = |why: u32| clock.off_ns.get(why as usize).copied().unwrap_or_default();
+            if let Some(first) = self.sleeps.get(&(*key as u32))
+                && let Some(state) = asleep(first.why, plain, &first.frames)
+            {
+                let never = thread.clock.version == first.version;
+                let ns = if never { slept(first.why) } else { thread.first_sleep_ns };
+                sums.push(OffSum { frames: Arc::clone(&first.frames), state, ns, count: u64::from(!never) });
+            }
+            let why = thread.clock.state;
+            if why != ON_CPU
+                && thread.exit_ns == 0
+                && let Some((frames, _)) = self.stacks.frames(&thread.off_stack)
+                && let Some(state) = asleep(why, plain, &frames)
+            {
+                let ns = slept(why).saturating_sub(thread.off_before_ns);
+                sums.push(OffSum { frames, state, ns, count: 0 });
+            }
+        }
+    }
+}
+
+/// Whether it is sure whose work it was: of what could not be read it is not.
+fn is_sure(blank: u32) -> bool {
+    let unsure = [Blank::Unreadable, Blank::OwnDictionary, Blank::Unready];
+    !unsure.iter().any(|reason| *reason as u32 + 1 == blank)
+}
