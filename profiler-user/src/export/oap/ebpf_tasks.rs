@@ -141,11 +141,10 @@ impl EbpfTasks {
         true
     }
 
-    /// OAP has forgotten its tasks.
-    pub fn forget(&mut self) {
-        self.running.clear();
-        self.over.clear();
-        self.newest_ms = 0;
+    /// Whether ticks are wanted of a process.
+    #[must_use]
+    pub fn wants_ticks(&self, pid: u32) -> bool {
+        self.running.iter().any(|running| running.pid == pid && matches!(running.seen, Seen::On(_)))
     }
 
     /// Whether the sums of the time off the CPU are wanted of a process, now.

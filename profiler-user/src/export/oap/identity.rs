@@ -22,7 +22,7 @@ const LAYERS: [&str; 4] = ["GENERAL", "K8S_SERVICE", "MESH", "MESH_DP"];
 pub struct Facts<'a> {
     /// Its pid.
     pub pid: u32,
-    /// A process that made it is recorded too.
+    /// What made it is another of its service.
     pub is_child: bool,
     /// Its command line.
     pub command: &'a [String],
@@ -34,6 +34,19 @@ pub struct Facts<'a> {
     pub host: &'a str,
     /// What tells of requests in it.
     pub tracer: Option<&'a TracerRow>,
+}
+
+/// What only the system tells of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Its environment, `NAME=VALUE`.
+    pub environment: Vec<String>,
+    /// The text of `/proc/PID/cgroup`.
+    pub cgroup: String,
+    /// The name of its host.
+    pub host: String,
+    /// It runs the same program as the process that made it.
+    pub is_child: bool,
 }
 
 /// What the user says.

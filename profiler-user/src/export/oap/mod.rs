@@ -2,12 +2,14 @@
 //!
 //! Pure so far: no network and no clock, time is a parameter.
 
+pub mod batch;
 pub mod commands;
 pub mod continuous;
 pub mod ebpf_tasks;
 pub mod identity;
 pub mod queue;
 pub mod registry;
+pub mod service;
 pub mod snapshots;
 pub mod span_events;
 pub mod symbols;

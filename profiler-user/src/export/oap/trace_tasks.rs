@@ -131,10 +131,14 @@ impl TraceTasks {
         true
     }
 
-    /// OAP has forgotten its tasks.
-    pub fn forget(&mut self) {
-        self.tasks.clear();
-        self.newest_ms = 0;
+    /// The recording is over: so are its tasks.
+    pub fn end(&mut self, now_ns: u64) {
+        let over_ns = now_ns.saturating_sub(nanoseconds(GRACE));
+        // One that did not begin yet is nobody's.
+        self.tasks.retain(|running| running.begin_ns < now_ns);
+        for running in &mut self.tasks {
+            running.end_ns = running.end_ns.min(over_ns);
+        }
     }
 
     /// Something happened in a process of the instance.
