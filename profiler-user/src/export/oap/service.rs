@@ -260,9 +260,9 @@ impl Service {
     }
 
     /// OAP's commands; of a question for trace tasks, whose it was.
-    pub fn answered(&mut self, commands: Commands, asked: Option<Instance>, now_ns: u64) {
+    pub fn answered(&mut self, commands: Commands, asked: Option<&Instance>, now_ns: u64) {
         for sent in commands.commands {
-            self.obey(&sent, asked.as_ref(), now_ns);
+            self.obey(&sent, asked, now_ns);
         }
     }
 
@@ -526,7 +526,7 @@ mod tests {
         let [question] = &service.trace_questions()[..] else { panic!("one question") };
         assert_eq!((question.service.as_str(), question.service_instance.as_str()), ("shop", "one"));
         let instance = ("shop".to_owned(), "one".to_owned());
-        service.answered(trace_task(), Some(instance), 0);
+        service.answered(trace_task(), Some(&instance), 0);
         let wants = Wants { ticks: true, off_from_ns: Some(0), off_sums: false };
         assert_eq!(service.wants(1), BTreeMap::from([(7, wants)]));
         service.take(&off(S, 2 * S));
