@@ -105,6 +105,15 @@ pub enum Event {
         /// What it is.
         tracer: TracerRow,
     },
+    /// What is wanted of a process is told from a time on.
+    Telling {
+        /// The process.
+        pid: u32,
+        /// What.
+        wants: Wants,
+        /// From when on nothing of it is missing.
+        from_ns: u64,
+    },
     /// A tick.
     Tick(Tick),
     /// A wait or a sleep of a request's is over.
@@ -117,6 +126,15 @@ pub enum Event {
         time_ns: u64,
         /// By stack.
         sums: Vec<OffSum>,
+    },
+    /// Requests that ended since this was told last, of those that were seen from their begin.
+    Responses {
+        /// The process.
+        pid: u32,
+        /// How many.
+        count: u64,
+        /// How long they took in all.
+        sum_ns: u64,
     },
     /// A process is gone; its last events came before.
     Ended {
@@ -134,6 +152,8 @@ pub struct Wants {
     pub ticks: bool,
     /// [`Event::Off`] for those with a label of their own that last at least so long, ns.
     pub off_from_ns: Option<u64>,
+    /// [`Event::Responses`], about once a second.
+    pub responses: bool,
     /// [`Event::OffSums`], once, now.
     pub off_sums: bool,
 }

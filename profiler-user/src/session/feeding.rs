@@ -21,6 +21,7 @@ use crate::{
     },
     target::GreenletState,
     timeline::lives::{self, Bounds, Open},
+    trace::Request,
 };
 
 /// Events of a target that wait for the end of a turn.
@@ -97,7 +98,7 @@ impl Recorded {
     }
 
     /// Tells what happened since the last turn, and asks what is wanted until the next.
-    pub(super) fn feed(&mut self, engine: &Engine, feed: &mut dyn Feed) -> Result<(), SessionError> {
+    pub(super) fn feed(&mut self, engine: &mut Engine, feed: &mut dyn Feed) -> Result<(), SessionError> {
         if self.told.ended {
             return Ok(());
         }
@@ -118,6 +119,13 @@ impl Recorded {
         }
         if wants.off_from_ns != before.off_from_ns {
             self.change_config(|config| config.off_from_ns = wants.off_from_ns.unwrap_or(u64::MAX));
+            self.reconfigure(engine)?;
+        }
+        if (wants.ticks, wants.off_from_ns) != (before.ticks, before.off_from_ns) {
+            feed.take(Event::Telling { pid, wants, from_ns: monotonic_ns() });
+        }
+        if wants.responses != before.responses {
+            self.work.recent = wants.responses.then(FxHashMap::default);
         }
         if wants.off_sums {
             self.told.summed = true;
@@ -220,6 +228,33 @@ impl Recorded {
         let there = thread.exit_ns == 0 && thread.clock.state == ON_CPU;
         let clock = if there { thread.clock.at(now_ns, self.began_ns) } else { thread.clock };
         clock.on_cpu_ns
+    }
+
+    /// Tells of the requests that are over, by whose names no greenlet goes any more. This is to
+    /// be called after the times by label are taken.
+    pub(super) fn feed_responses(
+        &mut self,
+        engine: &Engine,
+        feed: &mut dyn Feed,
+    ) -> Result<(), SessionError> {
+        let Some(recent) = self.work.recent.take() else {
+            return Ok(());
+        };
+        let kept = engine.kept(&[self.cookie])?;
+        let greenlets = kept.get(&self.cookie).into_iter().flat_map(|kept| &kept.greenlets);
+        let held: FxHashSet<Request> = greenlets.map(|(_, greenlet)| greenlet.label.id).collect();
+        let (open, over): (FxHashMap<_, _>, FxHashMap<_, _>) =
+            recent.into_iter().partition(|(request, _)| held.contains(request));
+        self.work.recent = Some(open);
+        let began_ns = self.began_ns;
+        let whole = over.into_values().filter(|(first_ns, _)| *first_ns > began_ns);
+        let (count, sum_ns) = whole.fold((0, 0), |(count, sum_ns), (first_ns, last_ns)| {
+            (count + 1, sum_ns + last_ns.saturating_sub(first_ns))
+        });
+        if count > 0 {
+            feed.take(Event::Responses { pid: self.target.pid, count, sum_ns });
+        }
+        Ok(())
     }
 
     /// Each thread's time on the CPU.

@@ -25,6 +25,8 @@ use crate::{
 
 /// Pairs of stack and label kept of a target; what comes later has no label.
 const MAX_PAIRS: usize = 4 << 20;
+/// Requests that are under way at once, of which it is told how long they took.
+const MOST_RECENT: usize = 100_000;
 
 /// Greenlets that never switch whose labels are read: the recording goes on meanwhile.
 const MAX_SUSPENDED: usize = 10_000;
@@ -42,6 +44,9 @@ pub(super) struct Work {
     pub(super) labels: trace::Labels,
     /// Time by stack and label, and (no stack) by label as the current greenlet.
     pub(super) pairs: FxHashMap<PairKey, PairTotals>,
+    /// The requests that time was counted for, and from when to when: of those that began since
+    /// it was asked for.
+    pub(super) recent: Option<FxHashMap<Request, (u64, u64)>>,
     /// Times that there was no room for.
     dropped: u64,
     /// How many observations met a class without instances, when it was looked at last.
@@ -64,6 +69,15 @@ impl Work {
 
     /// Adds time that the kernel part counted.
     pub(super) fn add(&mut self, key: PairKey, more: &PairTotals) {
+        if let Some(recent) = &mut self.recent
+            && key.stack.is_none()
+            && key.label.kind & KIND_INHERITED == 0
+            && (recent.len() < MOST_RECENT || recent.contains_key(&key.label.id))
+        {
+            let (first_ns, last_ns) = recent.entry(key.label.id).or_insert((more.first_ns, more.last_ns));
+            *first_ns = more.first_ns.min(*first_ns);
+            *last_ns = more.last_ns.max(*last_ns);
+        }
         let full = self.pairs.len() >= MAX_PAIRS;
         match self.pairs.get_mut(&key) {
             Some(known) => merge(known, more),

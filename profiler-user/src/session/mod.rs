@@ -327,7 +327,7 @@ impl Session {
             self.reload(recorded, options)?;
             for target in recorded.iter_mut() {
                 announce(target, progress);
-                target.feed(&self.engine, feed)?;
+                target.feed(&mut self.engine, feed)?;
             }
             let now = monotonic_ns();
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -337,6 +337,9 @@ impl Session {
                 // What a hit costs was measured long enough.
                 self.engine.stop_stats();
                 self.validate(recorded, false)?;
+                for target in recorded.iter_mut().filter(|target| target.gone_ns.is_none()) {
+                    target.feed_responses(&self.engine, feed)?;
+                }
                 self.look_for_greenlet(recorded);
                 start_wire(recorded, &mut self.wired, &mut self.engine, progress);
                 next_validation = monotonic_ns() + ns(VALIDATION);

@@ -24,6 +24,8 @@ pub const TASK: Duration = Duration::from_secs(60);
 /// After the begin of one no other of its kind is asked for, for that process: Rover's
 /// `ROVER_CONTINUOUS_PROFILING_TRIGGER_SILENCE_DURATION`.
 const SILENCE: Duration = Duration::from_secs(20 * 60);
+/// By OAP's name: ms that a request takes, on average.
+const RESPONSE_TIME: &str = "HTTP_AVG_RESPONSE_TIME";
 /// Seconds that are looked back at most.
 const MOST_PERIOD: u64 = 3_600;
 
@@ -91,6 +93,13 @@ impl Continuous {
     #[must_use]
     pub fn watches(&self, service: &str) -> bool {
         self.services.get(service).is_some_and(|known| !known.policies.is_empty())
+    }
+
+    /// Whether how long requests take is to be looked at.
+    #[must_use]
+    pub fn watches_responses(&self, service: &str) -> bool {
+        let policies = self.services.get(service).into_iter().flat_map(|known| &known.policies);
+        policies.into_iter().any(|policy| policy.item == RESPONSE_TIME)
     }
 
     /// A process is gone.
@@ -169,7 +178,7 @@ fn monitor(item: &str) -> Option<Monitor> {
         "PROCESS_CPU" => Some(Monitor::ProcessCpu),
         "PROCESS_THREAD_COUNT" => Some(Monitor::ProcessThreadCount),
         "SYSTEM_LOAD" => Some(Monitor::SystemLoad),
-        "HTTP_AVG_RESPONSE_TIME" => Some(Monitor::HttpAvgResponseTime),
+        RESPONSE_TIME => Some(Monitor::HttpAvgResponseTime),
         _ => None,
     }
 }
@@ -179,7 +188,7 @@ fn gauge(item: &str, gauges: &Gauges) -> Option<f64> {
         "PROCESS_CPU" => gauges.cpu_percent,
         "PROCESS_THREAD_COUNT" => gauges.threads,
         "SYSTEM_LOAD" => gauges.load,
-        "HTTP_AVG_RESPONSE_TIME" => gauges.response_ms,
+        RESPONSE_TIME => gauges.response_ms,
         _ => None,
     }
 }

@@ -68,6 +68,8 @@ struct Running {
     end_ns: u64,
     /// When what is not sent yet is due.
     next_ns: u64,
+    /// The clock when it began: OAP's times of a task only grow.
+    wall: WallClock,
     /// `profilingStartTime`.
     started_ms: u64,
     /// `currentTime` of the last upload.
@@ -94,6 +96,11 @@ impl EbpfTasks {
     #[must_use]
     pub const fn new(wall: WallClock, period_ns: u64) -> Self {
         Self { running: Vec::new(), over: Vec::new(), wall, period_ns, newest_ms: 0 }
+    }
+
+    /// The clock was set: what begins from now on goes by it.
+    pub const fn set_clock(&mut self, wall: WallClock) {
+        self.wall = wall;
     }
 
     /// The `latestUpdateTime` of the next question.
@@ -134,6 +141,7 @@ impl EbpfTasks {
             begin_ns,
             end_ns,
             next_ns: begin_ns.saturating_add(nanoseconds(FLUSH)),
+            wall: self.wall,
             started_ms,
             sent_ms: started_ms,
             seen,
@@ -214,7 +222,7 @@ impl EbpfTasks {
             let last =
                 last || matches!(&running.seen, Seen::Off { looked_ns, .. } if *looked_ns >= running.end_ns);
             running.next_ns = now_ns.saturating_add(nanoseconds(FLUSH));
-            let messages = running.flush(now_ns, self.wall, self.period_ns);
+            let messages = running.flush(now_ns, self.period_ns);
             if last {
                 running.end_ns = 0;
             }
@@ -233,9 +241,9 @@ impl EbpfTasks {
 }
 
 impl Running {
-    fn flush(&mut self, now_ns: u64, wall: WallClock, period_ns: u64) -> Vec<EbpfProfilingData> {
+    fn flush(&mut self, now_ns: u64, period_ns: u64) -> Vec<EbpfProfilingData> {
         // Strictly later: it is a part of OAP's keys.
-        let now_ms = wall.ms(now_ns).max(self.sent_ms + 1);
+        let now_ms = self.wall.ms(now_ns).max(self.sent_ms + 1);
         let mut profiled = match &mut self.seen {
             Seen::On(seen) => on_cpu(seen, period_ns),
             Seen::Off { sent, now, .. } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),

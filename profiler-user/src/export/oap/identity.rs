@@ -113,16 +113,23 @@ pub struct Identity {
 #[error("--layer {0}: OAP's eBPF profiling has {known}", known = LAYERS.join(", "))]
 pub struct UnknownLayer(String);
 
+/// Whether OAP knows the layer that the user gave.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn check_layer(given: &Given) -> Result<&str, UnknownLayer> {
+    let layer = given.layer.as_deref().unwrap_or(LAYER);
+    if LAYERS.contains(&layer) { Ok(layer) } else { Err(UnknownLayer(layer.to_owned())) }
+}
+
 /// Names a process.
 ///
 /// # Errors
 ///
 /// When the layer that was given is none of OAP's.
 pub fn name(facts: &Facts<'_>, given: &Given) -> Result<Identity, UnknownLayer> {
-    let layer = given.layer.as_deref().unwrap_or(LAYER);
-    if !LAYERS.contains(&layer) {
-        return Err(UnknownLayer(layer.to_owned()));
-    }
+    let layer = check_layer(given)?;
     let (service, rule) = service(facts, given);
     let tracer = facts.tracer.and_then(|tracer| tracer.instance.clone());
     let instance = tracer

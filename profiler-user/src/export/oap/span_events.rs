@@ -38,6 +38,11 @@ impl SpanEvents {
         Self { longer_than, wall, begins: FxHashSet::default() }
     }
 
+    /// The clock was set.
+    pub const fn set_clock(&mut self, wall: WallClock) {
+        self.wall = wall;
+    }
+
     /// The event of a wait that is over; none if it was short, or not in a span that
     /// SkyWalking's agent reports.
     pub fn of(&mut self, off: &Off) -> Option<SpanAttachedEvent> {

@@ -30,6 +30,8 @@ pub struct TraceTasks {
     signed: Signed,
     wall: WallClock,
     tick_ns: u64,
+    /// From when on all is told of a process that a segment takes.
+    told_from_ns: FxHashMap<u32, u64>,
     /// The newest one's `CreateTime`: OAP is asked for later ones.
     newest_ms: u64,
     counts: Counts,
@@ -86,9 +88,15 @@ impl TraceTasks {
             signed: Signed::default(),
             wall,
             tick_ns,
+            told_from_ns: FxHashMap::default(),
             newest_ms: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// The clock was set: what begins from now on goes by it.
+    pub const fn set_clock(&mut self, wall: WallClock) {
+        self.wall = wall;
     }
 
     /// The `lastCommandTime` of the next question.
@@ -158,7 +166,15 @@ impl TraceTasks {
                 let stack = self.signed.of(frames);
                 self.each(*pid, *lane, work, *end_ns, |snapshots| snapshots.off(*begin_ns, *end_ns, &stack));
             }
+            Event::Telling { pid, wants, from_ns } => {
+                if wants.ticks && wants.off_from_ns == Some(0) {
+                    self.told_from_ns.insert(*pid, *from_ns);
+                } else {
+                    self.told_from_ns.remove(pid);
+                }
+            }
             Event::Ended { pid, .. } => {
+                self.told_from_ns.remove(pid);
                 for running in &mut self.tasks {
                     for ((of, _), segment) in &mut running.segments {
                         if of == pid {
@@ -193,11 +209,12 @@ impl TraceTasks {
             return;
         };
         let begin_ns = self.wall.time_ns(began_ms);
+        let told = self.told_from_ns.get(&pid).is_some_and(|from_ns| begin_ns >= *from_ns);
         for running in &mut self.tasks {
             let key = (pid, Arc::clone(id));
             if !running.segments.contains_key(&key) {
                 // As the agents do: one that had begun before is not taken.
-                let inside = (running.begin_ns..running.end_ns).contains(&begin_ns);
+                let inside = told && (running.begin_ns..running.end_ns).contains(&begin_ns);
                 let wanted = called.endpoint.as_deref() == Some(running.task.endpoint.as_str());
                 if !inside || !wanted || now_ns >= running.end_ns || running.taken >= running.task.segments {
                     continue;
@@ -271,7 +288,7 @@ mod tests {
     use super::*;
     use crate::{
         export::oap::wall_clock::NS_PER_MS as MS,
-        profile::{Frame, State},
+        profile::{Frame, State, event::Wants},
         trace::Called,
     };
 
@@ -293,7 +310,14 @@ mod tests {
     }
 
     fn tasks() -> TraceTasks {
-        TraceTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() }, 2 * MS)
+        let mut tasks = TraceTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() }, 2 * MS);
+        tasks.take(&telling(0));
+        tasks
+    }
+
+    fn telling(from_ns: u64) -> Event {
+        let wants = Wants { ticks: true, off_from_ns: Some(0), ..Wants::default() };
+        Event::Telling { pid: 1, wants, from_ns }
     }
 
     fn off(segment: &str, greenlet: u64, begin_ms: u64, end_ms: u64, change: impl FnOnce(&mut Off)) -> Event {
@@ -339,6 +363,37 @@ mod tests {
         tasks.take(&off("b", 2, 5_100, 5_200, |_| {}));
         assert!(tasks.due(6 * SECOND).snapshots.iter().all(|snapshot| snapshot.trace_segment_id == "b"));
         assert_eq!(tasks.counts().segments, 1);
+    }
+
+    #[test]
+    fn a_segment_of_which_a_part_may_be_missing_is_not_taken() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", 0, 5, 0), 0));
+        tasks.take(&Event::Telling { pid: 1, wants: Wants::default(), from_ns: 0 });
+        tasks.take(&off("a", 1, 100, 200, |_| {}));
+        tasks.take(&telling(250 * MS));
+        tasks.take(&off("b", 2, 200, 300, |_| {}));
+        tasks.take(&off("c", 3, 300, 400, |_| {}));
+        assert!(tasks.due(SECOND).snapshots.iter().all(|snapshot| snapshot.trace_segment_id == "c"));
+        assert_eq!(tasks.counts().segments, 1);
+    }
+
+    #[test]
+    fn what_begins_after_the_clock_was_set_goes_by_it() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", 0, 5, 0), 0));
+        tasks.take(&off("a", 1, 100, 200, |_| {}));
+        // An hour back.
+        let hour_ms = 3_600_000;
+        let ahead_ns = i64::try_from((UNIX_MS - hour_ms) * MS).unwrap();
+        tasks.set_clock(WallClock { ahead_ns });
+        let back = UNIX_MS - hour_ms + 300;
+        tasks.take(&off("b", 2, 300, 400, |off| off.work.began_unix_ms = Some(back)));
+        tasks.take(&off("a", 1, 400, 500, |off| off.work.began_unix_ms = Some(UNIX_MS + 100)));
+        let sent = tasks.due(SECOND).snapshots;
+        let first = |id| sent.iter().find(|snapshot| snapshot.trace_segment_id == id).map(|first| first.time);
+        let times = [first("a"), first("b")].map(|time| time.and_then(|time| u64::try_from(time).ok()));
+        assert_eq!(times, [Some(UNIX_MS + 100), Some(back)]);
     }
 
     #[test]

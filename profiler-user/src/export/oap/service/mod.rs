@@ -19,7 +19,7 @@ use super::{
     registry::{self, Registry},
     span_events::SpanEvents,
     trace_tasks::{Due, TraceTasks},
-    wall_clock::WallClock,
+    wall_clock::{NS_PER_MS, NS_PER_S, WallClock, nanoseconds},
 };
 use crate::{
     profile::{
@@ -31,6 +31,8 @@ use crate::{
 
 /// Lines that are remembered so that none is said twice.
 const MOST_LINES: usize = 256;
+/// How far the clock may be away before it is asked again: less than OAP's millisecond.
+const CLOCK_NS: u64 = NS_PER_MS / 2;
 /// Span events that wait for the next batch.
 const MOST_EVENTS: usize = 16_384;
 
@@ -72,6 +74,8 @@ struct Served {
     identity: Identity,
     /// Whose trace tasks are served.
     instance: Option<Instance>,
+    /// Requests that ended since the last look, and how many ns they took.
+    responses: (u64, u64),
 }
 
 impl Service {
@@ -121,7 +125,7 @@ impl Service {
             let new = || TraceTasks::new(self.wall, self.choice.tick_ns);
             self.traced.entry(instance.clone()).or_insert_with(new);
         }
-        self.processes.insert(process.pid, Served { process, identity, instance });
+        self.processes.insert(process.pid, Served { process, identity, instance, responses: (0, 0) });
         Ok(())
     }
 
@@ -149,6 +153,27 @@ impl Service {
         }
     }
 
+    /// It is so much o'clock: where it was set since the last time, tasks and segments that begin
+    /// from now on go by it.
+    pub fn clock(&mut self, wall: WallClock) {
+        let moved_ns = self.wall.ahead_ns.abs_diff(wall.ahead_ns);
+        if moved_ns < CLOCK_NS {
+            return;
+        }
+        if moved_ns >= NS_PER_S {
+            self.say(format!(
+                "the clock was set by {} s; tasks that run go by what it was",
+                moved_ns / NS_PER_S
+            ));
+        }
+        self.wall = wall;
+        self.ebpf.set_clock(wall);
+        self.traced.values_mut().for_each(|tasks| tasks.set_clock(wall));
+        if let Some(events) = &mut self.span_events {
+            events.set_clock(wall);
+        }
+    }
+
     /// What a process was when it began.
     #[must_use]
     pub fn process(&self, pid: u32) -> Option<&Process> {
@@ -169,7 +194,14 @@ impl Service {
         let pid = match event {
             Event::Tick(tick) => tick.pid,
             Event::Off(off) => off.pid,
-            Event::OffSums { pid, .. } | Event::Ended { pid, .. } => *pid,
+            Event::Telling { pid, .. } | Event::OffSums { pid, .. } | Event::Ended { pid, .. } => *pid,
+            Event::Responses { pid, count, sum_ns } => {
+                if let Some(served) = self.processes.get_mut(pid) {
+                    served.responses.0 += count;
+                    served.responses.1 += sum_ns;
+                }
+                return;
+            }
             Event::Began(_) | Event::Traced { .. } => return,
         };
         if let Some(tasks) = self.tasks_of(pid) {
@@ -199,7 +231,8 @@ impl Service {
             let events = self.choice.span_events.filter(|_| is_agent);
             let wants = Wants {
                 ticks: traced || self.ebpf.wants_ticks(*pid),
-                off_from_ns: if traced { Some(0) } else { events.map(super::wall_clock::nanoseconds) },
+                off_from_ns: if traced { Some(0) } else { events.map(nanoseconds) },
+                responses: self.continuous.watches_responses(&served.identity.service),
                 off_sums: self.ebpf.wants_sums(*pid, now_ns),
             };
             (*pid, wants)
@@ -311,8 +344,11 @@ impl Service {
         if !self.registry.is_stored(pid, now_ns) {
             return None;
         }
-        let served = self.processes.get(&pid)?;
-        self.continuous.look(pid, &served.identity, gauges, now_ns)
+        let served = self.processes.get_mut(&pid)?;
+        let (count, sum_ns) = std::mem::take(&mut served.responses);
+        let response_ms = (count > 0).then(|| sum_ns as f64 / count as f64 / 1e6);
+        let gauges = Gauges { response_ms, ..*gauges };
+        self.continuous.look(pid, &served.identity, &gauges, now_ns)
     }
 
     /// OAP made the task that `report` asked for.
@@ -405,193 +441,4 @@ impl Service {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use proto::skywalking::KeyStringValuePair;
-
-    use super::*;
-    use crate::{
-        profile::{
-            Frame, State,
-            event::{Lane, Off, Work},
-        },
-        trace::Called,
-    };
-
-    const S: u64 = 1_000_000_000;
-    const UNIX_MS: u64 = 1_795_366_000_000;
-    const WALL: WallClock = WallClock { ahead_ns: 1_795_366_000_000_000_000 };
-
-    fn tracer(profiler: Option<bool>) -> TracerRow {
-        TracerRow {
-            source: Source::Agent,
-            service: Some("shop".to_owned()),
-            instance: Some("one".to_owned()),
-            profiler,
-        }
-    }
-
-    fn process(pid: u32, tracer: Option<TracerRow>) -> Process {
-        let command = vec!["python".to_owned(), "shop.py".to_owned()];
-        Process { pid, parent: None, command, greenlets: true, tracer }
-    }
-
-    fn service(span_events: Option<Duration>) -> Service {
-        Service::new("agent", Choice { span_events, tick_ns: 2_000_000, ..Choice::default() }, WALL)
-    }
-
-    fn begun(tracer: Option<TracerRow>) -> Service {
-        let mut service = service(None);
-        service.begin(process(7, tracer), &Surroundings::default()).unwrap();
-        service
-    }
-
-    fn command(name: &str, args: &[(&str, &str)]) -> Commands {
-        let args = args
-            .iter()
-            .map(|(key, value)| KeyStringValuePair { key: (*key).to_owned(), value: (*value).to_owned() })
-            .collect();
-        Commands { commands: vec![Sent { command: name.to_owned(), args }] }
-    }
-
-    fn trace_task() -> Commands {
-        let now = UNIX_MS.to_string();
-        command(
-            "ProfileTaskQuery",
-            &[
-                ("TaskId", "t"),
-                ("EndpointName", "/slow"),
-                ("Duration", "1"),
-                ("MinDurationThreshold", "0"),
-                ("DumpPeriod", "10"),
-                ("MaxSamplingCount", "5"),
-                ("StartTime", &now),
-                ("CreateTime", &now),
-            ],
-        )
-    }
-
-    fn ebpf_task(process: &str, target: &str) -> Commands {
-        let now = UNIX_MS.to_string();
-        command(
-            "EBPFProfilingTaskQuery",
-            &[
-                ("TaskId", "e"),
-                ("ProcessId", process),
-                ("TaskUpdateTime", &now),
-                ("TriggerType", "FIXED_TIME"),
-                ("TargetType", target),
-                ("TaskStartTime", &now),
-                ("FixedTriggerDuration", "60"),
-            ],
-        )
-    }
-
-    fn off(begin_ns: u64, end_ns: u64) -> Event {
-        let frame = Frame { function: Some("wait".into()), file: Some("/app.py".into()), line: Some(3) };
-        Event::Off(Off {
-            pid: 7,
-            lane: Lane::Greenlet(1),
-            begin_ns,
-            end_ns,
-            state: State::Wait,
-            frames: Arc::new([frame]),
-            work: Work {
-                called: Called {
-                    source: Some(Source::Agent),
-                    trace_id: Some("trace".into()),
-                    segment_id: Some("segment".into()),
-                    span: Some("0".to_owned()),
-                    endpoint: Some("/slow".into()),
-                    ..Called::NONE
-                },
-                began_unix_ms: Some(UNIX_MS + 1_000),
-            },
-        })
-    }
-
-    #[test]
-    fn without_tasks_nothing_is_wanted_and_nothing_sent() {
-        let mut service = begun(Some(tracer(Some(false))));
-        assert_eq!(service.wants(0), BTreeMap::from([(7, Wants::default())]));
-        service.take(&off(S, 2 * S));
-        assert_eq!(service.due(3 * S), Vec::new());
-        assert_eq!(service.tasks(3 * S), 0);
-    }
-
-    #[test]
-    fn a_trace_task_is_asked_for_by_the_agents_names_and_served() {
-        let mut service = begun(Some(tracer(Some(false))));
-        let [question] = &service.trace_questions()[..] else { panic!("one question") };
-        assert_eq!((question.service.as_str(), question.service_instance.as_str()), ("shop", "one"));
-        let instance = ("shop".to_owned(), "one".to_owned());
-        service.answered(trace_task(), Some(&instance), 0);
-        let wants = Wants { ticks: true, off_from_ns: Some(0), off_sums: false };
-        assert_eq!(service.wants(1), BTreeMap::from([(7, wants)]));
-        service.take(&off(S, 2 * S));
-        let [Batch::Snapshots(snapshots)] = &service.due(3 * S)[..] else { panic!("snapshots") };
-        assert_eq!(snapshots.len(), 2);
-        // The next question is for later ones.
-        let newest = service.trace_questions().first().map(|question| question.last_command_time);
-        assert_eq!(newest, i64::try_from(UNIX_MS).ok());
-        service.end(4 * S);
-        let [Batch::Finished(finished)] = &service.due(4 * S)[..] else { panic!("a finish") };
-        assert_eq!(finished.task_id, "t");
-        assert_eq!(service.due(5 * S), Vec::new());
-    }
-
-    #[test]
-    fn beside_the_agents_own_profiler_only_ebpf_tasks_are_served() {
-        for profiler in [Some(true), None] {
-            let mut service = begun(Some(tracer(profiler)));
-            assert_eq!(service.trace_questions(), Vec::new());
-            assert!(service.ebpf_question().is_some());
-            let lines = service.lines();
-            assert!(lines.len() == 1 && lines[0].contains("own profiler"), "{lines:?}");
-            // When it is known later it is served.
-            service.begin(process(7, Some(tracer(Some(false)))), &Surroundings::default()).unwrap();
-            assert_eq!(service.trace_questions().len(), 1);
-        }
-    }
-
-    #[test]
-    fn an_ebpf_task_is_of_the_process_that_oap_names() {
-        let mut service = begun(Some(tracer(Some(false))));
-        let id = registry::id("shop", "one", "python-7");
-        service.answered(ebpf_task(&id, "OFF_CPU"), None, S);
-        assert_eq!(service.wants(S).get(&7).map(|wants| wants.off_sums), Some(true));
-        service.answered(ebpf_task("another", "OFF_CPU"), None, S);
-        service.answered(ebpf_task(&id, "NETWORK"), None, S);
-        service.answered(command("Reboot", &[]), None, S);
-        service.answered(command("ProfileTaskQuery", &[]), None, S);
-        let lines = service.lines();
-        for (line, said) in lines.iter().zip(["not recorded", "network", "Reboot", "TaskId"]) {
-            assert!(line.contains(said), "{line}");
-        }
-        assert_eq!((lines.len(), service.tasks(S)), (4, 1));
-        // Each is said once.
-        service.answered(command("Reboot", &[]), None, S);
-        assert_eq!(service.lines(), Vec::<String>::new());
-    }
-
-    #[test]
-    fn long_waits_become_events_without_a_task() {
-        let mut service = service(Some(Duration::from_millis(10)));
-        service.begin(process(7, Some(tracer(Some(true)))), &Surroundings::default()).unwrap();
-        let wants = Wants { off_from_ns: Some(10_000_000), ..Wants::default() };
-        assert_eq!(service.wants(0), BTreeMap::from([(7, wants)]));
-        service.take(&off(S, 2 * S));
-        service.take(&off(3 * S, 3 * S + 1));
-        let [Batch::Events(events)] = &service.due(4 * S)[..] else { panic!("events") };
-        assert_eq!(events.len(), 1);
-    }
-
-    #[test]
-    fn a_process_that_is_gone_is_nobodys() {
-        let mut service = begun(Some(tracer(Some(false))));
-        service.take(&Event::Ended { pid: 7, time_ns: S });
-        assert!(service.wants(S).is_empty() && service.trace_questions().is_empty());
-        assert_eq!((service.ebpf_question(), service.policy_question()), (None, None));
-    }
-}
+mod tests;
