@@ -24,7 +24,7 @@ const TAKEN: [&str; 12] = [
 ];
 
 /// Crates in the tree of `greenscope` itself: building it is what everybody waits for.
-const MOST_CRATES: usize = 120;
+const MOST_CRATES: usize = 140;
 
 /// A crate of ours whose manifest names no licence.
 pub(super) fn manifests_name_theirs(tree: &Tree) -> Vec<Breach> {

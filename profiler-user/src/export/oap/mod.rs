@@ -1,11 +1,16 @@
 //! SkyWalking's OAP: what it asks for, and what of a recording it is sent.
 //!
-//! Pure so far: no network and no clock, time is a parameter.
+//! Pure, time is a parameter; but for `client` and what is under it (`wire`, `tls`), the one place
+//! with a network, and `spool` with a disk. tokio lives here only, on a thread of its own.
 
+pub mod backoff;
 pub mod batch;
+pub mod client;
 pub mod commands;
+pub mod config;
 pub mod continuous;
 pub mod ebpf_tasks;
+pub mod failure;
 pub mod identity;
 pub mod queue;
 pub mod registry;
@@ -13,5 +18,7 @@ pub mod service;
 pub mod snapshots;
 pub mod span_events;
 pub mod symbols;
+pub mod tls;
 pub mod trace_tasks;
 pub mod wall_clock;
+mod wire;
