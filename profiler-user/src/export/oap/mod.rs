@@ -10,6 +10,8 @@ pub mod config;
 pub mod continuous;
 pub mod ebpf_tasks;
 pub mod failure;
+#[cfg(test)]
+mod faults;
 pub mod identity;
 pub mod queue;
 pub mod registry;
