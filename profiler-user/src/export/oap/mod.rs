@@ -4,6 +4,8 @@
 //! with a network, and `spool` with a disk. tokio lives here only, on a thread of its own.
 
 pub mod backoff;
+pub mod certificate;
+pub mod check;
 pub mod client;
 pub mod commands;
 pub mod config;
@@ -15,6 +17,7 @@ mod faults;
 pub mod identity;
 pub mod queue;
 pub mod registry;
+pub mod rest;
 pub mod snapshots;
 pub mod span_events;
 pub mod symbols;
