@@ -1,7 +1,9 @@
 //! The commands: arguments in, exit code out.
 
+mod backend;
 mod doctor;
 mod exit;
+mod oap;
 mod output;
 mod record;
 mod signals;
@@ -27,6 +29,8 @@ enum Command {
     Record(record::Arguments),
     /// Say what this kernel and a process allow, and how to mend what is missing
     Doctor(doctor::Arguments),
+    /// Look at the connection to SkyWalking's OAP
+    Oap(oap::Arguments),
 }
 
 /// Runs the command line; `started` is when the program was.
@@ -39,6 +43,7 @@ pub fn run(started: Instant) -> ExitCode {
     let result = match arguments.command {
         Command::Record(arguments) => record::run(&arguments, started),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Oap(arguments) => oap::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

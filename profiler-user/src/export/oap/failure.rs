@@ -3,9 +3,10 @@
 use std::error::Error;
 
 use h2::Reason;
+use http::StatusCode;
 use tonic::{Code, Status};
 
-use super::wire::{NotSent, Seen};
+use super::wire::{NotSent, OnlyHttp, Seen};
 
 /// Where what was sent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,15 @@ impl Failure {
                 Some(found) => found.failure(address),
                 None => broken(&at, reason, &text),
             },
+            Some(Cause::Http(code)) => {
+                // What a proxy refuses does not reach OAP; what it gave up waiting for may have.
+                let fate = if code.is_client_error() { Fate::Retry } else { Fate::Unknown };
+                let text = format!(
+                    "{at}: something that is no gRPC answers ({code}): is there a proxy before OAP that \
+                     passes no gRPC, or can't reach it?"
+                );
+                Self::new(fate, Kind::NotGrpc, text)
+            }
             None => told(&at, status),
         }
     }
@@ -124,7 +134,8 @@ pub(super) enum Found {
 }
 
 impl Found {
-    fn failure(&self, address: &str) -> Failure {
+    /// It took nothing.
+    pub(super) fn failure(&self, address: &str) -> Failure {
         let (kind, text) = match self {
             Self::Http1 => (
                 Kind::NotGrpc,
@@ -158,6 +169,7 @@ impl Found {
 enum Cause {
     NotSent,
     Broken(Option<Reason>, String),
+    Http(StatusCode),
 }
 
 /// None: the other side said it itself.
@@ -167,6 +179,9 @@ fn cause(status: &Status) -> Option<Cause> {
     while let Some(error) = source {
         if error.is::<NotSent>() {
             return Some(Cause::NotSent);
+        }
+        if let Some(OnlyHttp(code)) = error.downcast_ref() {
+            return Some(Cause::Http(*code));
         }
         if let Some(error) = error.downcast_ref::<h2::Error>() {
             return Some(Cause::Broken(error.reason(), error.to_string()));
@@ -237,6 +252,10 @@ fn told(at: &str, status: &Status) -> Failure {
             (Fate::Unknown, Kind::Deadline, "not done in time: whether it arrived is unknown".to_owned())
         }
         Code::Cancelled | Code::Aborted | Code::Internal | Code::DataLoss | Code::Ok => {
+            (Fate::Unknown, Kind::Broken, "no whole answer: whether it arrived is unknown".to_owned())
+        }
+        // tonic's own, of an answer that ended without a status.
+        Code::Unknown if status.message().starts_with("protocol error:") => {
             (Fate::Unknown, Kind::Broken, "no whole answer: whether it arrived is unknown".to_owned())
         }
         Code::Unknown

@@ -5,15 +5,20 @@
 
 pub mod backoff;
 pub mod batch;
+pub mod certificate;
+pub mod check;
 pub mod client;
 pub mod commands;
 pub mod config;
 pub mod continuous;
 pub mod ebpf_tasks;
 pub mod failure;
+#[cfg(test)]
+mod faults;
 pub mod identity;
 pub mod queue;
 pub mod registry;
+pub mod rest;
 pub mod service;
 pub mod snapshots;
 pub mod span_events;

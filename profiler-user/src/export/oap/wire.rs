@@ -6,16 +6,21 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
-use http::{Request, Response, Uri, header::HeaderName, uri::PathAndQuery};
+use http::{
+    Request, Response, StatusCode, Uri,
+    header::{CONTENT_TYPE, HeaderName},
+    uri::PathAndQuery,
+};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::Notify,
     time::timeout,
 };
 use tokio_rustls::{
@@ -46,48 +51,90 @@ impl fmt::Display for NotSent {
 
 impl Error for NotSent {}
 
+/// An answer that is of HTTP only: a proxy's.
+#[derive(Debug)]
+pub(super) struct OnlyHttp(pub(super) StatusCode);
+
+impl fmt::Display for OnlyHttp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HTTP status {}", self.0)
+    }
+}
+
+impl Error for OnlyHttp {}
+
 /// What came over a connection so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen(Arc<Mutex<First>>);
+pub(super) struct Seen(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    first: Mutex<First>,
+    more: Notify,
+}
+
+/// Bytes that tell: a frame's length and type.
+const KNOWN: usize = 4;
 
 #[derive(Debug, Default)]
 struct First {
-    bytes: [u8; 9],
+    bytes: [u8; KNOWN],
     count: usize,
     ended: bool,
     alert: Option<String>,
 }
 
 impl Seen {
+    fn first(&self) -> MutexGuard<'_, First> {
+        self.0.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read(&self, new: &[u8]) {
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = self.first();
         if new.is_empty() {
             first.ended = true;
-            return;
         }
         let count = first.count;
-        if let Some(free) = first.bytes.get_mut(count..) {
-            let taken = free.len().min(new.len());
-            for (to, from) in free.iter_mut().zip(new) {
-                *to = *from;
-            }
-            first.count += taken;
+        let Some(free) = first.bytes.get_mut(count..).filter(|free| !free.is_empty() || new.is_empty())
+        else {
+            return;
+        };
+        let taken = free.len().min(new.len());
+        for (to, from) in free.iter_mut().zip(new) {
+            *to = *from;
         }
+        first.count += taken;
+        self.0.more.notify_one();
     }
 
     fn failed(&self, error: &io::Error) {
         let alert = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let mut first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = self.first();
         first.ended = true;
         if let Some(rustls::Error::AlertReceived(alert)) = alert {
             first.alert = Some(format!("{alert:?}"));
+        }
+        self.0.more.notify_one();
+    }
+
+    /// Waits until it is known what it is.
+    async fn known(&self) {
+        loop {
+            let known = {
+                let first = self.first();
+                first.ended || first.count >= KNOWN
+            };
+            if known {
+                return;
+            }
+            self.0.more.notified().await;
         }
     }
 
     /// What it is, if it is no gRPC: a server's first frame is SETTINGS
     /// (<https://www.rfc-editor.org/rfc/rfc9113#section-3.4>).
     pub(super) fn not_grpc(&self) -> Option<Found> {
-        let first = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = self.first();
         if let Some(alert) = &first.alert {
             return Some(Found::Alert(alert.clone()));
         }
@@ -96,9 +143,9 @@ impl Seen {
             [b'H', b'T', b'T', b'P', ..] => Some(Found::Http1),
             // A record of TLS: an alert or a handshake.
             [0x15 | 0x16, 3, ..] => Some(Found::Tls),
-            // Length, type and flags of a frame of settings; GOAWAY is told by h2.
+            // Length and type of a frame: settings, or the refusal of the connection.
             [_, _, _, 4 | 7, ..] => None,
-            _ if first.count < 4 && !first.ended => None,
+            few if few.len() < KNOWN && !first.ended => None,
             _ => Some(Found::Garbage),
         }
     }
@@ -133,7 +180,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if let Poll::Ready(Err(error)) = &polled {
+            self.seen.failed(error);
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -197,6 +248,12 @@ impl Link {
         let _detached = tokio::spawn(async move {
             let _told = connection.await;
         });
+        // Nothing is sent before the other side has said that it speaks HTTP/2: what goes wrong
+        // until here is sure to have taken nothing with it.
+        seen.known().await;
+        if let Some(found) = seen.not_grpc() {
+            return Err(found.failure(&address));
+        }
         let scheme = if config.tls.is_some() { "https" } else { "http" };
         let origin = Uri::builder()
             .scheme(scheme)
@@ -271,11 +328,12 @@ fn unusable(error: &ConfigError) -> Failure {
     Failure::new(Fate::Retry, Kind::Tls, error.to_string())
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Box<dyn Error + Send + Sync>>> + Send>>;
+type Broken = Box<dyn Error + Send + Sync>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Broken>> + Send>>;
 
 impl tower_service::Service<Request<Body>> for Link {
     type Response = Response<Incoming>;
-    type Error = Box<dyn Error + Send + Sync>;
+    type Error = Broken;
     type Future = Answer;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -296,10 +354,17 @@ impl tower_service::Service<Request<Body>> for Link {
         }
         let answer = self.sender.try_send_request(request);
         Box::pin(async move {
-            answer.await.map_err(|mut failed| match failed.take_message() {
+            let answer: Result<_, Broken> = answer.await.map_err(|mut failed| match failed.take_message() {
                 Some(_) => NotSent.into(),
                 None => failed.into_error().into(),
-            })
+            });
+            let answer = answer?;
+            let kind = answer.headers().get(CONTENT_TYPE);
+            if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+                Ok(answer)
+            } else {
+                Err(OnlyHttp(answer.status()).into())
+            }
         })
     }
 }
