@@ -3,12 +3,14 @@
 use clap::Args;
 use profiler_common::limits::DEFAULT_GREENLETS;
 
-use super::Failure;
+use super::{Failure, around::Around};
 use crate::{
+    export::oap::identity::{self, Facts, Given, Surroundings},
     kernel::{Engine, Probe},
     memory::{Cached, LiveProcess},
+    profile::TracerRow,
     target::{self, HowFound, Site, Sites, Target},
-    trace::{self, Identity, Source},
+    trace::{self, Identity, Source, Tracer},
 };
 
 /// How much of the verifier's log is shown.
@@ -69,7 +71,9 @@ fn process(pid: u32) -> Result<(), Failure> {
     if let Some(site) = &greenlet.made {
         println!("site     {}", describe(site));
     }
-    println!("requests {}", tracer(&target));
+    let found = find_tracer(&target);
+    println!("requests {}", tracer(&found));
+    println!("in OAP   {}", identity(&target, found.ok().flatten()));
     println!("threads  {}", target.threads.len());
     for warning in &target.warnings {
         println!("warning  {warning}");
@@ -77,16 +81,20 @@ fn process(pid: u32) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What tells of requests in the process, and who it is to that.
-fn tracer(target: &Target) -> String {
-    let memory = match LiveProcess::open(target.pid) {
-        Ok(memory) => memory,
-        Err(error) => return format!("its memory can't be read: {error}"),
-    };
+/// What tells of requests in the process; the error is a text.
+fn find_tracer(target: &Target) -> Result<Option<Tracer>, String> {
+    let memory =
+        LiveProcess::open(target.pid).map_err(|error| format!("its memory can't be read: {error}"))?;
     let mut memory = Cached::new(memory);
-    match trace::find(&mut memory, target, |memory| target::natives(memory, target)) {
+    trace::find(&mut memory, target, |memory| target::natives(memory, target))
+        .map_err(|_| "its modules can't be read just now".to_owned())
+}
+
+/// Who the process is to that.
+fn tracer(found: &Result<Option<Tracer>, String>) -> String {
+    match found {
         Ok(Some(found)) => {
-            let Identity { service, instance, profiler } = found.identity;
+            let Identity { service, instance, profiler } = found.identity.clone();
             let name = match found.source {
                 Source::Agent => "SkyWalking's agent",
                 Source::Otel => "OpenTelemetry",
@@ -101,7 +109,32 @@ fn tracer(target: &Target) -> String {
             format!("by {name}: service {}, instance {}{own}", or(service), or(instance))
         }
         Ok(None) => "by their heads on the wire: no tracer in the process".to_owned(),
-        Err(_) => "its modules can't be read just now".to_owned(),
+        Err(why) => why.clone(),
+    }
+}
+
+/// What SkyWalking's OAP calls the process, and by which rule.
+fn identity(target: &Target, tracer: Option<Tracer>) -> String {
+    let tracer = tracer.map(|found| {
+        let Identity { service, instance, profiler } = found.identity;
+        TracerRow { source: found.source, service, instance, profiler }
+    });
+    let Surroundings { environment, cgroup, host, is_child } = Around::of(target.pid);
+    let facts = Facts {
+        pid: target.pid,
+        is_child,
+        command: &target.command,
+        environment: &environment,
+        cgroup: &cgroup,
+        host: &host,
+        tracer: tracer.as_ref(),
+    };
+    match identity::name(&facts, &Given::default()) {
+        Ok(named) => format!(
+            "service {} (by {}), instance {}, process {}",
+            named.service, named.rule, named.instance, named.process
+        ),
+        Err(error) => error.to_string(),
     }
 }
 

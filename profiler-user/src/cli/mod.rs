@@ -1,11 +1,13 @@
 //! The commands: arguments in, exit code out.
 
+mod around;
 mod backend;
 mod doctor;
 mod exit;
 mod oap;
 mod output;
 mod record;
+mod serving;
 mod signals;
 
 use std::{process::ExitCode, time::Instant};
@@ -26,11 +28,11 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Record where greenlets wait, and write a flame graph, folded stacks or json
-    Record(record::Arguments),
+    Record(Box<record::Arguments>),
     /// Say what this kernel and a process allow, and how to mend what is missing
     Doctor(doctor::Arguments),
     /// Look at the connection to SkyWalking's OAP
-    Oap(oap::Arguments),
+    Oap(Box<oap::Arguments>),
 }
 
 /// Runs the command line; `started` is when the program was.

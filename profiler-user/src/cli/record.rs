@@ -11,10 +11,10 @@ use clap::{Args, ValueEnum};
 use profiler_common::limits::{DEFAULT_LISTED, DEFAULT_RATE, MAX_LISTED, MAX_RATE, MAX_TARGETS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Failure, output::Output, signals};
+use super::{Failure, output::Output, serving, signals};
 use crate::{
-    export::{self, Exporter, folded::Folded, json::Json, svg::Svg},
-    profile::{Filter, Profile},
+    export::{self, Exporter, folded::Folded, json::Json, oap::serve::Serving, svg::Svg},
+    profile::{Filter, Profile, event::Feed},
     session::{self, Labels, Options, Progress, Sites},
     target::{self, Target, TargetError},
     view::{progress::Line, summary},
@@ -55,9 +55,9 @@ pub(super) struct Arguments {
     /// Add every greenlet's intervals to the json
     #[arg(long)]
     intervals: bool,
-    /// Ticks of the CPU clock a second, each a stack on the CPU; 0 for none
-    #[arg(long, value_name = "HZ", default_value_t = DEFAULT_RATE, value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RATE)))]
-    rate: u32,
+    /// Ticks of the CPU clock a second, each a stack on the CPU; 0 for none [default: 97, with --oap 499]
+    #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RATE)))]
+    rate: Option<u32>,
     /// A run without a switch that is reported as a block; 0ms for none
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = threshold)]
     block_threshold: Duration,
@@ -79,6 +79,8 @@ pub(super) struct Arguments {
     /// Don't give greenlets the label of the one that made them
     #[arg(long)]
     no_inherit: bool,
+    #[command(flatten)]
+    serving: serving::Arguments,
     /// Take no stacks, only times
     #[arg(long, hide = true)]
     accounting_only: bool,
@@ -148,6 +150,10 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     }
     // Before the recording, so that nothing is recorded in vain.
     let output = Output::open(&path)?;
+    let ticks = !arguments.empty_probe && !arguments.accounting_only;
+    let serving = arguments.serving.begin(arguments.rate.filter(|_| ticks))?;
+    let default_rate = if serving.is_some() { serving::RATE } else { DEFAULT_RATE };
+    let rate = arguments.rate.unwrap_or(default_rate);
     let options = Options {
         duration: arguments.duration,
         sites: match arguments.probe {
@@ -161,8 +167,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         hit_cost: !arguments.no_hit_cost,
         block: (!arguments.block_threshold.is_zero() && !arguments.accounting_only)
             .then_some(arguments.block_threshold),
-        rate: (arguments.rate > 0 && !arguments.empty_probe && !arguments.accounting_only)
-            .then_some(arguments.rate),
+        rate: (rate > 0 && ticks).then_some(rate),
         children: !arguments.no_children,
         labels: if arguments.no_labels || arguments.empty_probe || arguments.accounting_only {
             Labels::None
@@ -184,7 +189,12 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     };
     let warnings: Vec<String> = targets.iter().flat_map(warning).collect();
     let line = Line::new(io::stderr().is_terminal());
-    let mut profile = session::record(targets, &options, started, stop.as_fd(), &mut (), &mut |progress| {
+    let (serving, mut tap) = serving.unzip();
+    let feed: &mut dyn Feed = match &mut tap {
+        Some(tap) => tap,
+        None => &mut (),
+    };
+    let mut profile = session::record(targets, &options, started, stop.as_fd(), feed, &mut |progress| {
         if let Progress::Recording { children, follows } = progress {
             // Not before: a refusal is one line.
             for warning in &warnings {
@@ -210,9 +220,14 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         {
             eprintln!("{}", summary::warning(pid, name, length, frames, met));
         }
-        line.show(progress);
+        line.show(progress, serving.as_ref().map(Serving::status).as_ref());
     })?;
     line.clear();
+    // Nothing more comes.
+    drop(tap);
+    if let Some(serving) = serving {
+        eprintln!("{}", serving.finish());
+    }
     Filter { trace: arguments.trace.clone(), endpoint: arguments.endpoint.clone() }.apply(&mut profile);
     write(&profile, arguments.format, arguments.view.map(Into::into), output)?;
     eprint!("{}", summary::text(&profile));
@@ -318,7 +333,7 @@ fn default_name(pids: &[u32]) -> String {
     format!("greenscope-{pid}-{}.svg", now.as_secs())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 =
         digits.parse().map_err(|_| format!("'{text}' is no duration: write it as 500ms, 10s or 2m"))?;

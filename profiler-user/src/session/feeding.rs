@@ -103,6 +103,9 @@ impl Recorded {
             return Ok(());
         }
         self.feed_events(engine, feed)?;
+        if !self.told.began {
+            return Ok(());
+        }
         let pid = self.target.pid;
         if let Some(time_ns) = self.gone_ns {
             // After its books are closed.
@@ -147,6 +150,9 @@ impl Recorded {
             return Ok(());
         }
         self.feed_events(engine, feed)?;
+        if !self.told.began {
+            return Ok(());
+        }
         let kept = if self.told.summed { Some(self.look_at_waits(engine)?.0) } else { None };
         self.feed_last(kept.as_ref(), ended_ns, feed);
         Ok(())
@@ -176,6 +182,9 @@ impl Recorded {
 
     fn feed_identity(&mut self, feed: &mut dyn Feed) {
         let pid = self.target.pid;
+        if self.work.wanted && !self.work.looked {
+            return;
+        }
         let tracer = self.tracer_row();
         if !self.told.began {
             self.told.began = true;

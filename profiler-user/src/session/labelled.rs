@@ -51,6 +51,8 @@ pub(super) struct Work {
     dropped: u64,
     /// How many observations met a class without instances, when it was looked at last.
     unready: u64,
+    /// It was looked for in this very process: what it was forked from may be called otherwise.
+    pub(super) looked: bool,
     /// They grew in number the last time.
     growing: bool,
     /// Looks for the tracer in a row that taught nothing.
@@ -146,6 +148,7 @@ impl Recorded {
         }
         let knew = self.work.tracer.clone();
         self.look_for_tracer();
+        self.work.looked = true;
         self.work.idle = if self.work.tracer == knew { self.work.idle + 1 } else { 0 };
         self.work.left_out = (1 << self.work.idle.min(MOST_IDLE)) - 1;
     }

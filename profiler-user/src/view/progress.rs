@@ -1,5 +1,7 @@
 //! The line that moves while a recording runs.
 
+use std::fmt::Display;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::session::Progress;
@@ -22,8 +24,8 @@ impl Line {
         }))
     }
 
-    /// Shows how far it is.
-    pub fn show(&self, progress: Progress<'_>) {
+    /// Shows how far it is, and how serving `served` stands.
+    pub fn show(&self, progress: Progress<'_>, served: Option<&impl Display>) {
         let Some(bar) = &self.0 else {
             return;
         };
@@ -36,8 +38,9 @@ impl Line {
             Progress::Turn { elapsed, switches, stacks } => {
                 let seconds = elapsed.as_secs_f64();
                 let rate = if seconds > 0.0 { switches as f64 / seconds } else { 0.0 };
+                let served = served.map(|served| format!("{served}; ")).unwrap_or_default();
                 bar.set_message(format!(
-                    "{seconds:.1} s, {switches} switches ({rate:.0}/s), {stacks} stacks, Ctrl-C ends"
+                    "{seconds:.1} s, {switches} switches ({rate:.0}/s), {stacks} stacks; {served}Ctrl-C ends"
                 ));
                 bar.tick();
             }

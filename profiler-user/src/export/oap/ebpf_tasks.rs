@@ -187,8 +187,22 @@ impl EbpfTasks {
                     {
                         *now = by_symbols(sums);
                         *looked_ns = *time_ns;
-                        // What was before the task is the base.
-                        sent.get_or_insert_with(|| now.clone());
+                        if sent.is_none() {
+                            // What was before is the base.
+                            *sent = Some(now.clone());
+                            running.started_ms = running.wall.ms(*time_ns);
+                            running.sent_ms = running.started_ms;
+                        }
+                    }
+                }
+            }
+            Event::Telling { pid, wants, from_ns } if wants.ticks => {
+                for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
+                    // Before that some may be missing.
+                    if matches!(running.seen, Seen::On(_)) && running.sent_ms == running.started_ms {
+                        running.begin_ns = running.begin_ns.max(*from_ns);
+                        running.started_ms = running.wall.ms(running.begin_ns);
+                        running.sent_ms = running.started_ms;
                     }
                 }
             }
@@ -242,8 +256,12 @@ impl EbpfTasks {
 
 impl Running {
     fn flush(&mut self, now_ns: u64, period_ns: u64) -> Vec<EbpfProfilingData> {
+        let seen_ns = match &self.seen {
+            Seen::On(_) => now_ns,
+            Seen::Off { looked_ns, .. } => now_ns.min(*looked_ns),
+        };
         // Strictly later: it is a part of OAP's keys.
-        let now_ms = self.wall.ms(now_ns).max(self.sent_ms + 1);
+        let now_ms = self.wall.ms(seen_ns).max(self.sent_ms + 1);
         let mut profiled = match &mut self.seen {
             Seen::On(seen) => on_cpu(seen, period_ns),
             Seen::Off { sent, now, .. } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),

@@ -1,0 +1,94 @@
+//! What `record` serves to SkyWalking's OAP meanwhile.
+
+use std::{fs, time::Duration};
+
+use clap::Args;
+
+use super::{Failure, around::Around, backend, record::duration};
+use crate::export::oap::{
+    client::Backend,
+    continuous::Gauges,
+    identity::{Given, Surroundings, check_layer},
+    serve::{self, Serve, Serving},
+    service::Choice,
+    tap::Tap,
+};
+use crate::kernel::tick_ns;
+
+/// A function of 100 ms within 5 %, as trace profiling shows it, takes ticks of 2 ms.
+pub(super) const RATE: u32 = 499;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    backend: backend::Backend,
+    /// Attach waits and blocks that last so long to their spans in OAP, without a task [without TIME: 10ms]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "10ms", value_parser = duration)]
+    span_events: Option<Duration>,
+    /// The service's name in OAP, where no agent in the process says it
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// The instance's
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+    /// OAP's layer of it: GENERAL, K8S_SERVICE, MESH or MESH_DP [default: GENERAL]
+    #[arg(long, value_name = "LAYER")]
+    layer: Option<String>,
+}
+
+impl Arguments {
+    /// Begins to serve, with so many ticks a second if that was said; none if there is no OAP
+    /// to serve.
+    pub(super) fn begin(&self, rate: Option<u32>) -> Result<Option<(Serving, Tap)>, Failure> {
+        let given = Given {
+            service: self.service.clone(),
+            instance: self.instance.clone(),
+            layer: self.layer.clone(),
+        };
+        check_layer(&given).map_err(|error| Failure::usage(error.to_string()))?;
+        let Some(config) = self.backend.config()? else {
+            let unused = [
+                ("--span-events", self.span_events.is_some()),
+                ("--service", self.service.is_some()),
+                ("--instance", self.instance.is_some()),
+                ("--layer", self.layer.is_some()),
+            ];
+            return match unused.iter().find(|(_, is_given)| *is_given) {
+                Some((flag, _)) => Err(Failure::usage(format!(
+                    "{flag} is for SkyWalking's OAP, and none is named: give --oap HOST:PORT too"
+                ))),
+                None => Ok(None),
+            };
+        };
+        let rate = rate.unwrap_or(RATE);
+        let queue_bytes = config.queue_bytes;
+        let seed = u64::from(std::process::id());
+        let backend = Backend::new(config, seed).map_err(|error| Failure::usage(error.to_string()))?;
+        // The kernel's own: <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
+        let agent = fs::read_to_string("/proc/sys/kernel/random/uuid")
+            .map_err(|error| Failure::failed(format!("no UUID can be had of the kernel: {error}")))?;
+        let serving = Serving::begin(Serve {
+            backend,
+            choice: Choice {
+                given,
+                span_events: self.span_events,
+                tick_ns: if rate == 0 { 0 } else { tick_ns(rate) },
+            },
+            agent: agent.trim().to_owned(),
+            queue_bytes,
+            around: Box::new(Around::default()),
+            say: Box::new(|line| eprintln!("greenscope: {line}")),
+        });
+        serving.map(Some).map_err(|error| Failure::failed(format!("OAP can't be served: {error}")))
+    }
+}
+
+impl serve::Around for Around {
+    fn surroundings(&mut self, pid: u32) -> Surroundings {
+        Self::of(pid)
+    }
+
+    fn gauges(&mut self, pid: u32) -> Gauges {
+        self.look(pid)
+    }
+}

@@ -1,0 +1,435 @@
+//! Serves one OAP while a recording runs: asks for tasks, sends what came of them.
+//!
+//! A thread of its own with one async loop of three parts: events come in and batches are made
+//! of them; questions go out; batches are sent, one after the other. The recording never waits
+//! for any of it.
+
+use std::{
+    cell::RefCell,
+    fmt,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::{
+    runtime,
+    sync::{Notify, mpsc, oneshot},
+    task::LocalSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    batch::Batch,
+    client::Backend,
+    continuous::Gauges,
+    failure::{Failure, Fate},
+    identity::{Surroundings, UnknownLayer},
+    queue::Queue,
+    registry::Due,
+    service::{Choice, Service},
+    tap::{Tap, Wanted, tap},
+    wall_clock::WallClock,
+};
+use crate::profile::event::{Event, Process};
+
+/// How often batches are made.
+const TURN: Duration = Duration::from_millis(100);
+/// How often OAP is asked for tasks: Rover asks every 10 s, the agents every 20 s.
+const ASK: Duration = Duration::from_secs(5);
+/// How often it is asked for policies, of which it keeps its answer for a minute.
+const ASK_POLICIES: Duration = Duration::from_secs(10);
+/// How often processes are looked at that have a policy.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long what is left is sent when the recording is over.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// OAP answered the last question.
+    pub connected: bool,
+    /// Under way.
+    pub tasks: usize,
+    /// Batches that OAP took.
+    pub sent: u64,
+    /// That wait.
+    pub queued: usize,
+    /// That there was no room for, with events that there was none for.
+    pub dropped: u64,
+    /// Of which it is not known whether they arrived; they are not sent again.
+    pub unknown: u64,
+    /// That OAP refused.
+    pub refused: u64,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connected, tasks, sent, queued, dropped, unknown, refused } = self;
+        let connected = if *connected { "connected" } else { "not connected" };
+        write!(f, "OAP: {connected}, {tasks} tasks, {sent} sent, {queued} queued, {dropped} dropped")?;
+        if *unknown > 0 {
+            write!(f, ", {unknown} of unknown fate")?;
+        }
+        if *refused > 0 {
+            write!(f, ", {refused} refused")?;
+        }
+        Ok(())
+    }
+}
+
+/// What the system tells of processes.
+pub trait Around: Send {
+    /// What is around a process.
+    fn surroundings(&mut self, pid: u32) -> Surroundings;
+    /// What it is at.
+    fn gauges(&mut self, pid: u32) -> Gauges;
+}
+
+/// What serving takes.
+pub struct Serve {
+    /// The connection.
+    pub backend: Backend,
+    /// What the user chose.
+    pub choice: Choice,
+    /// A UUID.
+    pub agent: String,
+    /// Room for batches that wait.
+    pub queue_bytes: usize,
+    /// What the system tells.
+    pub around: Box<dyn Around>,
+    /// Is given lines for the user.
+    pub say: Box<dyn Fn(&str) + Send>,
+}
+
+impl fmt::Debug for Serve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serve").field("choice", &self.choice).finish_non_exhaustive()
+    }
+}
+
+/// Serving, under way.
+#[derive(Debug)]
+pub struct Serving {
+    thread: thread::JoinHandle<()>,
+    status: Arc<Mutex<Status>>,
+}
+
+impl Serving {
+    /// Begins to serve.
+    ///
+    /// # Errors
+    ///
+    /// When there can be no thread for it, or no clock.
+    pub fn begin(serve: Serve) -> std::io::Result<(Self, Tap)> {
+        let (tap, events, wanted) = tap();
+        let status = Arc::new(Mutex::new(Status::default()));
+        let shown = Arc::clone(&status);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("oap".to_owned()).spawn(move || {
+            LocalSet::new().block_on(&runtime, run(serve, events, wanted, shown));
+        })?;
+        Ok((Self { thread, status }, tap))
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends what is left, when the recording is over and its [`Tap`] is gone; for some seconds
+    /// at most.
+    #[must_use]
+    pub fn finish(self) -> Status {
+        let _panicked = self.thread.join();
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What the three parts share; never borrowed while one of them waits.
+struct Shared {
+    service: RefCell<Service>,
+    queue: RefCell<Queue<Batch>>,
+    /// There is something in the queue.
+    more: Notify,
+    /// The questions are due now.
+    ask: Notify,
+    status: RefCell<Status>,
+    wanted: Arc<Wanted>,
+}
+
+async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, shown: Arc<Mutex<Status>>) {
+    let Serve { backend, choice, agent, queue_bytes, around, say } = serve;
+    let shared = Rc::new(Shared {
+        service: RefCell::new(Service::new(&agent, choice, wall_clock())),
+        queue: RefCell::new(Queue::new(queue_bytes)),
+        more: Notify::new(),
+        ask: Notify::new(),
+        status: RefCell::new(Status::default()),
+        wanted,
+    });
+    let backend = Rc::new(backend);
+    let around = Rc::new(RefCell::new(around));
+    let (over, is_over) = oneshot::channel::<()>();
+    let sender = tokio::task::spawn_local(send(Rc::clone(&shared), Rc::clone(&backend), is_over));
+    let asker = tokio::task::spawn_local(ask(Rc::clone(&shared), backend, Rc::clone(&around)));
+    take(&shared, events, &around, &say, &shown).await;
+    asker.abort();
+    drop(over);
+    // What OAP does not take by then is lost, and counted.
+    let _late = timeout(PATIENCE, sender).await;
+    let mut status = shared.status.borrow().clone();
+    status.dropped += u64::try_from(status.queued).unwrap_or(u64::MAX);
+    status.queued = 0;
+    show(&shared, &say, &shown);
+    *shown.lock().unwrap_or_else(PoisonError::into_inner) = status;
+}
+
+/// Takes events and makes batches of them, until the recording is over.
+async fn take(
+    shared: &Shared,
+    mut events: mpsc::Receiver<Event>,
+    around: &RefCell<Box<dyn Around>>,
+    say: &(dyn Fn(&str) + Send),
+    shown: &Mutex<Status>,
+) {
+    let mut turns = interval(TURN);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut batch = Vec::new();
+    loop {
+        tokio::select! {
+            count = events.recv_many(&mut batch, 1_024) => {
+                if count == 0 {
+                    break;
+                }
+                for event in batch.drain(..) {
+                    take_one(shared, event, around);
+                }
+            }
+            _ = turns.tick() => {}
+        }
+        turn(shared, now_ns());
+        show(shared, say, shown);
+    }
+    let now_ns = now_ns();
+    shared.service.borrow_mut().end(now_ns);
+    turn(shared, now_ns);
+    show(shared, say, shown);
+}
+
+fn take_one(shared: &Shared, event: Event, around: &RefCell<Box<dyn Around>>) {
+    let mut service = shared.service.borrow_mut();
+    let begun: Option<Process> = match event {
+        Event::Began(process) => Some(process),
+        Event::Traced { pid, tracer } => {
+            service.process(pid).map(|process| Process { tracer: Some(tracer), ..process.clone() })
+        }
+        event => {
+            service.take(&event);
+            None
+        }
+    };
+    let Some(process) = begun else {
+        return;
+    };
+    let surroundings = around.borrow_mut().surroundings(process.pid);
+    if let Err(UnknownLayer { .. }) = service.begin(process, &surroundings) {
+        // It was refused before the recording began.
+        return;
+    }
+    shared.ask.notify_one();
+}
+
+fn turn(shared: &Shared, now_ns: u64) {
+    let mut service = shared.service.borrow_mut();
+    let mut queue = shared.queue.borrow_mut();
+    service.clock(wall_clock());
+    for batch in service.due(now_ns) {
+        let _counted = queue.push(batch);
+        shared.more.notify_one();
+    }
+    shared.wanted.say(service.wants(now_ns));
+    let mut status = shared.status.borrow_mut();
+    status.tasks = service.tasks(now_ns);
+    status.queued = queue.len();
+    status.dropped = queue.dropped().batches + service.events_dropped() + shared.wanted.lost();
+}
+
+fn show(shared: &Shared, say: &(dyn Fn(&str) + Send), shown: &Mutex<Status>) {
+    for line in shared.service.borrow_mut().lines() {
+        say(&line);
+    }
+    shown.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&shared.status.borrow());
+}
+
+/// Sends one batch after the other, until nothing more will come.
+async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Receiver<()>) {
+    let mut over = false;
+    loop {
+        let batch = shared.queue.borrow_mut().pop();
+        let Some(batch) = batch else {
+            if over {
+                return;
+            }
+            tokio::select! {
+                () = shared.more.notified() => {}
+                _ = &mut is_over => over = true,
+            }
+            continue;
+        };
+        let outcome = deliver(&backend, &batch).await;
+        let mut status = shared.status.borrow_mut();
+        match outcome {
+            Ok(()) => status.sent += 1,
+            Err(Failure { fate: Fate::Retry, .. }) => {
+                let _counted = shared.queue.borrow_mut().put_back(batch);
+            }
+            Err(Failure { fate: Fate::Unknown, text, .. }) => {
+                status.unknown += 1;
+                shared.service.borrow_mut().say(format!(
+                    "{text}; whether OAP got what was being sent is not known, and it is not sent again"
+                ));
+            }
+            Err(Failure { fate: Fate::Permanent, text, .. }) => {
+                status.refused += 1;
+                shared.service.borrow_mut().say(text);
+            }
+        }
+        status.queued = shared.queue.borrow().len();
+    }
+}
+
+async fn deliver(backend: &Backend, batch: &Batch) -> Result<(), Failure> {
+    // In a pause nothing is tried, and nothing said.
+    backend.paused().await;
+    match batch.clone() {
+        Batch::Snapshots(messages) => backend.upload_snapshots(messages).await,
+        Batch::Finished(message) => backend.trace_task_finished(message).await,
+        Batch::Ebpf(messages) => backend.upload_profiling_data(messages).await,
+        Batch::Events(messages) => backend.upload_span_events(messages).await,
+    }
+    .map(drop)
+}
+
+/// Asks OAP for tasks and tells it of the processes, for ever.
+async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dyn Around>>>) {
+    let mut connections = 0;
+    let mut next_policies = Instant::now();
+    let mut next_questions = Instant::now();
+    loop {
+        backend.paused().await;
+        let now = Instant::now();
+        if now >= next_questions {
+            next_questions = now + ASK;
+            let policies = now >= next_policies;
+            if policies {
+                next_policies = now + ASK_POLICIES;
+            }
+            let outcome = questions(&shared, &backend, policies, &mut connections).await;
+            let health = backend.health();
+            let mut service = shared.service.borrow_mut();
+            if let Err(failure) = outcome {
+                service.say(failure.text);
+                next_questions = Instant::now();
+            } else if let Some(address) = &health.connected {
+                service.say(format!("serving OAP at {address}"));
+            }
+            shared.status.borrow_mut().connected = health.connected.is_some();
+        }
+        watch(&shared, &backend, &around).await;
+        tokio::select! {
+            () = sleep(LOOK) => {}
+            () = shared.ask.notified() => next_questions = Instant::now(),
+        }
+    }
+}
+
+/// One round: the processes, then the questions for tasks.
+async fn questions(
+    shared: &Shared,
+    backend: &Backend,
+    policies: bool,
+    connections: &mut u64,
+) -> Result<(), Failure> {
+    backend.connect().await?;
+    let now = backend.health().connections;
+    if *connections != now {
+        // Whoever is there now may not know the processes.
+        *connections = now;
+        shared.service.borrow_mut().reconnected();
+    }
+    let due = shared.service.borrow_mut().registration(now_ns());
+    if let Err(failure) = register(shared, backend, due).await {
+        shared.service.borrow_mut().reconnected();
+        return Err(failure);
+    }
+    let questions = shared.service.borrow().trace_questions();
+    for question in questions {
+        let instance = (question.service.clone(), question.service_instance.clone());
+        let commands = backend.trace_tasks(question).await?;
+        shared.service.borrow_mut().answered(commands, Some(&instance), now_ns());
+    }
+    let question = shared.service.borrow().ebpf_question();
+    if let Some(question) = question {
+        let commands = backend.ebpf_tasks(question).await?;
+        shared.service.borrow_mut().answered(commands, None, now_ns());
+    }
+    let question = if policies { shared.service.borrow().policy_question() } else { None };
+    if let Some(question) = question {
+        let commands = backend.policies(question).await?;
+        shared.service.borrow_mut().answered(commands, None, now_ns());
+    }
+    Ok(())
+}
+
+async fn register(shared: &Shared, backend: &Backend, due: Due) -> Result<(), Failure> {
+    if let Some(report) = due.report {
+        let answer = backend.report_processes(report).await?;
+        shared.service.borrow_mut().registered(&answer, now_ns());
+    }
+    if let Some(alive) = due.alive {
+        backend.keep_processes_alive(alive).await?;
+    }
+    Ok(())
+}
+
+/// Looks at the processes that have a policy, and asks for the tasks of what was crossed.
+async fn watch(shared: &Shared, backend: &Backend, around: &RefCell<Box<dyn Around>>) {
+    let watched = shared.service.borrow().watched();
+    for pid in watched {
+        let gauges = around.borrow_mut().gauges(pid);
+        let report = shared.service.borrow_mut().look(pid, &gauges, now_ns());
+        let Some(report) = report else {
+            continue;
+        };
+        match backend.report_profiling_task(report.clone()).await {
+            Ok(answer) => shared.service.borrow_mut().triggered(pid, &report, &answer, now_ns()),
+            Err(failure) => shared.service.borrow_mut().say(failure.text),
+        }
+    }
+}
+
+fn now_ns() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// The best of some looks: between the two clocks another thread may come.
+fn wall_clock() -> WallClock {
+    let look = || {
+        let before = nanoseconds(ClockId::Monotonic);
+        let unix = nanoseconds(ClockId::Realtime);
+        let after = nanoseconds(ClockId::Monotonic);
+        let ahead = i128::from(unix) - i128::from(before.midpoint(after));
+        (after - before, i64::try_from(ahead).unwrap_or(i64::MAX))
+    };
+    let best = (0..4).map(|_| look()).min_by_key(|(took, _)| *took);
+    WallClock { ahead_ns: best.map_or(0, |(_, ahead_ns)| ahead_ns) }
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
