@@ -10,8 +10,10 @@
 pub mod book;
 pub mod compare;
 pub mod deadline;
+pub mod graphql;
 pub mod judge;
 pub mod label;
+pub mod oap;
 pub mod place;
 pub mod postgres;
 pub mod process;
@@ -20,6 +22,7 @@ pub mod reader;
 pub mod recording;
 pub mod refusing;
 pub mod runner;
+pub mod shop;
 pub mod spans;
 pub mod stream;
 pub mod target;

@@ -289,6 +289,14 @@ fn testing() -> Vec<Check> {
         None => State::Skipped(by_apt("bpftool")),
     };
     checks.push(check("bpftool".to_owned(), bpftool));
+    // A real OAP takes what greenscope sends.
+    for (program, package) in [("java", "default-jre-headless"), ("mvn", "maven")] {
+        let state = match process::find(program) {
+            Some(path) => State::There(path.display().to_string()),
+            None => State::Skipped(by_apt(package)),
+        };
+        checks.push(check(format!("{program}, for a real OAP"), state));
+    }
     // A C driver's calls block until it answers.
     let postgres = match postgres() {
         Some(path) => State::There(path.display().to_string()),

@@ -14,6 +14,7 @@ mod codegen_layouts;
 mod codegen_proto;
 mod doctor;
 mod measure;
+mod oap;
 mod process;
 mod python;
 mod run;
@@ -50,6 +51,8 @@ enum Command {
     Clippy,
     /// Name what is missing on this machine, and the command that mends it.
     Doctor(doctor::Arguments),
+    /// Run a real OAP of SkyWalking's, as the tests do (tests/oap).
+    Oap(oap::Arguments),
     /// Build greenscope and run it: on a process, on a demo, or any command.
     Run(run::Arguments),
     /// Every test that this machine can run; what is skipped is named.
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
             generate(check).map(|()| ExitCode::SUCCESS)
         }
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Oap(arguments) => oap::run(&arguments),
         Command::Run(run) => run::run(&run, run::is_escaped(&arguments)),
         Command::Test(arguments) => test::run(&arguments),
         Command::Tidy => tidy::run(),

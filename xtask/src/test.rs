@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    doctor, process,
+    doctor, oap, process,
     python::{self, Environment},
     run, workspace,
 };
@@ -92,6 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     prepare_environments(*no_install, &mut skips)?;
     prepare_traced(filter.as_deref(), *no_install, &mut skips)?;
+    prepare_oap(filter.as_deref(), *no_install, &mut skips);
 
     let mut count = Count::default();
     let built = run::build();
@@ -198,6 +199,21 @@ fn prepare_traced(filter: Option<&str>, no_install: bool, skips: &mut Vec<String
     Ok(())
 }
 
+/// The jars of a real OAP, if a live test is to run that needs one; without them these skip.
+fn prepare_oap(filter: Option<&str>, no_install: bool, skips: &mut Vec<String>) {
+    let mut command = cargo_test();
+    command.args(["--package", "tests", "--test", "live", "--", "--list"]).args(filter);
+    let wanted =
+        process::output(&mut command).is_ok_and(|list| list.lines().any(|name| name.starts_with("oap/")));
+    if !wanted || oap::is_ready() {
+        return;
+    }
+    let prepared = if no_install { Err(anyhow::anyhow!("nothing is installed")) } else { oap::prepare() };
+    if let Err(error) = prepared {
+        skips.push(format!("tests with OAP: {error:#}"));
+    }
+}
+
 /// What stands behind the last stroke of each test in a list of libtest's.
 fn named_environments(list: &str) -> BTreeSet<String> {
     let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
@@ -233,10 +249,11 @@ fn privilege() -> Option<Runner> {
 fn live(filter: Option<&str>, runner: Runner, count: &mut Count, skips: &mut Vec<String>) -> Result<()> {
     let noted = workspace::target().join("skipped-tests.txt");
     fs::write(&noted, "").with_context(|| format!("cannot write {}", noted.display()))?;
-    let variables: [(&str, OsString); 3] = [
+    let variables: [(&str, OsString); 4] = [
         ("GREENSCOPE_BIN", workspace::greenscope().into()),
         ("GREENSCOPE_VENVS", python::folder().into()),
         ("GREENSCOPE_SKIPS", noted.clone().into()),
+        ("GREENSCOPE_OAP_JARS", oap::jars().into()),
     ];
     let mut command = cargo_test();
     command.args(["--package", "tests"]);

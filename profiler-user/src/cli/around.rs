@@ -1,6 +1,15 @@
 //! What the system tells of a recorded process, for its names in OAP and for OAP's thresholds.
 
-use std::{collections::HashMap, fs, time::Instant};
+use std::{
+    collections::HashMap,
+    fs,
+    io::ErrorKind,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
+    time::Instant,
+};
 
 use procfs::{
     Current as _, LoadAverage,
@@ -15,9 +24,38 @@ use crate::export::oap::{continuous::Gauges, identity::Surroundings};
 pub(super) struct Around {
     /// By pid: the time on CPUs at the last look, in ticks, and when that was.
     looked: HashMap<u32, (u64, Instant)>,
+    /// Of which OAP.
+    oap: String,
+    /// By pid: what nobody else has while we do.
+    claims: HashMap<u32, UnixDatagram>,
 }
 
 impl Around {
+    /// As it is for that OAP.
+    pub(super) fn of_oap(oap: &str) -> Self {
+        Self { oap: oap.to_owned(), ..Self::default() }
+    }
+
+    /// Whether nobody else on this host serves the process to this OAP: a name that goes with
+    /// its process (`unix(7)`, abstract).
+    pub(super) fn claim(&mut self, pid: u32) -> bool {
+        if self.claims.contains_key(&pid) {
+            return true;
+        }
+        // No longer than such a name may be.
+        let oap: String = self.oap.chars().filter(char::is_ascii).take(60).collect();
+        let name = format!("greenscope-oap-{pid}-{oap}");
+        let claimed = SocketAddr::from_abstract_name(name).and_then(|name| UnixDatagram::bind_addr(&name));
+        match claimed {
+            Ok(socket) => {
+                self.claims.insert(pid, socket);
+                true
+            }
+            // Without such names nobody can be told from us.
+            Err(error) => error.kind() != ErrorKind::AddrInUse,
+        }
+    }
+
     /// What is around a process; of what can't be read, nothing.
     pub(super) fn of(pid: u32) -> Surroundings {
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
@@ -61,4 +99,20 @@ impl Around {
 
 fn stat(pid: u32) -> Option<Stat> {
     Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_served_by_one_at_a_time() {
+        let pid = std::process::id();
+        let (mut first, mut second) = (Around::of_oap("one:11800"), Around::of_oap("one:11800"));
+        assert!(first.claim(pid) && first.claim(pid));
+        assert!(!second.claim(pid));
+        assert!(Around::of_oap("another:11800").claim(pid));
+        drop(first);
+        assert!(second.claim(pid));
+    }
 }

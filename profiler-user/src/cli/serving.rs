@@ -62,6 +62,8 @@ impl Arguments {
         };
         let rate = rate.unwrap_or(RATE);
         let queue_bytes = config.queue_bytes;
+        let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(",");
         let seed = u64::from(std::process::id());
         let backend = Backend::new(config, seed).map_err(|error| Failure::usage(error.to_string()))?;
         // The kernel's own: <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
@@ -76,7 +78,7 @@ impl Arguments {
             },
             agent: agent.trim().to_owned(),
             queue_bytes,
-            around: Box::new(Around::default()),
+            around: Box::new(Around::of_oap(&addresses)),
             say: Box::new(|line| eprintln!("greenscope: {line}")),
         });
         serving.map(Some).map_err(|error| Failure::failed(format!("OAP can't be served: {error}")))
@@ -86,6 +88,10 @@ impl Arguments {
 impl serve::Around for Around {
     fn surroundings(&mut self, pid: u32) -> Surroundings {
         Self::of(pid)
+    }
+
+    fn claim(&mut self, pid: u32) -> bool {
+        self.claim(pid)
     }
 
     fn gauges(&mut self, pid: u32) -> Gauges {

@@ -92,22 +92,4 @@ impl Engine {
     pub fn stack(&self, key: &StackKey) -> Result<Option<StackTotals>, KernelError> {
         self.stacks.get(key)
     }
-
-    /// A thread that is watched.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn thread(&self, key: u64) -> Result<Option<Thread>, KernelError> {
-        self.threads.get(&key)
-    }
-
-    /// All threads that are watched, of any target.
-    ///
-    /// # Errors
-    ///
-    /// When the map can't be read.
-    pub fn threads(&self) -> Result<Vec<(u64, Thread)>, KernelError> {
-        self.threads.entries()
-    }
 }

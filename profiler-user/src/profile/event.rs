@@ -49,8 +49,6 @@ pub struct Tick {
     pub lane: Lane,
     /// When.
     pub time_ns: u64,
-    /// The time that it stands for.
-    pub weight_ns: u64,
     /// The stack, root first; empty if it could not be taken, or inside of a switch.
     pub frames: Arc<[Frame]>,
     /// Whose work it was.

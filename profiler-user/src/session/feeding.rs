@@ -7,7 +7,7 @@ use profiler_common::{
     fault::Fault,
     label::{Blank, Label},
     owner::off_of,
-    record::{OffRecord, TICK_SWITCHING, TICK_UNSWITCHED, Thread, TickRecord},
+    record::{OffRecord, TICK_SWITCHING, TICK_UNSWITCHED, TickRecord},
     walk::StackKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -36,10 +36,8 @@ pub(super) struct Told {
     wants: Wants,
     /// Its sums were wanted once: the last ones are, too.
     summed: bool,
-    /// In the order in which they came, and of ticks the threads that they met.
-    events: Vec<(Event, u64)>,
-    /// Each thread's time on the CPU up to which its ticks stand for it.
-    on_cpu_ns: FxHashMap<u64, u64>,
+    /// In the order in which they came.
+    events: Vec<Event>,
 }
 
 impl Recorded {
@@ -54,12 +52,11 @@ impl Recorded {
             pid: self.target.pid,
             lane: if greenlet { Lane::Greenlet(tick.greenlet) } else { Lane::Thread(tick.thread) },
             time_ns: tick.head.time_ns,
-            weight_ns: 0,
             frames: frames.filter(|_| whole).map_or_else(|| Arc::new([]), Arc::clone),
             work: self.whose(&tick.label),
             is_sure: whole && !tick.stack.is_none() && is_sure(tick.blank),
         });
-        self.keep(event, tick.thread, Fault::RingFullTick);
+        self.keep(event, Fault::RingFullTick);
     }
 
     /// A wait or a sleep is over.
@@ -80,15 +77,15 @@ impl Recorded {
         let lane = if *greenlet == 0 { Lane::Thread(*thread) } else { Lane::Greenlet(*greenlet) };
         let pid = self.target.pid;
         let off = Off { pid, lane, begin_ns: *begin_ns, end_ns: head.time_ns, state, frames, work };
-        self.keep(Event::Off(off), 0, Fault::RingFullOff);
+        self.keep(Event::Off(off), Fault::RingFullOff);
     }
 
-    fn keep(&mut self, event: Event, thread: u64, fault: Fault) {
+    fn keep(&mut self, event: Event, fault: Fault) {
         if self.told.events.len() >= MOST_EVENTS {
             self.fault(fault);
             return;
         }
-        self.told.events.push((event, thread));
+        self.told.events.push(event);
     }
 
     fn whose(&self, label: &Label) -> Option<Work> {
@@ -102,7 +99,7 @@ impl Recorded {
         if self.told.ended {
             return Ok(());
         }
-        self.feed_events(engine, feed)?;
+        self.feed_events(feed);
         if !self.told.began {
             return Ok(());
         }
@@ -117,9 +114,6 @@ impl Recorded {
         }
         let wants = feed.wants(pid);
         let before = std::mem::replace(&mut self.told.wants, wants);
-        if wants.ticks && !before.ticks {
-            self.told.on_cpu_ns = self.on_cpu(engine)?;
-        }
         if wants.off_from_ns != before.off_from_ns {
             self.change_config(|config| config.off_from_ns = wants.off_from_ns.unwrap_or(u64::MAX));
             self.reconfigure(engine)?;
@@ -149,7 +143,7 @@ impl Recorded {
         if self.told.ended {
             return Ok(());
         }
-        self.feed_events(engine, feed)?;
+        self.feed_events(feed);
         if !self.told.began {
             return Ok(());
         }
@@ -158,13 +152,11 @@ impl Recorded {
         Ok(())
     }
 
-    fn feed_events(&mut self, engine: &Engine, feed: &mut dyn Feed) -> Result<(), SessionError> {
+    fn feed_events(&mut self, feed: &mut dyn Feed) {
         self.feed_identity(feed);
-        self.weigh(engine)?;
-        for (event, _) in self.told.events.drain(..) {
+        for event in self.told.events.drain(..) {
             feed.take(event);
         }
-        Ok(())
     }
 
     /// Nothing more is told of it.
@@ -204,41 +196,6 @@ impl Recorded {
         }
     }
 
-    /// Ticks come where they can: together a thread's stand for all that it was on the CPU.
-    fn weigh(&mut self, engine: &Engine) -> Result<(), SessionError> {
-        let mut counts: FxHashMap<u64, u64> = FxHashMap::default();
-        for (event, thread) in &self.told.events {
-            if matches!(event, Event::Tick(_)) {
-                *counts.entry(*thread).or_default() += 1;
-            }
-        }
-        let now_ns = monotonic_ns();
-        let mut weights: FxHashMap<u64, u64> = FxHashMap::default();
-        for (key, count) in counts {
-            let Some(thread) = engine.thread(key)? else {
-                continue;
-            };
-            let on_cpu_ns = self.on_cpu_of(&thread, now_ns);
-            // One that was not there when this began has no past.
-            let told_ns = self.told.on_cpu_ns.entry(key).or_default();
-            let more_ns = on_cpu_ns.saturating_sub(*told_ns);
-            *told_ns = on_cpu_ns.max(*told_ns);
-            weights.insert(key, more_ns / count);
-        }
-        for (event, thread) in &mut self.told.events {
-            if let Event::Tick(tick) = event {
-                tick.weight_ns = weights.get(thread).copied().unwrap_or_default();
-            }
-        }
-        Ok(())
-    }
-
-    fn on_cpu_of(&self, thread: &Thread, now_ns: u64) -> u64 {
-        let there = thread.exit_ns == 0 && thread.clock.state == ON_CPU;
-        let clock = if there { thread.clock.at(now_ns, self.began_ns) } else { thread.clock };
-        clock.on_cpu_ns
-    }
-
     /// Tells of the requests that are over, by whose names no greenlet goes any more. This is to
     /// be called after the times by label are taken.
     pub(super) fn feed_responses(
@@ -264,14 +221,6 @@ impl Recorded {
             feed.take(Event::Responses { pid: self.target.pid, count, sum_ns });
         }
         Ok(())
-    }
-
-    /// Each thread's time on the CPU.
-    fn on_cpu(&self, engine: &Engine) -> Result<FxHashMap<u64, u64>, SessionError> {
-        let now_ns = monotonic_ns();
-        let threads = engine.threads()?.into_iter();
-        let own = threads.filter(|(_, thread)| thread.target == u64::from(self.cookie));
-        Ok(own.map(|(key, thread)| (key, self.on_cpu_of(&thread, now_ns))).collect())
     }
 
     /// All waits and sleeps up to now. One that ends while they are read is in neither, until

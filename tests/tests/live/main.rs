@@ -12,6 +12,7 @@ mod labels;
 mod lives;
 mod names;
 mod namespaces;
+mod oap;
 mod oracle;
 mod outputs;
 mod prefork;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     names::cases(&mut cases);
     labels::cases(&mut cases);
     namespaces::cases(&mut cases);
+    oap::cases(&mut cases);
     outputs::cases(&mut cases);
     unticked::cases(&mut cases);
     refusals::cases(&mut cases);

@@ -6,7 +6,7 @@ use proto::skywalking::{
     EbpfOffCpuProfiling, EbpfOnCpuProfiling, EbpfProfilingData, EbpfProfilingStackMetadata,
     EbpfProfilingStackType, EbpfProfilingTaskMetadata, ebpf_profiling_data::Profiling,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     commands::{EbpfTask, Looks},
@@ -41,9 +41,9 @@ pub struct EbpfTasks {
     running: Vec<Running>,
     /// Ids of those that are over, the last ones: OAP may send them again.
     over: Vec<(String, String)>,
+    /// The processes whose ticks are told.
+    ticking: FxHashSet<u32>,
     wall: WallClock,
-    /// What a count on the CPU stands for.
-    period_ns: u64,
     newest_ms: u64,
 }
 
@@ -79,7 +79,7 @@ struct Running {
 
 #[derive(Debug)]
 enum Seen {
-    /// Time since the last upload, by stack.
+    /// Ticks since the last upload, by stack.
     On(FxHashMap<Arc<[Frame]>, u64>),
     Off {
         /// What was uploaded, or was there before the task. None before the first look.
@@ -92,10 +92,10 @@ enum Seen {
 }
 
 impl EbpfTasks {
-    /// None yet. `period_ns` is what a count stands for.
+    /// None yet.
     #[must_use]
-    pub const fn new(wall: WallClock, period_ns: u64) -> Self {
-        Self { running: Vec::new(), over: Vec::new(), wall, period_ns, newest_ms: 0 }
+    pub fn new(wall: WallClock) -> Self {
+        Self { running: Vec::new(), over: Vec::new(), ticking: FxHashSet::default(), wall, newest_ms: 0 }
     }
 
     /// The clock was set: what begins from now on goes by it.
@@ -171,12 +171,12 @@ impl EbpfTasks {
     /// Something happened.
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Tick(Tick { pid, time_ns, weight_ns, frames, .. }) => {
+            Event::Tick(Tick { pid, time_ns, frames, .. }) => {
                 for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
                     if let Seen::On(seen) = &mut running.seen
                         && (running.begin_ns..running.end_ns).contains(time_ns)
                     {
-                        *seen.entry(Arc::clone(frames)).or_default() += weight_ns;
+                        *seen.entry(Arc::clone(frames)).or_default() += 1;
                     }
                 }
             }
@@ -196,14 +196,12 @@ impl EbpfTasks {
                     }
                 }
             }
-            Event::Telling { pid, wants, from_ns } if wants.ticks => {
-                for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
-                    // Before that some may be missing.
-                    if matches!(running.seen, Seen::On(_)) && running.sent_ms == running.started_ms {
-                        running.begin_ns = running.begin_ns.max(*from_ns);
-                        running.started_ms = running.wall.ms(running.begin_ns);
-                        running.sent_ms = running.started_ms;
-                    }
+            Event::Telling { pid, wants, from_ns } => {
+                // They may have been told before, and something else was not.
+                if !wants.ticks {
+                    self.ticking.remove(pid);
+                } else if self.ticking.insert(*pid) {
+                    self.ticks_begin(*pid, *from_ns);
                 }
             }
             Event::Ended { pid, time_ns } => {
@@ -217,6 +215,18 @@ impl EbpfTasks {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Before that some of a process's ticks are missing.
+    fn ticks_begin(&mut self, pid: u32, from_ns: u64) {
+        let on = |running: &&mut Running| running.pid == pid && matches!(running.seen, Seen::On(_));
+        for running in self.running.iter_mut().filter(on) {
+            if running.sent_ms == running.started_ms {
+                running.begin_ns = running.begin_ns.max(from_ns);
+                running.started_ms = running.wall.ms(running.begin_ns);
+                running.sent_ms = running.started_ms;
+            }
         }
     }
 
@@ -236,7 +246,7 @@ impl EbpfTasks {
             let last =
                 last || matches!(&running.seen, Seen::Off { looked_ns, .. } if *looked_ns >= running.end_ns);
             running.next_ns = now_ns.saturating_add(nanoseconds(FLUSH));
-            let messages = running.flush(now_ns, self.period_ns);
+            let messages = running.flush(now_ns);
             if last {
                 running.end_ns = 0;
             }
@@ -255,15 +265,16 @@ impl EbpfTasks {
 }
 
 impl Running {
-    fn flush(&mut self, now_ns: u64, period_ns: u64) -> Vec<EbpfProfilingData> {
+    fn flush(&mut self, now_ns: u64) -> Vec<EbpfProfilingData> {
         let seen_ns = match &self.seen {
-            Seen::On(_) => now_ns,
+            // What was after its end was not taken.
+            Seen::On(_) => now_ns.min(self.end_ns),
             Seen::Off { looked_ns, .. } => now_ns.min(*looked_ns),
         };
         // Strictly later: it is a part of OAP's keys.
         let now_ms = self.wall.ms(seen_ns).max(self.sent_ms + 1);
         let mut profiled = match &mut self.seen {
-            Seen::On(seen) => on_cpu(seen, period_ns),
+            Seen::On(seen) => on_cpu(seen),
             Seen::Off { sent, now, .. } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),
         }
         .into_iter()
@@ -282,20 +293,13 @@ impl Running {
     }
 }
 
-/// Time becomes counts; what is less than one stays for the next time.
-fn on_cpu(seen: &mut FxHashMap<Arc<[Frame]>, u64>, period_ns: u64) -> Vec<Profiling> {
+/// A count is a tick.
+fn on_cpu(seen: &mut FxHashMap<Arc<[Frame]>, u64>) -> Vec<Profiling> {
     let mut counts: FxHashMap<Symbols, u64> = FxHashMap::default();
-    for (frames, ns) in seen.iter_mut() {
-        let Some(count) = ns.checked_div(period_ns) else {
-            return Vec::new();
-        };
-        *ns -= count * period_ns;
-        if count > 0 {
-            // Another stack may look the same.
-            *counts.entry(symbols(frames, State::Cpu)).or_default() += count;
-        }
+    for (frames, count) in seen.drain() {
+        // Another stack may look the same.
+        *counts.entry(symbols(&frames, State::Cpu)).or_default() += count;
     }
-    seen.retain(|_, ns| *ns > 0);
     (1..)
         .zip(sorted(counts))
         .map(|(number, (symbols, count))| {
@@ -376,17 +380,17 @@ fn sorted<T>(by_symbols: FxHashMap<Symbols, T>) -> Vec<(Symbols, T)> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::{export::oap::wall_clock::NS_PER_MS as MS, profile::event::Lane};
+    use crate::{
+        export::oap::wall_clock::NS_PER_MS as MS,
+        profile::event::{Lane, Wants},
+    };
 
     const SECOND: u64 = 1_000 * MS;
-    const PERIOD: u64 = 10 * MS;
     const UNIX_MS: u64 = 1_795_366_184_000;
 
     fn tasks() -> EbpfTasks {
-        EbpfTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() }, PERIOD)
+        EbpfTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() })
     }
 
     fn task(id: &str, looks: Looks) -> EbpfTask {
@@ -404,12 +408,11 @@ mod tests {
         Arc::new([Frame::label("root"), Frame::label(name)])
     }
 
-    fn tick(time_ns: u64, weight_ns: u64, name: &str) -> Event {
+    fn tick(time_ns: u64, name: &str) -> Event {
         Event::Tick(Tick {
             pid: 1,
             lane: Lane::Greenlet(1),
             time_ns,
-            weight_ns,
             frames: stack_of(name),
             is_sure: true,
             work: None,
@@ -444,7 +447,7 @@ mod tests {
         let mut tasks = tasks();
         assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
         for number in 0..10 {
-            tasks.take(&tick(number * PERIOD, PERIOD, if number < 7 { "a" } else { "b" }));
+            tasks.take(&tick(number * 10 * MS, if number < 7 { "a" } else { "b" }));
         }
         assert!(tasks.due(SECOND).is_empty());
         let flushed = tasks.due(5 * SECOND);
@@ -462,6 +465,27 @@ mod tests {
             })
             .collect();
         assert_eq!(ids, [1, 2]);
+    }
+
+    #[test]
+    fn a_task_begins_when_its_ticks_do_and_no_later() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
+        let telling = |off_from_ns, from_ns| Event::Telling {
+            pid: 1,
+            wants: Wants { ticks: true, off_from_ns, ..Wants::default() },
+            from_ns,
+        };
+        tasks.take(&telling(None, SECOND));
+        tasks.take(&tick(2 * SECOND, "a"));
+        // Something else is wanted as well.
+        tasks.take(&telling(Some(0), 3 * SECOND));
+        tasks.take(&tick(60 * SECOND, "after its end"));
+        let last = tasks.due(61 * SECOND);
+        assert_eq!(said(&last), [("a".to_owned(), 1, 0)]);
+        let metadata = last[0].messages[0].task.clone().unwrap();
+        assert_eq!(metadata.profiling_start_time, i64::try_from(UNIX_MS + 1_000).unwrap());
+        assert_eq!(metadata.current_time, i64::try_from(UNIX_MS + 60_000).unwrap());
     }
 
     #[test]
@@ -511,8 +535,8 @@ mod tests {
         assert!(!tasks.begin(task("net", Looks::Network), 1, 0));
         assert!(!tasks.begin(task("late", Looks::OnCpu), 1, 60 * SECOND));
         tasks.take(&sums(1, &[]));
-        tasks.take(&tick(59 * SECOND, PERIOD, "a"));
-        tasks.take(&tick(60 * SECOND, PERIOD, "a"));
+        tasks.take(&tick(59 * SECOND, "a"));
+        tasks.take(&tick(60 * SECOND, "a"));
         assert!(tasks.wants_sums(1, 60 * SECOND));
         tasks.take(&sums(60 * SECOND, &[("wait", State::Wait, 1, 1)]));
         let last = tasks.due(61 * SECOND);
@@ -528,34 +552,10 @@ mod tests {
         assert!(tasks.begin(task("on", Looks::OnCpu), 1, 0));
         assert!(tasks.begin(task("off", Looks::OffCpu), 1, 0));
         tasks.take(&sums(1, &[]));
-        tasks.take(&tick(SECOND, PERIOD, "a"));
+        tasks.take(&tick(SECOND, "a"));
         tasks.take(&Event::Ended { pid: 1, time_ns: 2 * SECOND });
         let last = tasks.due(3 * SECOND);
         assert_eq!(last.iter().filter(|flush| flush.last).count(), 2);
         assert_eq!(said(&last), [("a".to_owned(), 1, 0)]);
-    }
-
-    proptest! {
-        #[test]
-        fn counts_are_the_time(weights in prop::collection::vec((0..5_usize, 1..30 * MS), 1..300)) {
-            let mut tasks = tasks();
-            prop_assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
-            let mut truth = [0_u64; 5];
-            let mut counts: FxHashMap<String, i64> = FxHashMap::default();
-            for (at, (function, weight)) in (0..).zip(weights) {
-                tasks.take(&tick(at * 100 * MS, weight, &function.to_string()));
-                truth[function] += weight;
-                for (leaf, count, _) in said(&tasks.due(at * 100 * MS)) {
-                    *counts.entry(leaf).or_default() += i64::from(count);
-                }
-            }
-            for (leaf, count, _) in said(&tasks.due(100 * SECOND)) {
-                *counts.entry(leaf).or_default() += i64::from(count);
-            }
-            for (function, ns) in truth.into_iter().enumerate() {
-                let count = counts.get(&function.to_string()).copied().unwrap_or_default();
-                prop_assert_eq!(count, i64::try_from(ns / PERIOD).unwrap());
-            }
-        }
     }
 }

@@ -84,6 +84,8 @@ impl fmt::Display for Status {
 pub trait Around: Send {
     /// What is around a process.
     fn surroundings(&mut self, pid: u32) -> Surroundings;
+    /// Whether it is ours to serve: two of us would send OAP the same twice.
+    fn claim(&mut self, pid: u32) -> bool;
     /// What it is at.
     fn gauges(&mut self, pid: u32) -> Gauges;
 }
@@ -235,6 +237,13 @@ fn take_one(shared: &Shared, event: Event, around: &RefCell<Box<dyn Around>>) {
     let Some(process) = begun else {
         return;
     };
+    if !around.borrow_mut().claim(process.pid) {
+        service.say(format!(
+            "pid {}: another greenscope serves it to this OAP already, so this one only records it",
+            process.pid
+        ));
+        return;
+    }
     let surroundings = around.borrow_mut().surroundings(process.pid);
     if let Err(UnknownLayer { .. }) = service.begin(process, &surroundings) {
         // It was refused before the recording began.

@@ -87,7 +87,7 @@ impl Service {
             registry: Registry::new(agent),
             processes: BTreeMap::new(),
             traced: BTreeMap::new(),
-            ebpf: EbpfTasks::new(wall, choice.tick_ns),
+            ebpf: EbpfTasks::new(wall),
             continuous: Continuous::default(),
             span_events: choice.span_events.map(|longer_than| SpanEvents::new(longer_than, wall)),
             events: Vec::new(),

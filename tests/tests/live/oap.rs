@@ -1,0 +1,291 @@
+//! What a user of SkyWalking sees of a service that greenscope records, by a real OAP's answers,
+//! against the service's own books.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+use tests::deadline::Deadline;
+use tests::graphql::{Graphql, Schedule, Segment};
+use tests::oap::{Oap, Options};
+use tests::place::{Python, as_root};
+use tests::recording::Recording;
+use tests::runner::Cases;
+use tests::shop::{Call, Shop, between, by_segment};
+
+/// The environment of tests/traced whose agent works under gevent and in threads.
+const ENVIRONMENT: &str = "agent-1.2.0-py3.11";
+/// Functions of the service whose time is in its books.
+const BOOKED: [&str; 3] = ["burn_a", "wait_a", "wait_b"];
+/// Functions that belong to no tree of `/slow`'s segments.
+const FOREIGN: [&str; 2] = ["foreign_wait", "child_work"];
+/// A task's minute, with what OAP takes to tell of it, and what a loaded machine takes.
+const TASK: Duration = Duration::from_secs(180);
+/// A function of 100 ms is within this share of its time,
+const OF_A_FUNCTION: f64 = 0.05;
+/// but for a slice of the scheduler's at an end of it: somebody else runs, and no tick tells
+/// where. (`base_slice_ns`, 2.8 ms with two CPUs.)
+const SLICE_MS: f64 = 3.0;
+/// Sums are within this share.
+const OF_A_SUM: f64 = 0.02;
+/// A wait that becomes an event on its span.
+const EVENT: &str = "--span-events=50ms";
+
+pub(crate) fn cases(cases: &mut Cases) {
+    cases.once(format!("oap/gevent/{ENVIRONMENT}"), || tasks("gevent"));
+    cases.once(format!("oap/threads/{ENVIRONMENT}"), || tasks("threads"));
+    cases.once(format!("oap/frozen/{ENVIRONMENT}"), frozen);
+    cases.once(format!("oap/killed/{ENVIRONMENT}"), killed);
+}
+
+/// Every kind of task at once, under a hundred clients.
+fn tasks(mode: &str) -> Result<()> {
+    as_root()?;
+    let python = Python::find(ENVIRONMENT)?;
+    let oap = Oap::start(Options::default())?;
+    let graphql = oap.graphql();
+    let shop = Shop::start(&python, mode, &oap)?;
+    let service = shop.service.clone();
+    graphql.set_cpu_policy(&service, 5)?;
+    let load = shop.load();
+    let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address(), EVENT])?;
+    registered(&graphql, &service)?;
+
+    let trace = graphql.create_trace_task(&service, "/slow", 9)?;
+    let on = graphql.create_ebpf_task(&service, "ON_CPU")?;
+    let off = graphql.create_ebpf_task(&service, "OFF_CPU")?;
+    let created_ms = unix_ms();
+    let until = Deadline::after(TASK);
+    until.until("the trace task's end", || {
+        let tasks = graphql.trace_tasks(&service)?;
+        let logs = tasks.iter().find(|task| task.id == trace).map(|task| &task.logs);
+        let said = |what| logs.is_some_and(|logs| logs.iter().any(|log| log.operation_type == what));
+        Ok((said("NOTIFIED") && said("EXECUTION_FINISHED")).then_some(()))
+    })?;
+    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms))?;
+    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms))?;
+    let triggered = until.until("a task by the policy", || {
+        let Some((task, cause)) = graphql.triggered_tasks(&service)?.into_iter().next() else {
+            return Ok(None);
+        };
+        let schedules = graphql.schedules(&task)?;
+        let whole = |schedule: &Schedule| schedule.end_time >= schedule.start_time + 59_000;
+        Ok(schedules.into_iter().find(whole).map(|schedule| (schedule, cause)))
+    })?;
+    let segments = graphql.segments(&trace)?;
+    load.end()?;
+    let said = end(recording)?;
+    ensure!(said.contains("0 queued, 0 dropped"), "{said}");
+    let calls = shop.books()?;
+
+    trees(&graphql, &segments, &calls)?;
+    sums(&graphql, &on, "COUNT", &calls)?;
+    sums(&graphql, &off, "DURATION", &calls)?;
+    ensure!(triggered.1.contains("PROCESS_CPU"), "{}", triggered.1);
+    sums(&graphql, &triggered.0, "COUNT", &calls)?;
+    events(&graphql, mode, &calls, &segments)?;
+    ensure!(graphql.services()? == [service.as_str()], "{:?}", graphql.services()?);
+    oap.blames_nobody()
+}
+
+/// OAP stands still for a minute, in the middle of both tasks.
+fn frozen() -> Result<()> {
+    as_root()?;
+    let python = Python::find(ENVIRONMENT)?;
+    let oap = Oap::start(Options::default())?;
+    let graphql = oap.graphql();
+    let shop = Shop::start(&python, "gevent", &oap)?;
+    let load = shop.load();
+    let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address()])?;
+    registered(&graphql, &shop.service)?;
+    let on = graphql.create_ebpf_task(&shop.service, "ON_CPU")?;
+    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU")?;
+    let created_ms = unix_ms();
+    let until = Deadline::after(TASK);
+    for task in [&on, &off] {
+        until.until("a task's begin", || Ok(graphql.schedules(task)?.pop()))?;
+    }
+    oap.signal(Signal::STOP)?;
+    let still = Deadline::after(Duration::from_secs(60));
+    ensure!(!recording.process.ended(still)?, "greenscope ended when OAP stood still");
+    oap.signal(Signal::CONT)?;
+    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms))?;
+    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms))?;
+    load.end()?;
+    let said = end(recording)?;
+    ensure!(said.contains("0 queued, 0 dropped"), "{said}");
+    let calls = shop.books()?;
+    ensure!(!said.contains("unknown fate"), "{said}");
+    sums(&graphql, &on, "COUNT", &calls)?;
+    sums(&graphql, &off, "DURATION", &calls)?;
+    oap.blames_nobody()
+}
+
+/// OAP is killed in the middle of a task, and comes back with what it had stored.
+fn killed() -> Result<()> {
+    as_root()?;
+    let python = Python::find(ENVIRONMENT)?;
+    let mut oap = Oap::start(Options { on_file: true, ..Options::default() })?;
+    let graphql = oap.graphql();
+    let shop = Shop::start(&python, "gevent", &oap)?;
+    let load = shop.load();
+    let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address()])?;
+    registered(&graphql, &shop.service)?;
+    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU")?;
+    let created_ms = unix_ms();
+    let until = Deadline::after(TASK);
+    until.until("the task's begin", || Ok(graphql.schedules(&off)?.pop()))?;
+    oap.kill()?;
+    oap.restart()?;
+    let off = until.until("the end of the task", || over(&graphql, &off, created_ms))?;
+    ensure!(graphql.can_profile(&shop.service)?, "the process is not registered again");
+    load.end()?;
+    let said = end(recording)?;
+    let calls = shop.books()?;
+    let unknown = said.contains("1 of unknown fate");
+    ensure!(said.contains("0 queued, 0 dropped") && (unknown || !said.contains("fate")), "{said}");
+    // What was under way when it was killed is a flush of 5 s at most, and counted; and what OAP had
+    // taken and not written: it writes every 2 s.
+    let (seen, booked) = seen(&graphql, &off, "DURATION", &calls)?;
+    for function in ["wait_a", "wait_b"] {
+        let (seen, booked) = (of(&seen, function), of(&booked, function));
+        ensure!(
+            seen <= booked * (1.0 + OF_A_SUM) && seen >= booked * (1.0 - 14.0 / 60.0),
+            "{function}: {seen} of {booked}"
+        );
+    }
+    oap.blames_nobody()
+}
+
+/// Waits until a task can be made.
+fn registered(graphql: &Graphql, service: &str) -> Result<()> {
+    Deadline::usual().until("a process to profile", || Ok(graphql.can_profile(service)?.then_some(())))
+}
+
+/// The schedule of a task, once its minute is over.
+fn over(graphql: &Graphql, task: &str, created_ms: u64) -> Result<Option<Schedule>> {
+    let mut schedules = graphql.schedules(task)?;
+    ensure!(schedules.len() <= 1, "several schedules: {schedules:?}");
+    Ok(schedules.pop().filter(|schedule| schedule.end_time >= created_ms + 59_000))
+}
+
+/// Ends the recording; what it said.
+fn end(mut recording: Recording) -> Result<String> {
+    recording.process.signal(Signal::TERM)?;
+    let status = recording.process.wait(Deadline::usual())?;
+    let said = String::from_utf8(recording.process.stderr.whole(Deadline::usual())?)?;
+    ensure!(status.success(), "{status}: {said}");
+    Ok(said)
+}
+
+/// Every segment by itself: the right functions, as long as the books say.
+fn trees(graphql: &Graphql, segments: &[Segment], calls: &[Call]) -> Result<()> {
+    ensure!(segments.len() == 9, "{} segments", segments.len());
+    let booked = by_segment(calls);
+    let mut ids = BTreeSet::new();
+    for segment in segments {
+        ensure!(segment.instance_name == "the-instance", "{segment:?}");
+        let span = segment.spans.first().context("a span")?;
+        ensure!(span.profiled && span.endpoint_name.as_deref() == Some("/slow"), "{span:?}");
+        ensure!(ids.insert(&span.segment_id), "{} is there twice", span.segment_id);
+        let books = booked.get(span.segment_id.as_str()).context("a segment that the service knows")?;
+        let lines = graphql.analyse(span)?;
+        for line in &lines {
+            ensure!(
+                !FOREIGN.iter().any(|foreign| line.code_signature.contains(foreign)),
+                "a foreign function: {line:?}"
+            );
+        }
+        for (function, ms) in books {
+            let name = format!(".{function}: ");
+            let seen: u64 = lines
+                .iter()
+                .filter(|line| line.code_signature.contains(&name))
+                .map(|line| line.duration)
+                .sum();
+            let wrong = (seen as f64 - ms).abs();
+            ensure!(
+                wrong <= ms * OF_A_FUNCTION + SLICE_MS,
+                "{function} in {}: {seen} ms of {ms} ms; {lines:#?}",
+                span.segment_id
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a schedule shows of each booked function, and the books, both in ns.
+type Seen = BTreeMap<&'static str, f64>;
+
+fn seen(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Result<(Seen, Seen)> {
+    let elements = graphql.analyse_schedule(schedule, by)?;
+    let (begin_ns, end_ns) = (schedule.start_time * 1_000_000, schedule.end_time * 1_000_000);
+    let (mut seen, mut booked) = (Seen::new(), Seen::new());
+    // With 499 ticks a second.
+    let unit = if by == "COUNT" { 1e9 / 499.0 } else { 1.0 };
+    for function in BOOKED {
+        let name = format!("{function} (");
+        let sum: u64 = elements
+            .iter()
+            .filter(|element| element.symbol.starts_with(&name))
+            .map(|element| element.dump_count)
+            .sum();
+        let (wall, cpu) = between(calls, function, begin_ns, end_ns);
+        seen.insert(function, sum as f64 * unit);
+        booked.insert(function, if by == "COUNT" { cpu } else { wall });
+    }
+    Ok((seen, booked))
+}
+
+fn of(seen: &Seen, function: &str) -> f64 {
+    seen.get(function).copied().unwrap_or_default()
+}
+
+/// The burning function on the CPU, the waiting ones off it.
+fn sums(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Result<()> {
+    let functions: &[&str] = if by == "COUNT" { &["burn_a"] } else { &["wait_a", "wait_b"] };
+    let (seen, booked) = seen(graphql, schedule, by, calls)?;
+    for function in functions {
+        let (seen, booked) = (of(&seen, function), of(&booked, function));
+        ensure!(booked > 1e9, "{function}: there is too little of it, {booked} ns");
+        ensure!(
+            (seen - booked).abs() <= booked * OF_A_SUM,
+            "{function} by {by}: {:.3} s of {:.3} s in {schedule:?}",
+            seen / 1e9,
+            booked / 1e9
+        );
+    }
+    Ok(())
+}
+
+/// The waits of some requests stand on their spans.
+fn events(graphql: &Graphql, mode: &str, calls: &[Call], profiled: &[Segment]) -> Result<()> {
+    let called = if mode == "gevent" { "greenlet waited" } else { "thread blocked" };
+    for segment in profiled.iter().take(3) {
+        let id = &segment.spans.first().context("a span")?.segment_id;
+        let waits: Vec<&Call> =
+            calls.iter().filter(|call| call.segment == *id && call.function.starts_with("wait")).collect();
+        let trace = &waits.first().context("waits in the books")?.trace;
+        let spans = graphql.trace(trace)?;
+        let span = spans.iter().find(|span| span.segment_id == *id).context("its span")?;
+        for wait in waits {
+            let frame = format!("{} (", wait.function);
+            let event = span.attached_events.iter().find(|event| {
+                event.event == called && event.tags.iter().any(|tag| tag.value.starts_with(&frame))
+            });
+            let event = event.with_context(|| format!("no event of {} on {span:?}", wait.function))?;
+            let (begin, end) = (event.start_time.ns(), event.end_time.ns());
+            // The rest is how long it takes to get there, and back onto a busy thread.
+            let inside = begin + 1_000_000 >= wait.begin_ns && end <= wait.end_ns + 1_000_000;
+            let missing = (wait.end_ns - wait.begin_ns).saturating_sub(end - begin);
+            ensure!(inside && missing < 100_000_000, "{event:?} of {wait:?}");
+        }
+    }
+    Ok(())
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(0)
+}
