@@ -135,6 +135,7 @@ enum Probe {
 
 pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure> {
     let pids = pids(arguments)?;
+    let oap = arguments.serving.backend()?;
     let path = arguments.output.clone().unwrap_or_else(|| match arguments.format {
         Format::Svg => default_name(&pids).into(),
         Format::Folded | Format::Json => "-".into(),
@@ -151,9 +152,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     // Before the recording, so that nothing is recorded in vain.
     let output = Output::open(&path)?;
     let ticks = !arguments.empty_probe && !arguments.accounting_only;
-    let serving = arguments.serving.begin(arguments.rate.filter(|_| ticks))?;
-    let default_rate = if serving.is_some() { serving::RATE } else { DEFAULT_RATE };
-    let rate = arguments.rate.unwrap_or(default_rate);
+    let rate = arguments.rate.unwrap_or(if oap.is_some() { serving::RATE } else { DEFAULT_RATE });
+    let serving = oap.map(|backend| arguments.serving.begin(backend, rate)).transpose()?;
     let options = Options {
         duration: arguments.duration,
         sites: match arguments.probe {

@@ -37,42 +37,43 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// Begins to serve, with so many ticks a second if that was said; none if there is no OAP
-    /// to serve.
-    pub(super) fn begin(&self, rate: Option<u32>) -> Result<Option<(Serving, Tap)>, Failure> {
-        let given = Given {
-            service: self.service.clone(),
-            instance: self.instance.clone(),
-            layer: self.layer.clone(),
-        };
-        check_layer(&given).map_err(|error| Failure::usage(error.to_string()))?;
-        let Some(config) = self.backend.config()? else {
-            let unused = [
-                ("--span-events", self.span_events.is_some()),
-                ("--service", self.service.is_some()),
-                ("--instance", self.instance.is_some()),
-                ("--layer", self.layer.is_some()),
-            ];
-            return match unused.iter().find(|(_, is_given)| *is_given) {
-                Some((flag, _)) => Err(Failure::usage(format!(
-                    "{flag} is for SkyWalking's OAP, and none is named: give --oap HOST:PORT too"
-                ))),
-                None => Ok(None),
-            };
-        };
-        let rate = rate.unwrap_or(RATE);
-        let queue_bytes = config.queue_bytes;
-        let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+    /// The backend, if one is named; refuses what makes no sense before anything is begun.
+    pub(super) fn backend(&self) -> Result<Option<Backend>, Failure> {
+        check_layer(&self.given()).map_err(|error| Failure::usage(error.to_string()))?;
+        if let Some(config) = self.backend.config()? {
+            let seed = u64::from(std::process::id());
+            return Ok(Some(Backend::new(config, seed)?));
+        }
+        let unused = [
+            ("--span-events", self.span_events.is_some()),
+            ("--service", self.service.is_some()),
+            ("--instance", self.instance.is_some()),
+            ("--layer", self.layer.is_some()),
+        ];
+        match unused.iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(Failure::usage(format!(
+                "{flag} is for SkyWalking's OAP, and none is named: give --oap HOST:PORT too"
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    fn given(&self) -> Given {
+        Given { service: self.service.clone(), instance: self.instance.clone(), layer: self.layer.clone() }
+    }
+
+    /// Begins to serve, with so many ticks a second.
+    pub(super) fn begin(&self, backend: Backend, rate: u32) -> Result<(Serving, Tap), Failure> {
+        let queue_bytes = backend.config().queue_bytes;
+        let addresses: Vec<String> = backend.config().addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(",");
-        let seed = u64::from(std::process::id());
-        let backend = Backend::new(config, seed).map_err(|error| Failure::usage(error.to_string()))?;
         // The kernel's own: <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
         let agent = fs::read_to_string("/proc/sys/kernel/random/uuid")
             .map_err(|error| Failure::failed(format!("no UUID can be had of the kernel: {error}")))?;
         let serving = Serving::begin(Serve {
             backend,
             choice: Choice {
-                given,
+                given: self.given(),
                 span_events: self.span_events,
                 tick_ns: if rate == 0 { 0 } else { tick_ns(rate) },
             },
@@ -81,7 +82,7 @@ impl Arguments {
             around: Box::new(Around::of_oap(&addresses)),
             say: Box::new(|line| eprintln!("greenscope: {line}")),
         });
-        serving.map(Some).map_err(|error| Failure::failed(format!("OAP can't be served: {error}")))
+        serving.map_err(|error| Failure::failed(format!("OAP can't be served: {error}")))
     }
 }
 

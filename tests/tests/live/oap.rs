@@ -13,6 +13,7 @@ use tests::place::{Python, as_root};
 use tests::recording::Recording;
 use tests::runner::Cases;
 use tests::shop::{Call, Shop, between, by_segment};
+use tests::target::Target;
 
 /// The environment of tests/traced whose agent works under gevent and in threads.
 const ENVIRONMENT: &str = "agent-1.2.0-py3.11";
@@ -33,10 +34,32 @@ const OF_A_SUM: f64 = 0.02;
 const EVENT: &str = "--span-events=50ms";
 
 pub(crate) fn cases(cases: &mut Cases) {
+    cases.each("oap_is_absent", absent);
     cases.once(format!("oap/gevent/{ENVIRONMENT}"), || tasks("gevent"));
     cases.once(format!("oap/threads/{ENVIRONMENT}"), || tasks("threads"));
     cases.once(format!("oap/frozen/{ENVIRONMENT}"), frozen);
     cases.once(format!("oap/killed/{ENVIRONMENT}"), killed);
+}
+
+/// OAP is not there: the recording is what it is without, and one line says so.
+fn absent(python: &Python) -> Result<()> {
+    as_root()?;
+    let target = Target::start(python, "idle.py", &[])?;
+    // A port that is nobody's while the test holds it.
+    let held = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = held.local_addr()?.to_string();
+    drop(held);
+    let recording = Recording::start(target.pid(), &["--oap", &address])?;
+    let says = |line: &str| line.starts_with("greenscope: ") && line.contains(&address);
+    recording.process.stderr.line(0, Deadline::usual(), "a line on OAP", says)?;
+    let second = Recording::start(target.pid(), &["--oap", &address])?;
+    let serves = |line: &str| line.contains("another greenscope serves it");
+    second.process.stderr.line(0, Deadline::usual(), "a line on the other one", serves)?;
+    for recording in [second, recording] {
+        let said = end(recording)?;
+        ensure!(said.contains("OAP: not connected"), "{said}");
+    }
+    target.finish()
 }
 
 /// Every kind of task at once, under a hundred clients.
