@@ -2,10 +2,12 @@
 //! against the service's own books.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
+use tempfile::TempDir;
 use tests::deadline::Deadline;
 use tests::graphql::{Graphql, Schedule, Segment};
 use tests::oap::{Oap, Options};
@@ -39,6 +41,7 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.once(format!("oap/threads/{ENVIRONMENT}"), || tasks("threads"));
     cases.once(format!("oap/frozen/{ENVIRONMENT}"), frozen);
     cases.once(format!("oap/killed/{ENVIRONMENT}"), killed);
+    cases.once(format!("oap/spooled/{ENVIRONMENT}"), spooled);
 }
 
 /// OAP is not there: the recording is what it is without, and one line says so.
@@ -179,6 +182,45 @@ fn killed() -> Result<()> {
         );
     }
     oap.blames_nobody()
+}
+
+/// OAP is away, under load and for longer than memory lasts: the rest waits on the disk, over the
+/// end of greenscope, and is sent by the next one.
+fn spooled() -> Result<()> {
+    as_root()?;
+    let python = Python::find(ENVIRONMENT)?;
+    let mut oap = Oap::start(Options { on_file: true, ..Options::default() })?;
+    let shop = Shop::start(&python, "gevent", &oap)?;
+    let load = shop.load();
+    oap.kill()?;
+    let folder = TempDir::new()?;
+    let spool = folder.path().join("spool");
+    let spool_option = spool.to_string_lossy();
+    let address = oap.address();
+    let options = ["--oap", &address, "--span-events", "--spool", &spool_option, "--oap-queue", "64KiB"];
+    let recording = Recording::start(shop.target.pid(), &options)?;
+    Deadline::usual().until("batches on the disk", || Ok((batches(&spool)? >= 5).then_some(())))?;
+    let said = end(recording)?;
+    ensure!(said.contains("OAP: not connected") && said.contains(" 0 queued, 0 dropped"), "{said}");
+    let left = batches(&spool)?;
+    ensure!(said.contains(&format!("{left} on disk")) && !said.contains("fate"), "{left}: {said}");
+    oap.restart()?;
+    let recording = Recording::start(shop.target.pid(), &options)?;
+    Deadline::usual().until("an empty disk", || Ok((batches(&spool)? == 0).then_some(())))?;
+    let said = end(recording)?;
+    ensure!(said.contains("OAP: connected") && said.contains(" 0 queued, 0 dropped"), "{said}");
+    ensure!(!said.contains("on disk") && !said.contains("fate") && !said.contains("refused"), "{said}");
+    drop(load);
+    oap.blames_nobody()
+}
+
+/// How many batches are in a spool.
+fn batches(spool: &Path) -> Result<usize> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(spool)? {
+        count += usize::from(entry?.file_name().len() == 16);
+    }
+    Ok(count)
 }
 
 /// Waits until a task can be made.
