@@ -11,7 +11,6 @@ use crate::export::oap::{
     identity::{Given, Surroundings, check_layer},
     serve::{self, Serve, Serving},
     service::Choice,
-    spool::{Spool, SpoolError},
     tap::Tap,
 };
 use crate::kernel::tick_ns;
@@ -68,16 +67,6 @@ impl Arguments {
         let queue_bytes = backend.config().queue_bytes;
         let addresses: Vec<String> = backend.config().addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(",");
-        let spool =
-            backend.config().spool.as_deref().map(|folder| Spool::open(folder, backend.config().spool_bytes));
-        let spool = match spool.transpose() {
-            Ok(spool) => spool,
-            Err(taken @ SpoolError::Taken(_)) => {
-                eprintln!("greenscope: {taken}");
-                None
-            }
-            Err(error @ SpoolError::Io { .. }) => return Err(Failure::usage(error.to_string())),
-        };
         // The kernel's own: <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
         let agent = fs::read_to_string("/proc/sys/kernel/random/uuid")
             .map_err(|error| Failure::failed(format!("no UUID can be had of the kernel: {error}")))?;
@@ -90,7 +79,6 @@ impl Arguments {
             },
             agent: agent.trim().to_owned(),
             queue_bytes,
-            spool,
             around: Box::new(Around::of_oap(&addresses)),
             say: Box::new(|line| eprintln!("greenscope: {line}")),
         });

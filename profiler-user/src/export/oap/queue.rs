@@ -63,11 +63,6 @@ impl<T: Weighed> Queue<T> {
         self.dropped.bytes += bytes as u64;
     }
 
-    /// One that was taken will not be sent.
-    pub fn count_dropped(&mut self, batch: &T) {
-        self.count(batch.bytes());
-    }
-
     /// The oldest.
     pub fn pop(&mut self) -> Option<T> {
         let oldest = self.waiting.pop_front()?;

@@ -5,7 +5,7 @@
 //! for any of it.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     fmt,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -27,11 +27,10 @@ use super::{
     continuous::Gauges,
     failure::{Failure, Fate},
     identity::{Surroundings, UnknownLayer},
+    queue::Queue,
     registry::Due,
     service::{Choice, Service},
-    spool::Spool,
     tap::{Tap, Wanted, tap},
-    waiting::Waiting,
     wall_clock::WallClock,
 };
 use crate::profile::event::{Event, Process};
@@ -56,10 +55,8 @@ pub struct Status {
     pub tasks: usize,
     /// Batches that OAP took.
     pub sent: u64,
-    /// That wait in memory.
+    /// That wait.
     pub queued: usize,
-    /// That wait on the disk.
-    pub spooled: usize,
     /// That there was no room for, with events that there was none for.
     pub dropped: u64,
     /// Of which it is not known whether they arrived; they are not sent again.
@@ -70,12 +67,9 @@ pub struct Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connected, tasks, sent, queued, spooled, dropped, unknown, refused } = self;
+        let Self { connected, tasks, sent, queued, dropped, unknown, refused } = self;
         let connected = if *connected { "connected" } else { "not connected" };
         write!(f, "OAP: {connected}, {tasks} tasks, {sent} sent, {queued} queued, {dropped} dropped")?;
-        if *spooled > 0 {
-            write!(f, ", {spooled} on disk")?;
-        }
         if *unknown > 0 {
             write!(f, ", {unknown} of unknown fate")?;
         }
@@ -106,8 +100,6 @@ pub struct Serve {
     pub agent: String,
     /// Room for batches that wait.
     pub queue_bytes: usize,
-    /// Where those wait that it has no room for.
-    pub spool: Option<Spool>,
     /// What the system tells.
     pub around: Box<dyn Around>,
     /// Is given lines for the user.
@@ -162,9 +154,7 @@ impl Serving {
 /// What the three parts share; never borrowed while one of them waits.
 struct Shared {
     service: RefCell<Service>,
-    waiting: RefCell<Waiting>,
-    /// A batch is under way.
-    sending: Cell<bool>,
+    queue: RefCell<Queue<Batch>>,
     /// There is something in the queue.
     more: Notify,
     /// The questions are due now.
@@ -174,11 +164,10 @@ struct Shared {
 }
 
 async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, shown: Arc<Mutex<Status>>) {
-    let Serve { backend, choice, agent, queue_bytes, spool, around, say } = serve;
+    let Serve { backend, choice, agent, queue_bytes, around, say } = serve;
     let shared = Rc::new(Shared {
         service: RefCell::new(Service::new(&agent, choice, wall_clock())),
-        waiting: RefCell::new(Waiting::new(queue_bytes, spool)),
-        sending: Cell::new(false),
+        queue: RefCell::new(Queue::new(queue_bytes)),
         more: Notify::new(),
         ask: Notify::new(),
         status: RefCell::new(Status::default()),
@@ -192,14 +181,13 @@ async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, s
     take(&shared, events, &around, &say, &shown).await;
     asker.abort();
     drop(over);
-    // What OAP does not take by then stays on the disk, or is lost and counted.
+    // What OAP does not take by then is lost, and counted.
     let _late = timeout(PATIENCE, sender).await;
-    shared.waiting.borrow_mut().keep();
-    if shared.sending.get() {
-        shared.status.borrow_mut().unknown += 1;
-    }
-    count(&shared);
+    let mut status = shared.status.borrow().clone();
+    status.dropped += u64::try_from(status.queued).unwrap_or(u64::MAX);
+    status.queued = 0;
     show(&shared, &say, &shown);
+    *shown.lock().unwrap_or_else(PoisonError::into_inner) = status;
 }
 
 /// Takes events and makes batches of them, until the recording is over.
@@ -266,25 +254,17 @@ fn take_one(shared: &Shared, event: Event, around: &RefCell<Box<dyn Around>>) {
 
 fn turn(shared: &Shared, now_ns: u64) {
     let mut service = shared.service.borrow_mut();
+    let mut queue = shared.queue.borrow_mut();
     service.clock(wall_clock());
     for batch in service.due(now_ns) {
-        if let Some(line) = shared.waiting.borrow_mut().push(batch) {
-            service.say(line);
-        }
+        let _counted = queue.push(batch);
         shared.more.notify_one();
     }
     shared.wanted.say(service.wants(now_ns));
-    shared.status.borrow_mut().tasks = service.tasks(now_ns);
-    drop(service);
-    count(shared);
-}
-
-fn count(shared: &Shared) {
-    let waiting = shared.waiting.borrow();
     let mut status = shared.status.borrow_mut();
-    status.queued = waiting.in_memory();
-    status.spooled = waiting.on_disk();
-    status.dropped = waiting.dropped() + shared.service.borrow().events_dropped() + shared.wanted.lost();
+    status.tasks = service.tasks(now_ns);
+    status.queued = queue.len();
+    status.dropped = queue.dropped().batches + service.events_dropped() + shared.wanted.lost();
 }
 
 fn show(shared: &Shared, say: &(dyn Fn(&str) + Send), shown: &Mutex<Status>) {
@@ -298,10 +278,8 @@ fn show(shared: &Shared, say: &(dyn Fn(&str) + Send), shown: &Mutex<Status>) {
 async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Receiver<()>) {
     let mut over = false;
     loop {
-        // In a pause nothing is tried, and nothing said.
-        backend.paused().await;
-        let next = shared.waiting.borrow_mut().pop();
-        let Some((batch, place)) = next else {
+        let batch = shared.queue.borrow_mut().pop();
+        let Some(batch) = batch else {
             if over {
                 return;
             }
@@ -311,32 +289,31 @@ async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Re
             }
             continue;
         };
-        shared.sending.set(true);
         let outcome = deliver(&backend, &batch).await;
-        shared.sending.set(false);
+        let mut status = shared.status.borrow_mut();
         match outcome {
-            Ok(()) => shared.status.borrow_mut().sent += 1,
+            Ok(()) => status.sent += 1,
             Err(Failure { fate: Fate::Retry, .. }) => {
-                if let Some(line) = shared.waiting.borrow_mut().put_back(batch, place) {
-                    shared.service.borrow_mut().say(line);
-                }
+                let _counted = shared.queue.borrow_mut().put_back(batch);
             }
             Err(Failure { fate: Fate::Unknown, text, .. }) => {
-                shared.status.borrow_mut().unknown += 1;
+                status.unknown += 1;
                 shared.service.borrow_mut().say(format!(
                     "{text}; whether OAP got what was being sent is not known, and it is not sent again"
                 ));
             }
             Err(Failure { fate: Fate::Permanent, text, .. }) => {
-                shared.status.borrow_mut().refused += 1;
+                status.refused += 1;
                 shared.service.borrow_mut().say(text);
             }
         }
-        count(&shared);
+        status.queued = shared.queue.borrow().len();
     }
 }
 
 async fn deliver(backend: &Backend, batch: &Batch) -> Result<(), Failure> {
+    // In a pause nothing is tried, and nothing said.
+    backend.paused().await;
     match batch.clone() {
         Batch::Snapshots(messages) => backend.upload_snapshots(messages).await,
         Batch::Finished(message) => backend.trace_task_finished(message).await,
