@@ -23,6 +23,7 @@ pub mod serve;
 pub mod service;
 pub mod snapshots;
 pub mod span_events;
+pub mod spool;
 pub mod symbols;
 pub mod tap;
 pub mod tls;
