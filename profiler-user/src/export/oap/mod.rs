@@ -28,5 +28,6 @@ pub mod symbols;
 pub mod tap;
 pub mod tls;
 pub mod trace_tasks;
+pub mod waiting;
 pub mod wall_clock;
 mod wire;
