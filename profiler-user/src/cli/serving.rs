@@ -11,6 +11,7 @@ use crate::export::oap::{
     identity::{Given, Surroundings, check_layer},
     serve::{self, Serve, Serving},
     service::Choice,
+    spool::Place,
     tap::Tap,
 };
 use crate::kernel::tick_ns;
@@ -64,8 +65,10 @@ impl Arguments {
 
     /// Begins to serve, with so many ticks a second.
     pub(super) fn begin(&self, backend: Backend, rate: u32) -> Result<(Serving, Tap), Failure> {
-        let queue_bytes = backend.config().queue_bytes;
-        let addresses: Vec<String> = backend.config().addresses.iter().map(ToString::to_string).collect();
+        let config = backend.config();
+        let queue_bytes = config.queue_bytes;
+        let spool = config.spool.clone().map(|directory| Place { directory, bytes: config.spool_bytes });
+        let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(",");
         // The kernel's own: <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
         let agent = fs::read_to_string("/proc/sys/kernel/random/uuid")
@@ -79,6 +82,8 @@ impl Arguments {
             },
             agent: agent.trim().to_owned(),
             queue_bytes,
+            spool,
+            patience: serve::PATIENCE,
             around: Box::new(Around::of_oap(&addresses)),
             say: Box::new(|line| eprintln!("greenscope: {line}")),
         });

@@ -431,6 +431,8 @@ mod tests {
     #[test]
     fn a_flag_goes_before_our_variable_and_that_before_rovers() {
         assert_eq!(config(&Given::default(), &[]), Ok(None));
+        let spool = Given { spool: Some("/spool".to_owned()), ..Given::default() };
+        assert_eq!(config(&spool, &[]), Ok(None));
         let mut environment = vec![("ROVER_BACKEND_ADDR", "rover")];
         let host = |given: &Given, environment: &[(&str, &str)]| {
             config(given, environment).unwrap().unwrap().addresses[0].host.clone()

@@ -1,4 +1,4 @@
-//! What waits to be sent: bounded in bytes, the oldest goes first, and is what is dropped.
+//! What waits in memory: bounded in bytes, the oldest goes first, and is what has to go.
 
 use std::collections::VecDeque;
 
@@ -17,23 +17,13 @@ pub struct Queue<T> {
     waiting: VecDeque<T>,
     bytes: usize,
     room: usize,
-    dropped: Dropped,
-}
-
-/// What there was no room for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dropped {
-    /// Batches.
-    pub batches: u64,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 impl<T: Weighed> Queue<T> {
     /// An empty one with room for `room` bytes.
     #[must_use]
     pub const fn new(room: usize) -> Self {
-        Self { waiting: VecDeque::new(), bytes: 0, room, dropped: Dropped { batches: 0, bytes: 0 } }
+        Self { waiting: VecDeque::new(), bytes: 0, room }
     }
 
     /// Adds a batch; what has no room beside it any more is returned, the oldest first. One that
@@ -42,7 +32,6 @@ impl<T: Weighed> Queue<T> {
         let bytes = batch.bytes();
         let mut gone = Vec::new();
         if bytes > self.room {
-            self.count(bytes);
             gone.push(batch);
             return gone;
         }
@@ -50,17 +39,11 @@ impl<T: Weighed> Queue<T> {
             let Some(oldest) = self.pop() else {
                 break;
             };
-            self.count(oldest.bytes());
             gone.push(oldest);
         }
         self.bytes += bytes;
         self.waiting.push_back(batch);
         gone
-    }
-
-    fn count(&mut self, bytes: usize) {
-        self.dropped.batches += 1;
-        self.dropped.bytes += bytes as u64;
     }
 
     /// The oldest.
@@ -71,11 +54,10 @@ impl<T: Weighed> Queue<T> {
     }
 
     /// Puts one back that did surely not arrive: it is the oldest again. Without room it is
-    /// dropped.
+    /// returned.
     pub fn put_back(&mut self, batch: T) -> Option<T> {
         let bytes = batch.bytes();
         if self.bytes + bytes > self.room {
-            self.count(bytes);
             return Some(batch);
         }
         self.bytes += bytes;
@@ -101,10 +83,10 @@ impl<T: Weighed> Queue<T> {
         self.bytes
     }
 
-    /// What there was no room for so far.
+    /// How much room there is in all.
     #[must_use]
-    pub const fn dropped(&self) -> Dropped {
-        self.dropped
+    pub const fn room(&self) -> usize {
+        self.room
     }
 }
 
@@ -124,14 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_dropped() {
+    fn the_oldest_has_to_go() {
         let mut queue = Queue::new(10);
         for number in 0..3 {
             assert!(queue.push(Batch(number, 3)).is_empty());
         }
         assert_eq!(queue.push(Batch(3, 5)), [Batch(0, 3), Batch(1, 3)]);
         assert_eq!(queue.push(Batch(4, 11)), [Batch(4, 11)]);
-        assert_eq!(queue.dropped(), Dropped { batches: 3, bytes: 17 });
         assert_eq!((queue.pop(), queue.len(), queue.bytes()), (Some(Batch(2, 3)), 1, 5));
     }
 

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     runtime,
     sync::{Notify, mpsc, oneshot},
-    task::LocalSet,
+    task::{LocalSet, yield_now},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -27,10 +27,11 @@ use super::{
     continuous::Gauges,
     failure::{Failure, Fate},
     identity::{Surroundings, UnknownLayer},
-    queue::Queue,
     registry::Due,
     service::{Choice, Service},
+    spool::{Lost, Place, Spool},
     tap::{Tap, Wanted, tap},
+    waiting::{Next, Waiting},
     wall_clock::WallClock,
 };
 use crate::profile::event::{Event, Process};
@@ -44,7 +45,7 @@ const ASK_POLICIES: Duration = Duration::from_secs(10);
 /// How often processes are looked at that have a policy.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long what is left is sent when the recording is over.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How it stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,26 +56,37 @@ pub struct Status {
     pub tasks: usize,
     /// Batches that OAP took.
     pub sent: u64,
-    /// That wait.
+    /// That wait in memory.
     pub queued: usize,
+    /// That wait on disk.
+    pub spooled: usize,
     /// That there was no room for, with events that there was none for.
     pub dropped: u64,
     /// Of which it is not known whether they arrived; they are not sent again.
     pub unknown: u64,
     /// That OAP refused.
     pub refused: u64,
+    /// That could not be read from disk again.
+    pub torn: u64,
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connected, tasks, sent, queued, dropped, unknown, refused } = self;
+        let Self { connected, tasks, sent, queued, spooled, dropped, unknown, refused, torn } = self;
         let connected = if *connected { "connected" } else { "not connected" };
-        write!(f, "OAP: {connected}, {tasks} tasks, {sent} sent, {queued} queued, {dropped} dropped")?;
+        write!(f, "OAP: {connected}, {tasks} tasks, {sent} sent, {queued} queued")?;
+        if *spooled > 0 {
+            write!(f, ", {spooled} spooled")?;
+        }
+        write!(f, ", {dropped} dropped")?;
         if *unknown > 0 {
             write!(f, ", {unknown} of unknown fate")?;
         }
         if *refused > 0 {
             write!(f, ", {refused} refused")?;
+        }
+        if *torn > 0 {
+            write!(f, ", {torn} torn")?;
         }
         Ok(())
     }
@@ -100,6 +112,10 @@ pub struct Serve {
     pub agent: String,
     /// Room for batches that wait.
     pub queue_bytes: usize,
+    /// Where those wait that have none.
+    pub spool: Option<Place>,
+    /// How long what is left is sent at the end: [`PATIENCE`].
+    pub patience: Duration,
     /// What the system tells.
     pub around: Box<dyn Around>,
     /// Is given lines for the user.
@@ -154,8 +170,8 @@ impl Serving {
 /// What the three parts share; never borrowed while one of them waits.
 struct Shared {
     service: RefCell<Service>,
-    queue: RefCell<Queue<Batch>>,
-    /// There is something in the queue.
+    waiting: RefCell<Waiting>,
+    /// Something waits.
     more: Notify,
     /// The questions are due now.
     ask: Notify,
@@ -164,13 +180,16 @@ struct Shared {
 }
 
 async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, shown: Arc<Mutex<Status>>) {
-    let Serve { backend, choice, agent, queue_bytes, around, say } = serve;
+    let Serve { backend, choice, agent, queue_bytes, spool, patience, around, say } = serve;
+    let spool = spool.and_then(|place| Spool::open(place).inspect_err(|error| say(&error.to_string())).ok());
+    let waiting = Waiting::new(queue_bytes, spool);
+    let status = Status { unknown: waiting.lost().unknown, ..Status::default() };
     let shared = Rc::new(Shared {
         service: RefCell::new(Service::new(&agent, choice, wall_clock())),
-        queue: RefCell::new(Queue::new(queue_bytes)),
+        waiting: RefCell::new(waiting),
         more: Notify::new(),
         ask: Notify::new(),
-        status: RefCell::new(Status::default()),
+        status: RefCell::new(status),
         wanted,
     });
     let backend = Rc::new(backend);
@@ -181,13 +200,13 @@ async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, s
     take(&shared, events, &around, &say, &shown).await;
     asker.abort();
     drop(over);
-    // What OAP does not take by then is lost, and counted.
-    let _late = timeout(PATIENCE, sender).await;
-    let mut status = shared.status.borrow().clone();
-    status.dropped += u64::try_from(status.queued).unwrap_or(u64::MAX);
-    status.queued = 0;
+    // What OAP does not take by then waits on disk for the next time, or is lost, and counted.
+    let _late = timeout(patience, sender).await;
+    if shared.waiting.borrow_mut().end() {
+        shared.status.borrow_mut().unknown += 1;
+    }
+    count(&shared);
     show(&shared, &say, &shown);
-    *shown.lock().unwrap_or_else(PoisonError::into_inner) = status;
 }
 
 /// Takes events and makes batches of them, until the recording is over.
@@ -254,17 +273,30 @@ fn take_one(shared: &Shared, event: Event, around: &RefCell<Box<dyn Around>>) {
 
 fn turn(shared: &Shared, now_ns: u64) {
     let mut service = shared.service.borrow_mut();
-    let mut queue = shared.queue.borrow_mut();
     service.clock(wall_clock());
     for batch in service.due(now_ns) {
-        let _counted = queue.push(batch);
+        shared.waiting.borrow_mut().push(batch);
         shared.more.notify_one();
     }
     shared.wanted.say(service.wants(now_ns));
+    shared.status.borrow_mut().tasks = service.tasks(now_ns);
+    drop(service);
+    count(shared);
+}
+
+/// Brings the status up to what waits and what was lost.
+fn count(shared: &Shared) {
+    let mut service = shared.service.borrow_mut();
+    let mut waiting = shared.waiting.borrow_mut();
+    for line in waiting.lines() {
+        service.say(line);
+    }
+    let Lost { dropped, torn, unknown: _ } = waiting.lost();
     let mut status = shared.status.borrow_mut();
-    status.tasks = service.tasks(now_ns);
-    status.queued = queue.len();
-    status.dropped = queue.dropped().batches + service.events_dropped() + shared.wanted.lost();
+    status.queued = waiting.queued();
+    status.spooled = waiting.spooled();
+    status.dropped = dropped + service.events_dropped() + shared.wanted.lost();
+    status.torn = torn;
 }
 
 fn show(shared: &Shared, say: &(dyn Fn(&str) + Send), shown: &Mutex<Status>) {
@@ -278,8 +310,7 @@ fn show(shared: &Shared, say: &(dyn Fn(&str) + Send), shown: &Mutex<Status>) {
 async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Receiver<()>) {
     let mut over = false;
     loop {
-        let batch = shared.queue.borrow_mut().pop();
-        let Some(batch) = batch else {
+        if shared.waiting.borrow().is_empty() {
             if over {
                 return;
             }
@@ -288,14 +319,26 @@ async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Re
                 _ = &mut is_over => over = true,
             }
             continue;
+        }
+        // In a pause nothing is tried, and nothing said. A batch is taken only when there is a
+        // connection: of one that was taken it may not be known any more whether it arrived.
+        backend.paused().await;
+        if backend.connect().await.is_err() {
+            continue;
+        }
+        let next = shared.waiting.borrow_mut().take();
+        let Next::Batch(batch) = next else {
+            // The others have their turn, however many can't be read.
+            yield_now().await;
+            continue;
         };
         let outcome = deliver(&backend, &batch).await;
+        let fate = outcome.as_ref().err().map(|failure| failure.fate);
+        shared.waiting.borrow_mut().became(batch, fate);
         let mut status = shared.status.borrow_mut();
         match outcome {
             Ok(()) => status.sent += 1,
-            Err(Failure { fate: Fate::Retry, .. }) => {
-                let _counted = shared.queue.borrow_mut().put_back(batch);
-            }
+            Err(Failure { fate: Fate::Retry, .. }) => {}
             Err(Failure { fate: Fate::Unknown, text, .. }) => {
                 status.unknown += 1;
                 shared.service.borrow_mut().say(format!(
@@ -307,13 +350,12 @@ async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Re
                 shared.service.borrow_mut().say(text);
             }
         }
-        status.queued = shared.queue.borrow().len();
+        drop(status);
+        count(&shared);
     }
 }
 
 async fn deliver(backend: &Backend, batch: &Batch) -> Result<(), Failure> {
-    // In a pause nothing is tried, and nothing said.
-    backend.paused().await;
     match batch.clone() {
         Batch::Snapshots(messages) => backend.upload_snapshots(messages).await,
         Batch::Finished(message) => backend.trace_task_finished(message).await,

@@ -2,6 +2,7 @@
 
 pub(super) mod pki;
 pub(super) mod server;
+mod spool;
 mod tls;
 
 use std::{future::Future, time::Duration};
