@@ -201,15 +201,16 @@ fn spooled() -> Result<()> {
     let recording = Recording::start(shop.target.pid(), &options)?;
     Deadline::usual().until("batches on the disk", || Ok((batches(&spool)? >= 5).then_some(())))?;
     let said = end(recording)?;
-    ensure!(said.contains("OAP: not connected") && said.contains(" 0 queued, 0 dropped"), "{said}");
     let left = batches(&spool)?;
-    ensure!(said.contains(&format!("{left} on disk")) && !said.contains("fate"), "{left}: {said}");
+    let stands = format!(" 0 sent, 0 queued, {left} spooled, 0 dropped");
+    ensure!(said.contains("OAP: not connected") && said.contains(&stands), "{left}: {said}");
+    ensure!(!said.contains("fate"), "{said}");
     oap.restart()?;
     let recording = Recording::start(shop.target.pid(), &options)?;
     Deadline::usual().until("an empty disk", || Ok((batches(&spool)? == 0).then_some(())))?;
     let said = end(recording)?;
     ensure!(said.contains("OAP: connected") && said.contains(" 0 queued, 0 dropped"), "{said}");
-    ensure!(!said.contains("on disk") && !said.contains("fate") && !said.contains("refused"), "{said}");
+    ensure!(!said.contains("spooled,") && !said.contains("fate") && !said.contains("refused"), "{said}");
     drop(load);
     oap.blames_nobody()
 }
@@ -218,7 +219,7 @@ fn spooled() -> Result<()> {
 fn batches(spool: &Path) -> Result<usize> {
     let mut count = 0;
     for entry in std::fs::read_dir(spool)? {
-        count += usize::from(entry?.file_name().len() == 16);
+        count += usize::from(entry?.file_name().to_string_lossy().ends_with(".batch"));
     }
     Ok(count)
 }
