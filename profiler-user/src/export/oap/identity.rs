@@ -65,6 +65,8 @@ pub struct Given {
 pub enum Rule {
     /// SkyWalking's agent in the process says it.
     Agent,
+    /// It has none, and that of a process that it made says it: a server's master.
+    Workers,
     /// OpenTelemetry's resource says it.
     Resource,
     /// The user says it.
@@ -79,10 +81,19 @@ pub enum Rule {
     Command,
 }
 
+impl Rule {
+    /// Nobody said it who would know.
+    #[must_use]
+    pub const fn is_guess(self) -> bool {
+        matches!(self, Self::Application | Self::Unit | Self::Command)
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Agent => f.write_str("SkyWalking's agent in the process"),
+            Self::Workers => f.write_str("SkyWalking's agent in its workers"),
             Self::Resource => f.write_str("OpenTelemetry's resource"),
             Self::Given => f.write_str("--service"),
             Self::Environment(name) => write!(f, "{name} in its environment"),
@@ -106,6 +117,15 @@ pub struct Identity {
     pub process: String,
     /// How the service got its name.
     pub rule: Rule,
+}
+
+impl Identity {
+    /// A server's master is of its workers' service.
+    pub fn join(&mut self, worker: &Self) {
+        self.layer.clone_from(&worker.layer);
+        self.service.clone_from(&worker.service);
+        self.rule = Rule::Workers;
+    }
 }
 
 /// A layer that OAP does not know: it ends the call, and what comes after it is lost.

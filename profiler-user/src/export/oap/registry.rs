@@ -18,6 +18,9 @@ const REPORT_EVERY: u32 = 10;
 /// When a process that was reported is in OAP's storage: it writes every 25 s
 /// (`persistentPeriod`). Data of a process that is not there yet hides all of its task.
 const STORED: Duration = Duration::from_secs(30);
+/// How long a process whose service is guessed is held back: OAP keeps a name that was reported,
+/// and those that it made may tell a better one.
+const GUESSED: Duration = Duration::from_secs(5);
 
 /// The processes of one agent.
 #[derive(Debug)]
@@ -36,6 +39,10 @@ struct Entry {
     entity: EbpfProcessEntityMetadata,
     properties: Vec<KeyStringValuePair>,
     id: String,
+    /// It may be reported.
+    ready: bool,
+    /// Since when it is held back.
+    held_ns: Option<u64>,
     /// When OAP said that it took the report.
     known_ns: Option<u64>,
 }
@@ -58,7 +65,7 @@ impl Registry {
 
     /// A process is recorded, or is called something else by now.
     pub fn add(&mut self, pid: u32, identity: &Identity, labels: &[&str], properties: &[(&str, &str)]) {
-        let Identity { layer, service, instance, process, rule: _ } = identity;
+        let Identity { layer, service, instance, process, rule } = identity;
         let entity = EbpfProcessEntityMetadata {
             layer: layer.clone(),
             service_name: service.clone(),
@@ -73,12 +80,20 @@ impl Registry {
         // A process that was once stored without it can't be profiled any more.
         let supported = std::iter::once(("support_ebpf_profiling", "true"));
         let properties = supported.chain(properties.iter().copied()).map(pair).collect();
-        let entry = Entry { id: id(service, instance, process), entity, properties, known_ns: None };
-        let same = self.processes.get(&pid).is_some_and(|known| known.entity == entry.entity);
-        if !same {
-            self.report = true;
-            self.processes.insert(pid, entry);
+        let known = self.processes.get(&pid);
+        if known.is_some_and(|known| known.entity == entity) {
+            return;
         }
+        let ready = !rule.is_guess();
+        let held_ns = known.and_then(|known| known.held_ns);
+        let id = id(service, instance, process);
+        self.report |= ready;
+        self.processes.insert(pid, Entry { entity, properties, id, ready, held_ns, known_ns: None });
+    }
+
+    /// Those that OAP is told of.
+    fn ready(&self) -> impl Iterator<Item = (&u32, &Entry)> {
+        self.processes.iter().filter(|(_, entry)| entry.ready)
     }
 
     /// A process is gone.
@@ -109,7 +124,12 @@ impl Registry {
 
     /// What is to be said by now; what is given here counts as said.
     pub fn due(&mut self, now_ns: u64) -> Due {
-        if self.processes.is_empty() || !self.report && now_ns < self.next_ns {
+        for entry in self.processes.values_mut().filter(|entry| !entry.ready) {
+            let held_ns = *entry.held_ns.get_or_insert(now_ns);
+            entry.ready = now_ns >= held_ns.saturating_add(nanoseconds(GUESSED));
+            self.report |= entry.ready;
+        }
+        if self.ready().next().is_none() || !self.report && now_ns < self.next_ns {
             return Due::default();
         }
         let full = self.report || self.alive.is_multiple_of(REPORT_EVERY);
@@ -117,15 +137,14 @@ impl Registry {
         self.alive = self.alive.wrapping_add(1);
         self.next_ns = now_ns.saturating_add(nanoseconds(ALIVE));
         let report = full.then(|| EbpfProcessReportList {
-            processes: self.processes.iter().map(|(pid, entry)| entry.properties_of(*pid)).collect(),
+            processes: self.ready().map(|(pid, entry)| entry.properties_of(*pid)).collect(),
             ebpf_agent_id: self.agent.clone(),
         });
         // Only this makes the service and the instance known.
         let alive = EbpfProcessPingPkgList {
             processes: self
-                .processes
-                .values()
-                .map(|entry| EbpfProcessPingPkg {
+                .ready()
+                .map(|(_, entry)| EbpfProcessPingPkg {
                     entity_metadata: Some(entry.entity.clone()),
                     properties: entry.properties.clone(),
                 })
@@ -244,6 +263,23 @@ mod tests {
         assert_eq!(registry.due(1), Due::default());
         registry.add(1, &identity("master-1"), &[], &[]);
         assert!(registry.due(2).report.is_some());
+    }
+
+    #[test]
+    fn a_guess_is_held_back_for_a_better_name() {
+        let mut registry = Registry::new("agent");
+        let guess = Identity { rule: Rule::Command, ..identity("python-1") };
+        registry.add(1, &guess, &[], &[]);
+        registry.add(2, &Identity { process: "python-2".to_owned(), ..guess.clone() }, &[], &[]);
+        assert_eq!(registry.due(SECOND), Due::default());
+        registry.add(1, &identity("python-1"), &[], &[]);
+        // The same names as before: only the rule is another.
+        assert_eq!(registry.due(2 * SECOND), Due::default());
+        let better = Identity { service: "shop".to_owned(), rule: Rule::Workers, ..guess };
+        registry.add(1, &better, &[], &[]);
+        assert_eq!(registry.due(2 * SECOND).report.unwrap().processes.len(), 1);
+        assert_eq!(registry.due(5 * SECOND), Due::default());
+        assert_eq!(registry.due(6 * SECOND).report.unwrap().processes.len(), 2);
     }
 
     #[test]

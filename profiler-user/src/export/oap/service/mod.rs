@@ -15,7 +15,7 @@ use super::{
     commands::{self, Command, EbpfTask, Looks},
     continuous::{self, Continuous, Gauges},
     ebpf_tasks::{EbpfTasks, Flush},
-    identity::{self, Facts, Given, Identity, Surroundings, UnknownLayer},
+    identity::{self, Facts, Given, Identity, Rule, Surroundings, UnknownLayer},
     registry::{self, Registry},
     span_events::SpanEvents,
     trace_tasks::{Due, TraceTasks},
@@ -114,12 +114,19 @@ impl Service {
             host: &around.host,
             tracer: process.tracer.as_ref(),
         };
-        let identity = identity::name(&facts, &self.choice.given)?;
-        let greenlets = if process.greenlets { &["python", "greenlet"][..] } else { &["python"][..] };
-        let pid = process.pid.to_string();
-        let command = process.command.join(" ");
-        let properties = [("host_name", around.host.as_str()), ("pid", &pid), ("command_line", &command)];
-        self.registry.add(process.pid, &identity, greenlets, &properties);
+        let mut identity = identity::name(&facts, &self.choice.given)?;
+        if identity.rule.is_guess()
+            && let Some(worker) = self
+                .processes
+                .values()
+                .find(|other| other.process.parent == Some(process.pid) && other.identity.rule == Rule::Agent)
+        {
+            identity.join(&worker.identity);
+        }
+        self.register(&process, &identity, &around.host);
+        if identity.rule == Rule::Agent {
+            self.adopt(process.parent, &identity, &around.host);
+        }
         let instance = self.instance(process.pid, process.tracer.as_ref());
         if let Some(instance) = &instance {
             let new = || TraceTasks::new(self.wall, self.choice.tick_ns);
@@ -127,6 +134,26 @@ impl Service {
         }
         self.processes.insert(process.pid, Served { process, identity, instance, responses: (0, 0) });
         Ok(())
+    }
+
+    fn register(&mut self, process: &Process, identity: &Identity, host: &str) {
+        let greenlets = if process.greenlets { &["python", "greenlet"][..] } else { &["python"][..] };
+        let pid = process.pid.to_string();
+        let command = process.command.join(" ");
+        let properties = [("host_name", host), ("pid", &pid), ("command_line", &command)];
+        self.registry.add(process.pid, identity, greenlets, &properties);
+    }
+
+    /// What made a process that has an agent belongs to its service, if nothing else says where.
+    fn adopt(&mut self, parent: Option<u32>, worker: &Identity, host: &str) {
+        let Some(served) = parent.and_then(|parent| self.processes.get_mut(&parent)) else {
+            return;
+        };
+        if served.identity.rule.is_guess() {
+            served.identity.join(worker);
+            let (process, identity) = (served.process.clone(), served.identity.clone());
+            self.register(&process, &identity, host);
+        }
     }
 
     /// Whose trace tasks are served in a process.
@@ -423,6 +450,10 @@ impl Service {
         if !self.events.is_empty() {
             due.push(Batch::Events(std::mem::take(&mut self.events)));
         }
+        // Each worker is an instance of its own, and a server may make many.
+        let used: FxHashSet<&Instance> =
+            self.processes.values().filter_map(|served| served.instance.as_ref()).collect();
+        self.traced.retain(|instance, tasks| used.contains(instance) || tasks.is_busy(now_ns));
         due
     }
 

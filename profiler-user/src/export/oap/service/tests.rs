@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use proto::skywalking::KeyStringValuePair;
+use proto::skywalking::{KeyStringValuePair, ebpf_process_properties::Metadata};
 
 use super::*;
 use crate::{
@@ -188,4 +188,39 @@ fn a_process_that_is_gone_is_nobodys() {
     service.take(&Event::Ended { pid: 7, time_ns: S });
     assert!(service.wants(S).is_empty() && service.trace_questions().is_empty());
     assert_eq!((service.ebpf_question(), service.policy_question()), (None, None));
+}
+
+#[test]
+fn a_master_is_of_its_workers_service() {
+    let worker = || Process { parent: Some(7), ..process(8, Some(tracer(Some(false)))) };
+    for master_first in [true, false] {
+        let mut service = service(None);
+        let around = Surroundings { host: "host".to_owned(), ..Surroundings::default() };
+        let mut processes = vec![process(7, None), worker()];
+        if !master_first {
+            processes.reverse();
+        }
+        for process in processes {
+            service.begin(process, &around).unwrap();
+        }
+        let report = service.registration(0).report.unwrap();
+        let names = report.processes.iter().filter_map(|process| match process.metadata.clone()? {
+            Metadata::HostProcess(host) => {
+                host.entity.map(|entity| (entity.service_name, entity.instance_name))
+            }
+            Metadata::K8sProcess(_) => None,
+        });
+        let shop = "shop".to_owned();
+        assert_eq!(names.collect::<Vec<_>>(), [(shop.clone(), "host".to_owned()), (shop, "one".to_owned())]);
+    }
+}
+
+#[test]
+fn an_instance_that_is_gone_is_forgotten_after_its_tasks() {
+    let mut service = begun(Some(tracer(Some(false))));
+    let one = ("shop".to_owned(), "one".to_owned());
+    service.answered(trace_task(), Some(&one), 0);
+    service.take(&Event::Ended { pid: 7, time_ns: S / 2 });
+    assert!(service.due(S / 2).is_empty() && service.traced.len() == 1);
+    assert!(matches!(service.due(70 * S)[..], [Batch::Finished(_)]) && service.traced.is_empty());
 }
