@@ -56,7 +56,7 @@ impl Recorded {
             work: self.whose(&tick.label),
             is_sure: whole && !tick.stack.is_none() && is_sure(tick.blank),
         });
-        self.keep(event, Fault::RingFullTick);
+        self.keep(event);
     }
 
     /// A wait or a sleep is over.
@@ -77,12 +77,12 @@ impl Recorded {
         let lane = if *greenlet == 0 { Lane::Thread(*thread) } else { Lane::Greenlet(*greenlet) };
         let pid = self.target.pid;
         let off = Off { pid, lane, begin_ns: *begin_ns, end_ns: head.time_ns, state, frames, work };
-        self.keep(Event::Off(off), Fault::RingFullOff);
+        self.keep(Event::Off(off));
     }
 
-    fn keep(&mut self, event: Event, fault: Fault) {
+    fn keep(&mut self, event: Event) {
         if self.told.events.len() >= MOST_EVENTS {
-            self.fault(fault);
+            self.fault(Fault::RingFullOff);
             return;
         }
         self.told.events.push(event);
@@ -240,7 +240,7 @@ impl Recorded {
         for (key, parts) in self.stacks.parts(&kept.stacks) {
             for part in parts {
                 let state = match off_of(part.type_object) {
-                    Some((why, plain)) => asleep(why, plain, &part.frames),
+                    Some((why, plain)) => off_cpu(why, plain, &part.frames),
                     None => Some(self.state_of(part.type_object, &part.frames)),
                 };
                 if let Some(state) = state
@@ -310,7 +310,7 @@ impl Recorded {
                 if thread.exit_ns == 0 { thread.clock.at(time_ns, self.began_ns) } else { thread.clock };
             let slept = |why: u32| clock.off_ns.get(why as usize).copied().unwrap_or_default();
             if let Some(first) = self.sleeps.get(&(*key as u32))
-                && let Some(state) = asleep(first.why, plain, &first.frames)
+                && let Some(state) = off_cpu(first.why, plain, &first.frames)
             {
                 let never = thread.clock.version == first.version;
                 let ns = if never { slept(first.why) } else { thread.first_sleep_ns };
@@ -320,13 +320,20 @@ impl Recorded {
             if why != ON_CPU
                 && thread.exit_ns == 0
                 && let Some((frames, _)) = self.stacks.frames(&thread.off_stack)
-                && let Some(state) = asleep(why, plain, &frames)
+                && let Some(state) = off_cpu(why, plain, &frames)
             {
                 let ns = slept(why).saturating_sub(thread.off_before_ns);
                 sums.push(OffSum { frames, state, ns, count: 0 });
             }
         }
     }
+}
+
+/// What a thread is in that left the CPU for that reason. One without greenlets that waits for
+/// files may be idle or wait for an answer (a socket with a timeout does so by `poll`): it is off
+/// the CPU, and its stack tells.
+fn off_cpu(why: u32, plain: bool, frames: &[Frame]) -> Option<State> {
+    asleep(why, plain, frames).map(|state| if state == State::Idle { State::Blocked } else { state })
 }
 
 /// Whether it is sure whose work it was: of what could not be read it is not.
