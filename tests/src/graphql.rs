@@ -335,7 +335,8 @@ impl Graphql {
                      $a:EBPFProfilingAnalyzeAggregateType){ \
                      analysisEBPFProfilingResult(scheduleIdList:$s,timeRanges:$r,aggregateType:$a){ \
                      tip trees{ elements{ id parentId symbol dumpCount } } } }";
-        let range = json!({"start": schedule.start_time - 1_000, "end": schedule.end_time + 1_000});
+        // No upload that came after the schedule was read.
+        let range = json!({"start": schedule.start_time, "end": schedule.end_time + 1});
         let variables = json!({"s": [schedule.schedule_id], "r": [range], "a": by});
         self.trees("analysisEBPFProfilingResult", query, &variables)
     }

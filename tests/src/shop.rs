@@ -47,10 +47,12 @@ pub struct Call {
     pub cpu_ns: u64,
     /// In which trace.
     pub trace: String,
+    /// In which process.
+    pub pid: u32,
 }
 
 impl Shop {
-    /// Starts it, `gevent` or `threads`, and waits until OAP knows the service.
+    /// Starts it, `gevent`, `threads` or `gunicorn`, and waits until OAP knows the service.
     ///
     /// # Errors
     ///

@@ -1,12 +1,15 @@
 """A service under SkyWalking's agent that reports to a real OAP and keeps books.
 
-    shop.py gevent|threads COLLECTOR SERVICE INSTANCE
+    shop.py gevent|threads|gunicorn COLLECTOR SERVICE INSTANCE
 
 `/slow` burns, waits and blocks in functions of its own, one after the other, and lets a child
 wait meanwhile, whose function belongs to no tree of a trace. `/other` waits in functions that
 belong to another's. When it is told to end it writes, for each call of a booked function: the
-segment, the function, begin and end (ns since 1970), the CPU time of the thread in between and
-the trace; the library's own clocks, nothing of greenscope's.
+segment, the function, begin and end (ns since 1970), the CPU time of the thread in between, the
+trace and the pid; the library's own clocks, nothing of greenscope's.
+
+Under gunicorn (two workers of gevent) each worker starts an agent of its own, when its library
+is patched, and is an instance of its own.
 """
 
 import json
@@ -19,103 +22,27 @@ if mode == "gevent":
 
     monkey.patch_all()
 
-import threading
-import time
-from socketserver import ThreadingMixIn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+import shop_service
 
-from skywalking import agent, config
-
-config.init(
-    agent_collector_backend_services=collector,
-    agent_protocol="grpc",
-    agent_name=service,
-    agent_instance_name=instance,
-    agent_profile_active=False,
-    agent_log_reporter_active=False,
-    agent_meter_reporter_active=False,
-    agent_trace_reporter_max_buffer_size=100_000,
-)
-agent.start()
-
-from flask import Flask
-from skywalking.trace.context import get_context
-
-app = Flask(__name__)
-books = []
+GO = 0
 
 
-def booked(function):
-    """Writes each call of it down."""
+def wait_for_go():
+    """Until a byte comes; in gevent without stopping the hub."""
+    if mode == "gevent":
+        import gevent
 
-    def call(*arguments):
-        segment = get_context().segment
-        begin, cpu = time.time_ns(), time.thread_time_ns()
-        try:
-            return function(*arguments)
-        finally:
-            cpu, end = time.thread_time_ns() - cpu, time.time_ns()
-            trace = segment.related_traces[0]
-            books.append((str(segment.segment_id), function.__name__, begin, end, cpu, str(trace)))
-
-    return call
+        gevent.get_hub().threadpool.apply(os.read, (GO, 1))
+    else:
+        os.read(GO, 1)
 
 
-def spin(seconds):
-    """Python code for so long by the thread's own clock: others may run beside."""
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
+def say(event, **facts):
+    """A line for the test."""
+    print(json.dumps({"event": event, **facts}), flush=True)
 
 
-@booked
-def burn_a():
-    """On the CPU."""
-    spin(0.12)
-
-
-@booked
-def wait_a():
-    """Waits, and lets others go on."""
-    time.sleep(0.3)
-
-
-@booked
-def wait_b():
-    """The same for shorter."""
-    time.sleep(0.15)
-
-
-def child_work():
-    """Belongs to the request, and is no part of its greenlet."""
-    time.sleep(0.2)
-
-
-def foreign_wait():
-    """Of another request."""
-    time.sleep(0.5)
-
-
-@app.route("/slow")
-def slow():
-    """What is profiled."""
-    child = threading.Thread(target=child_work)
-    child.start()
-    burn_a()
-    wait_a()
-    wait_b()
-    child.join()
-    return "slow"
-
-
-@app.route("/other")
-def other():
-    """What is beside it."""
-    foreign_wait()
-    return "other"
-
-
-def listen():
+def listen(app):
     """The service, on a free port; returns that."""
     if mode == "gevent":
         from gevent.pywsgi import WSGIServer as GeventServer
@@ -123,6 +50,10 @@ def listen():
         server = GeventServer(("127.0.0.1", 0), app, log=None)
         server.start()
         return server.server_port
+
+    import threading
+    from socketserver import ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
     class Quiet(WSGIRequestHandler):
         """Says nothing."""
@@ -142,19 +73,67 @@ def listen():
     return server.server_port
 
 
-def wait_for_go():
-    """Until a byte comes; in gevent without stopping the hub."""
-    if mode == "gevent":
-        import gevent
+def under_gunicorn():
+    """The same by gunicorn, whose master this is."""
+    import pathlib
+    import signal
+    import socket
+    import tempfile
+    import threading
 
-        gevent.get_hub().threadpool.apply(os.read, (0, 1))
-    else:
-        os.read(0, 1)
+    from gunicorn.app.base import BaseApplication
+
+    place = tempfile.TemporaryDirectory()
+    folder = pathlib.Path(place.name)
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    os.set_inheritable(held.fileno(), True)
+    held.listen(256)
+
+    def write(_server, worker):
+        (folder / str(worker.pid)).write_text(json.dumps(shop_service.books))
+
+    class Application(BaseApplication):
+        """Two workers."""
+
+        def load_config(self):
+            """What gunicorn is told."""
+            for name, value in {
+                "bind": f"fd://{held.fileno()}",
+                "workers": 2,
+                "worker_class": "gevent",
+                "loglevel": "critical",
+                "worker_exit": write,
+            }.items():
+                self.cfg.set(name, value)
+
+        def load(self):
+            """In a worker, patched by now."""
+            return shop_service.start(collector, service, f"{instance}-{os.getpid()}")
+
+    def end():
+        wait_for_go()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    say("ready", port=held.getsockname()[1])
+    master = os.getpid()
+    try:
+        Application().run()
+    except SystemExit:
+        # A worker ends in here too.
+        if os.getpid() != master:
+            os._exit(0)
+    with place:
+        return [call for file in folder.iterdir() for call in json.loads(file.read_text())]
 
 
-port = listen()
-print(json.dumps({"event": "ready", "port": port}), flush=True)
-wait_for_go()
-print(json.dumps({"event": "done", "books": books}), flush=True)
+if mode == "gunicorn":
+    books = under_gunicorn()
+else:
+    say("ready", port=listen(shop_service.start(collector, service, instance)))
+    wait_for_go()
+    books = shop_service.books
+say("done", books=books)
 wait_for_go()
 os._exit(0)

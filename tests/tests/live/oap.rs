@@ -39,6 +39,7 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.each("oap_is_absent", absent);
     cases.once(format!("oap/gevent/{ENVIRONMENT}"), || tasks("gevent"));
     cases.once(format!("oap/threads/{ENVIRONMENT}"), || tasks("threads"));
+    cases.once(format!("oap/gunicorn/{ENVIRONMENT}"), || tasks("gunicorn"));
     cases.once(format!("oap/frozen/{ENVIRONMENT}"), frozen);
     cases.once(format!("oap/killed/{ENVIRONMENT}"), killed);
     cases.once(format!("oap/spooled/{ENVIRONMENT}"), spooled);
@@ -97,7 +98,8 @@ fn tasks(mode: &str) -> Result<()> {
         };
         let schedules = graphql.schedules(&task)?;
         let whole = |schedule: &Schedule| schedule.end_time >= schedule.start_time + 59_000;
-        Ok(schedules.into_iter().find(whole).map(|schedule| (schedule, cause)))
+        let whole: Vec<Schedule> = schedules.into_iter().filter(whole).collect();
+        Ok((!whole.is_empty()).then_some((whole, cause)))
     })?;
     let segments = graphql.segments(&trace)?;
     load.end()?;
@@ -173,7 +175,8 @@ fn killed() -> Result<()> {
     ensure!(said.contains("0 queued, 0 dropped") && (unknown || !said.contains("fate")), "{said}");
     // What was under way when it was killed is a flush of 5 s at most, and counted; and what OAP had
     // taken and not written: it writes every 2 s.
-    let (seen, booked) = seen(&graphql, &off, "DURATION", &calls)?;
+    let off = off.first().context("a schedule")?;
+    let (seen, booked) = seen(&graphql, off, "DURATION", &calls)?;
     for function in ["wait_a", "wait_b"] {
         let (seen, booked) = (of(&seen, function), of(&booked, function));
         ensure!(
@@ -229,11 +232,18 @@ fn registered(graphql: &Graphql, service: &str) -> Result<()> {
     Deadline::usual().until("a process to profile", || Ok(graphql.can_profile(service)?.then_some(())))
 }
 
-/// The schedule of a task, once its minute is over.
-fn over(graphql: &Graphql, task: &str, created_ms: u64) -> Result<Option<Schedule>> {
-    let mut schedules = graphql.schedules(task)?;
-    ensure!(schedules.len() <= 1, "several schedules: {schedules:?}");
-    Ok(schedules.pop().filter(|schedule| schedule.end_time >= created_ms + 59_000))
+/// The schedules of a task, one for each process, once its minute is over.
+fn over(graphql: &Graphql, task: &str, created_ms: u64) -> Result<Option<Vec<Schedule>>> {
+    let schedules = graphql.schedules(task)?;
+    let mut processes: Vec<&str> = schedules.iter().map(|schedule| schedule.process.name.as_str()).collect();
+    processes.sort_unstable();
+    processes.dedup();
+    ensure!(processes.len() == schedules.len(), "a process has several: {schedules:?}");
+    let over = |schedule: &Schedule| schedule.end_time >= created_ms + 59_000;
+    // An idle process has nothing on the CPU to tell of at the end.
+    let whole = schedules.iter().filter(|schedule| !schedule.process.name.starts_with("master"));
+    let whole = !schedules.is_empty() && whole.clone().all(over) && whole.count() > 0;
+    Ok(whole.then_some(schedules))
 }
 
 /// Ends the recording; what it said.
@@ -247,11 +257,13 @@ fn end(mut recording: Recording) -> Result<String> {
 
 /// Every segment by itself: the right functions, as long as the books say.
 fn trees(graphql: &Graphql, segments: &[Segment], calls: &[Call]) -> Result<()> {
-    ensure!(segments.len() == 9, "{} segments", segments.len());
+    // Each instance takes as many as were asked for.
+    let instances: BTreeSet<&str> = segments.iter().map(|segment| segment.instance_name.as_str()).collect();
+    ensure!(segments.len() == 9 * instances.len() && !segments.is_empty(), "{} segments", segments.len());
     let booked = by_segment(calls);
     let mut ids = BTreeSet::new();
     for segment in segments {
-        ensure!(segment.instance_name == "the-instance", "{segment:?}");
+        ensure!(segment.instance_name.starts_with("the-instance"), "{segment:?}");
         let span = segment.spans.first().context("a span")?;
         ensure!(span.profiled && span.endpoint_name.as_deref() == Some("/slow"), "{span:?}");
         ensure!(ids.insert(&span.segment_id), "{} is there twice", span.segment_id);
@@ -288,6 +300,10 @@ fn seen(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Res
     let elements = graphql.analyse_schedule(schedule, by)?;
     let (begin_ns, end_ns) = (schedule.start_time * 1_000_000, schedule.end_time * 1_000_000);
     let (mut seen, mut booked) = (Seen::new(), Seen::new());
+    // `worker-PID`
+    let pid = schedule.process.name.rsplit_once('-').and_then(|(_, pid)| pid.parse().ok());
+    let pid: u32 = pid.with_context(|| format!("{schedule:?}"))?;
+    let calls: Vec<Call> = calls.iter().filter(|call| call.pid == pid).cloned().collect();
     // With 499 ticks a second.
     let unit = if by == "COUNT" { 1e9 / 499.0 } else { 1.0 };
     for function in BOOKED {
@@ -297,7 +313,7 @@ fn seen(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Res
             .filter(|element| element.symbol.starts_with(&name))
             .map(|element| element.dump_count)
             .sum();
-        let (wall, cpu) = between(calls, function, begin_ns, end_ns);
+        let (wall, cpu) = between(&calls, function, begin_ns, end_ns);
         seen.insert(function, sum as f64 * unit);
         booked.insert(function, if by == "COUNT" { cpu } else { wall });
     }
@@ -309,15 +325,26 @@ fn of(seen: &Seen, function: &str) -> f64 {
 }
 
 /// The burning function on the CPU, the waiting ones off it.
-fn sums(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Result<()> {
-    let functions: &[&str] = if by == "COUNT" { &["burn_a"] } else { &["wait_a", "wait_b"] };
-    let (seen, booked) = seen(graphql, schedule, by, calls)?;
+fn sums(graphql: &Graphql, schedules: &[Schedule], by: &str, calls: &[Call]) -> Result<()> {
+    let mut total = (Seen::new(), Seen::new());
+
+    let functions: &[&'static str] = if by == "COUNT" { &["burn_a"] } else { &["wait_a", "wait_b"] };
+    for schedule in schedules {
+        let (seen, booked) = seen(graphql, schedule, by, calls)?;
+        // gunicorn's master serves nobody.
+        ensure!(of(&booked, "burn_a") > 0.0 || schedule.process.name.starts_with("master"), "{schedule:?}");
+        for function in functions {
+            let (seen, booked) = (seen.get(function), booked.get(function));
+            *total.0.entry(function).or_default() += seen.copied().unwrap_or_default();
+            *total.1.entry(function).or_default() += booked.copied().unwrap_or_default();
+        }
+    }
     for function in functions {
-        let (seen, booked) = (of(&seen, function), of(&booked, function));
+        let (seen, booked) = (of(&total.0, function), of(&total.1, function));
         ensure!(booked > 1e9, "{function}: there is too little of it, {booked} ns");
         ensure!(
             (seen - booked).abs() <= booked * OF_A_SUM,
-            "{function} by {by}: {:.3} s of {:.3} s in {schedule:?}",
+            "{function} by {by}: {:.3} s of {:.3} s in {schedules:?}",
             seen / 1e9,
             booked / 1e9
         );
@@ -327,7 +354,7 @@ fn sums(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Res
 
 /// The waits of some requests stand on their spans.
 fn events(graphql: &Graphql, mode: &str, calls: &[Call], profiled: &[Segment]) -> Result<()> {
-    let called = if mode == "gevent" { "greenlet waited" } else { "thread blocked" };
+    let called = if mode == "threads" { "thread blocked" } else { "greenlet waited" };
     for segment in profiled.iter().take(3) {
         let id = &segment.spans.first().context("a span")?.segment_id;
         let waits: Vec<&Call> =
