@@ -56,6 +56,12 @@ impl Around {
         }
     }
 
+    /// Forgets a process that is gone: a server may make many.
+    pub(super) fn release(&mut self, pid: u32) {
+        self.claims.remove(&pid);
+        self.looked.remove(&pid);
+    }
+
     /// What is around a process; of what can't be read, nothing.
     pub(super) fn of(pid: u32) -> Surroundings {
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
@@ -112,7 +118,9 @@ mod tests {
         assert!(first.claim(pid) && first.claim(pid));
         assert!(!second.claim(pid));
         assert!(Around::of_oap("another:11800").claim(pid));
-        drop(first);
-        assert!(second.claim(pid));
+        first.release(pid);
+        assert!(second.claim(pid) && !first.claim(pid));
+        drop(second);
+        assert!(first.claim(pid));
     }
 }

@@ -13,7 +13,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Failure, output::Output, serving, signals};
 use crate::{
-    export::{self, Exporter, folded::Folded, json::Json, oap::serve::Serving, svg::Svg},
+    export::{
+        self, Exporter,
+        folded::Folded,
+        json::Json,
+        oap::serve::{Serving, Status},
+        svg::Svg,
+    },
     profile::{Filter, Profile, event::Feed},
     session::{self, Labels, Options, Progress, Sites},
     target::{self, Target, TargetError},
@@ -194,7 +200,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         Some(tap) => tap,
         None => &mut (),
     };
-    let mut profile = session::record(targets, &options, started, stop.as_fd(), feed, &mut |progress| {
+    let recorded = session::record(targets, &options, started, stop.as_fd(), feed, &mut |progress| {
         if let Progress::Recording { children, follows } = progress {
             // Not before: a refusal is one line.
             for warning in &warnings {
@@ -221,15 +227,30 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             eprintln!("{}", summary::warning(pid, name, length, frames, met));
         }
         line.show(progress, serving.as_ref().map(Serving::status).as_ref());
-    })?;
+    });
     line.clear();
     // Nothing more comes.
     drop(tap);
-    if let Some(serving) = serving {
-        eprintln!("{}", serving.finish());
-    }
+    let works = recorded.is_ok();
+    let finish = |serving: Serving| {
+        let status = serving.finish();
+        if works || status != Status::default() {
+            eprintln!("{status}");
+        }
+    };
+    let mut profile = match recorded {
+        Ok(profile) => profile,
+        Err(error) => {
+            // What was recorded for OAP by then is sent, or spooled.
+            serving.map(finish);
+            return Err(error.into());
+        }
+    };
     Filter { trace: arguments.trace.clone(), endpoint: arguments.endpoint.clone() }.apply(&mut profile);
-    write(&profile, arguments.format, arguments.view.map(Into::into), output)?;
+    let written = write(&profile, arguments.format, arguments.view.map(Into::into), output);
+    // OAP may be slow, or away: the profile does not wait for it.
+    serving.map(finish);
+    written?;
     eprint!("{}", summary::text(&profile));
     if path.as_os_str() != "-" {
         eprintln!("written to {}", path.display());

@@ -100,6 +100,10 @@ impl serve::Around for Around {
         self.claim(pid)
     }
 
+    fn release(&mut self, pid: u32) {
+        self.release(pid);
+    }
+
     fn gauges(&mut self, pid: u32) -> Gauges {
         self.look(pid)
     }

@@ -116,6 +116,13 @@ pub enum Event {
     Tick(Tick),
     /// A wait or a sleep of a request's is over.
     Off(Off),
+    /// A greenlet is over; its waits came before. Told where all of them are.
+    LaneEnded {
+        /// The process.
+        pid: u32,
+        /// Which.
+        lane: Lane,
+    },
     /// All time off the CPU so far.
     OffSums {
         /// The process.

@@ -80,6 +80,13 @@ impl Recorded {
         self.keep(Event::Off(off));
     }
 
+    /// A greenlet is over: so is its request.
+    pub(super) fn feed_end_of(&mut self, greenlet: u64) {
+        if self.told.wants.off_from_ns == Some(0) {
+            self.keep(Event::LaneEnded { pid: self.target.pid, lane: Lane::Greenlet(greenlet) });
+        }
+    }
+
     fn keep(&mut self, event: Event) {
         if self.told.events.len() >= MOST_EVENTS {
             self.fault(Fault::RingFullOff);

@@ -83,6 +83,7 @@ pub(super) fn take(
         }
         target.meet(end.greenlet.type_object);
         target.work.ended(&end.greenlet);
+        target.feed_end_of(end.greenlet.id);
         let listed = target.ended.len() < target.max_ended;
         target.names.ended(end.greenlet.id, listed);
         if listed {

@@ -18,7 +18,31 @@ pub enum Batch {
     Events(Vec<SpanAttachedEvent>),
 }
 
+/// What goes with one call at most: proxies limit what they take (nginx: `client_max_body_size`, 1 MB).
+const MOST_BYTES: usize = 512 << 10;
+
 impl Batch {
+    /// In parts that are small enough for a call each.
+    #[must_use]
+    pub fn cut(self) -> Vec<Self> {
+        match self {
+            Self::Snapshots(messages) => parts(messages).map(Self::Snapshots).collect(),
+            Self::Ebpf(messages) => {
+                // The first message of a call says what all of them are of.
+                let task = messages.first().and_then(|first| first.task.clone());
+                let whole = |mut part: Vec<EbpfProfilingData>| {
+                    if let Some(first) = part.first_mut() {
+                        first.task.clone_from(&task);
+                    }
+                    Self::Ebpf(part)
+                };
+                parts(messages).map(whole).collect()
+            }
+            Self::Events(messages) => parts(messages).map(Self::Events).collect(),
+            Self::Finished(message) => vec![Self::Finished(message)],
+        }
+    }
+
     /// As bytes: the kind's letter, then its messages, each behind its length.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -77,6 +101,20 @@ impl Weighed for Batch {
     }
 }
 
+/// In their order; a message is never cut.
+fn parts<M: Message>(messages: Vec<M>) -> impl Iterator<Item = Vec<M>> {
+    let mut messages = messages.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut part = vec![messages.next()?];
+        let mut bytes = part.iter().map(Message::encoded_len).sum::<usize>();
+        while let Some(next) = messages.next_if(|next| bytes + next.encoded_len() <= MOST_BYTES) {
+            bytes += next.encoded_len();
+            part.push(next);
+        }
+        Some(part)
+    })
+}
+
 fn encode<M: Message>(messages: &[M], bytes: &mut Vec<u8>) {
     for message in messages {
         bytes.extend(message.encode_length_delimited_to_vec());
@@ -93,7 +131,10 @@ fn decode<M: Message + Default>(mut bytes: &[u8]) -> Option<Vec<M>> {
 
 #[cfg(test)]
 mod tests {
-    use proto::skywalking::ThreadStack;
+    use proto::skywalking::{
+        EbpfOnCpuProfiling, EbpfProfilingStackMetadata, EbpfProfilingTaskMetadata, ThreadStack,
+        ebpf_profiling_data::Profiling,
+    };
 
     use super::*;
 
@@ -118,6 +159,28 @@ mod tests {
         ] {
             assert_eq!(Batch::decode(&batch.encode()), Some(batch));
         }
+    }
+
+    #[test]
+    fn what_is_too_large_for_a_call_goes_with_several() {
+        let task = Some(EbpfProfilingTaskMetadata { task_id: "task".to_owned(), ..Default::default() });
+        let stack = EbpfProfilingStackMetadata {
+            stack_symbols: vec!["x".repeat(MOST_BYTES / 3)],
+            ..Default::default()
+        };
+        let on = EbpfOnCpuProfiling { stacks: vec![stack], dump_count: 1 };
+        let message = EbpfProfilingData { task: None, profiling: Some(Profiling::OnCpu(on)) };
+        let mut messages = vec![message; 5];
+        messages[0].task.clone_from(&task);
+        let parts = Batch::Ebpf(messages).cut();
+        let lengths: Vec<usize> = parts.iter().map(Batch::messages).collect();
+        assert_eq!(lengths, [2, 2, 1]);
+        for part in parts {
+            assert!(part.bytes() <= MOST_BYTES);
+            let Batch::Ebpf(messages) = part else { panic!("{part:?}") };
+            assert!(messages[0].task == task && messages[1..].iter().all(|message| message.task.is_none()));
+        }
+        assert_eq!(Batch::Events(vec![SpanAttachedEvent::default(); 3]).cut().len(), 1);
     }
 
     #[test]

@@ -14,15 +14,13 @@ use tokio::time::timeout;
 
 use super::{
     certificate::Certificate,
-    client::Backend,
+    client::{Backend, NOBODY},
     config::{Address, Config},
     failure::{Failure, Kind},
     rest::Rest,
     tls, wire,
 };
 
-/// A service and an agent that nobody has: what is asked about them is empty.
-const NOBODY: &str = "greenscope-check";
 /// Clocks that differ more are worth a word: tasks begin and end by OAP's, in ms.
 const SKEW_MS: i64 = 1_000;
 /// So many days before its end a certificate is worth a word.

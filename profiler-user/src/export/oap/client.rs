@@ -31,6 +31,9 @@ use super::{
     wire::Link,
 };
 
+/// A service and an agent that nobody has: what is asked about them is empty.
+pub(super) const NOBODY: &str = "greenscope-check";
+
 /// The backend.
 #[derive(Clone, Debug)]
 pub struct Backend(Arc<Inner>);
@@ -52,6 +55,8 @@ struct State {
     failures: usize,
     backoff: Backoff,
     pause_ends: Option<Instant>,
+    /// The connection over which OAP answered, and nothing failed since.
+    proven: Option<u64>,
     health: Health,
 }
 
@@ -87,6 +92,7 @@ impl Backend {
             failures: 0,
             backoff: Backoff::new(seed),
             pause_ends: None,
+            proven: None,
             health: Health::default(),
         };
         let connecting = tokio::sync::Mutex::new(());
@@ -132,6 +138,33 @@ impl Backend {
     /// When no address can be connected to, or the pause is not over.
     pub async fn connect(&self) -> Result<(), Failure> {
         self.link().await.map(drop)
+    }
+
+    /// Connects, and has OAP answer something that changes nothing, if it has not yet over this
+    /// connection: before that, who is there may be a proxy, or another service, and would spend
+    /// what is sent.
+    ///
+    /// # Errors
+    ///
+    /// When it does not answer.
+    pub async fn prove(&self) -> Result<(), Failure> {
+        let (number, _) = self.link().await?;
+        if self.state().proven == Some(number) {
+            return Ok(());
+        }
+        let trace = ProfileTaskCommandQuery {
+            service: NOBODY.to_owned(),
+            service_instance: NOBODY.to_owned(),
+            last_command_time: 0,
+        };
+        match self.trace_tasks(trace).await {
+            Err(failure) if failure.kind == Kind::Unimplemented => {
+                let ebpf =
+                    EbpfProfilingTaskQuery { rover_instance_id: NOBODY.to_owned(), latest_update_time: 0 };
+                self.ebpf_tasks(ebpf).await.map(drop)
+            }
+            answer => answer.map(drop),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -207,7 +240,7 @@ impl Backend {
         let (address, seen) = (link.address.clone(), link.seen.clone());
         let failure = match timeout(deadline, call(link)).await {
             Ok(Ok(answer)) => {
-                self.state().worked();
+                self.state().worked(number);
                 return Ok(answer.into_inner());
             }
             Ok(Err(status)) => Failure::of(name, &address, &status, &seen),
@@ -219,7 +252,8 @@ impl Backend {
 }
 
 impl State {
-    fn worked(&mut self) {
+    fn worked(&mut self, number: u64) {
+        self.proven = Some(number);
         self.health.answered += 1;
         self.health.failure = None;
         self.alive();
@@ -254,6 +288,7 @@ impl State {
             // Of a connection that is not used any more: it tells nothing of the one that is.
             return;
         }
+        self.proven = None;
         if failure.kind != Kind::Token {
             // What is under way over it goes on; new calls go to the next address.
             self.link = None;

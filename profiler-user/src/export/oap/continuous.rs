@@ -118,13 +118,17 @@ impl Continuous {
         now_ns: u64,
     ) -> Option<ContinuousProfilingReport> {
         let policies = self.services.get(&identity.service)?.policies.clone();
+        let longest = |item: &str| {
+            let periods = policies.iter().filter(|policy| policy.item == item).map(|policy| policy.period);
+            periods.max().unwrap_or(0).min(MOST_PERIOD)
+        };
         let mut report = None;
-        for policy in policies {
+        for policy in &policies {
             let Some((monitor, current)) = monitor(&policy.item).zip(gauge(&policy.item, gauges)) else {
                 continue;
             };
             let threshold = policy.threshold as f64;
-            if !self.is_crossed(pid, &policy, current, now_ns) || report.is_some() {
+            if !self.is_crossed(pid, policy, longest(&policy.item), current, now_ns) || report.is_some() {
                 continue;
             }
             let target_task = match policy.looks {
@@ -157,19 +161,25 @@ impl Continuous {
         report
     }
 
+    /// OAP was not reached.
+    pub fn not_heard(&mut self, pid: u32, looks: Looks) {
+        self.silent_until_ns.remove(&(pid, looks));
+    }
+
     /// Whether it was too much `count` times in the last `period` seconds.
-    fn is_crossed(&mut self, pid: u32, policy: &Policy, current: f64, now_ns: u64) -> bool {
-        let period = policy.period.min(MOST_PERIOD);
+    fn is_crossed(&mut self, pid: u32, policy: &Policy, longest: u64, current: f64, now_ns: u64) -> bool {
+        let before = |seconds: u64| now_ns.saturating_sub(seconds * NS_PER_S);
         let seen = self.seen.entry((pid, policy.item.clone())).or_default();
         // Policies of one item for two targets look at the same numbers.
         if seen.back().is_none_or(|(at, _)| *at < now_ns) {
             seen.push_back((now_ns, current));
         }
-        let from_ns = now_ns.saturating_sub(period * NS_PER_S);
-        while seen.front().is_some_and(|(at, _)| *at < from_ns) || seen.len() as u64 > MOST_PERIOD {
+        while seen.front().is_some_and(|(at, _)| *at < before(longest)) || seen.len() as u64 > MOST_PERIOD {
             seen.pop_front();
         }
-        seen.iter().filter(|(_, value)| *value >= policy.threshold as f64).count() as u64 >= policy.count
+        let from_ns = before(policy.period.min(MOST_PERIOD));
+        let crossed = |(at, value): &&(u64, f64)| *at >= from_ns && *value >= policy.threshold as f64;
+        seen.iter().filter(crossed).count() as u64 >= policy.count
     }
 }
 
@@ -276,6 +286,19 @@ mod tests {
             .collect();
         let [report] = reports.as_slice() else { panic!("{reports:?}") };
         assert!(matches!(report.target_task, Some(TargetTask::OffCpu(_))));
+    }
+
+    #[test]
+    fn each_policy_looks_back_as_long_as_it_says() {
+        let long = Policy { period: 60, count: 20, ..policy("PROCESS_CPU", Looks::OffCpu, 50) };
+        let (mut continuous, _) = with(vec![policy("PROCESS_CPU", Looks::OnCpu, 99), long]);
+        let mut look = |second: u64| continuous.look(1, &identity(), &cpu(60.0), second * NS_PER_S);
+        assert!((1..20).all(|second| look(second).is_none()));
+        assert!(matches!(look(20).unwrap().target_task, Some(TargetTask::OffCpu(_))));
+        assert_eq!(look(21), None);
+        // OAP was not reached.
+        continuous.not_heard(1, Looks::OffCpu);
+        assert!(continuous.look(1, &identity(), &cpu(60.0), 22 * NS_PER_S).is_some());
     }
 
     #[test]

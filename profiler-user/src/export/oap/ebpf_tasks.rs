@@ -25,8 +25,8 @@ use crate::{
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long the last records of a task may take to arrive.
 const GRACE: Duration = Duration::from_millis(300);
-/// Tasks at once; OAP refuses none.
-const MOST_TASKS: usize = 64;
+/// Tasks at once, each process for itself; OAP refuses none.
+const MOST_TASKS: usize = 4_096;
 /// What stands for a stack that could not be taken, so that the sum is whole.
 const NO_STACK: &str = "[no Python stack]";
 /// What stands below the frames of a thread that waits for the GIL.
@@ -115,6 +115,12 @@ impl EbpfTasks {
         self.running.len()
     }
 
+    /// Whether there is no room for another.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.running.len() >= MOST_TASKS
+    }
+
     /// A task came for a process; false for one that is known, that is over, that looks at
     /// the network, or that there is no room for.
     pub fn begin(&mut self, task: EbpfTask, pid: u32, now_ns: u64) -> bool {
@@ -124,7 +130,7 @@ impl EbpfTasks {
         let same = |id: &str, process: &str| id == task.id && process == task.process;
         let known = self.running.iter().any(|running| same(&running.task.id, &running.task.process))
             || self.over.iter().any(|(id, process)| same(id, process));
-        if known || end_ns <= now_ns || self.running.len() >= MOST_TASKS {
+        if known || end_ns <= now_ns || self.is_full() {
             return false;
         }
         let seen = match task.looks {

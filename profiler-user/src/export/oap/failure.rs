@@ -8,6 +8,9 @@ use tonic::{Code, Status};
 
 use super::wire::{NotSent, OnlyHttp, Seen};
 
+/// nginx's, when we hung up: <https://nginx.org/en/docs/dev/development_guide.html#http_request_finalization>
+const CLIENT_CLOSED: u16 = 499;
+
 /// Where what was sent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -90,8 +93,14 @@ impl Failure {
                 None => broken(&at, reason, &text),
             },
             Some(Cause::Http(code)) => {
-                // What a proxy refuses does not reach OAP; what it gave up waiting for may have.
-                let fate = if code.is_client_error() { Fate::Retry } else { Fate::Unknown };
+                // What a proxy refuses does not reach OAP; what it gave up waiting for may have, and so
+                // may the begin of what is too large for it.
+                let fate = match code {
+                    StatusCode::PAYLOAD_TOO_LARGE => Fate::Permanent,
+                    StatusCode::REQUEST_TIMEOUT => Fate::Unknown,
+                    code if code.is_client_error() && code.as_u16() != CLIENT_CLOSED => Fate::Retry,
+                    _ => Fate::Unknown,
+                };
                 let text = format!(
                     "{at}: something that is no gRPC answers ({code}): is there a proxy before OAP that \
                      passes no gRPC, or can't reach it?"
@@ -229,8 +238,9 @@ fn told(at: &str, status: &Status) -> Failure {
         format!("{:?}: {}", status.code(), status.message())
     };
     let (fate, kind, what) = match status.code() {
+        // Asked before anything is taken.
         Code::PermissionDenied | Code::Unauthenticated => (
-            Fate::Permanent,
+            Fate::Retry,
             Kind::Token,
             "the token is refused: set --oap-token to what OAP has as SW_AUTHENTICATION".to_owned(),
         ),
@@ -295,7 +305,7 @@ mod tests {
 
     #[test]
     fn what_oap_says_decides() {
-        assert_eq!(of(&Status::permission_denied("")), (Fate::Permanent, Kind::Token));
+        assert_eq!(of(&Status::permission_denied("")), (Fate::Retry, Kind::Token));
         assert_eq!(
             of(&Status::unknown("Application error\nprocessing RPC")),
             (Fate::Permanent, Kind::Refused)

@@ -122,6 +122,13 @@ impl Registry {
         known_ns.is_some_and(|known_ns| now_ns >= known_ns.saturating_add(nanoseconds(STORED)))
     }
 
+    /// Whether OAP may have come to have a process only just now, or has it not yet.
+    #[must_use]
+    pub fn is_any_new(&self, now_ns: u64) -> bool {
+        let before_ns = now_ns.checked_sub(nanoseconds(STORED));
+        self.processes.keys().any(|pid| before_ns.is_none_or(|before_ns| !self.is_stored(*pid, before_ns)))
+    }
+
     /// What is to be said by now; what is given here counts as said.
     pub fn due(&mut self, now_ns: u64) -> Due {
         for entry in self.processes.values_mut().filter(|entry| !entry.ready) {

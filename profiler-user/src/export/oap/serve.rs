@@ -5,7 +5,7 @@
 //! for any of it.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
@@ -25,7 +25,7 @@ use super::{
     batch::Batch,
     client::Backend,
     continuous::Gauges,
-    failure::{Failure, Fate},
+    failure::{Failure, Fate, Kind},
     identity::{Surroundings, UnknownLayer},
     registry::Due,
     service::{Choice, Service},
@@ -98,6 +98,8 @@ pub trait Around: Send {
     fn surroundings(&mut self, pid: u32) -> Surroundings;
     /// Whether it is ours to serve: two of us would send OAP the same twice.
     fn claim(&mut self, pid: u32) -> bool;
+    /// It is gone.
+    fn release(&mut self, pid: u32);
     /// What it is at.
     fn gauges(&mut self, pid: u32) -> Gauges;
 }
@@ -148,6 +150,8 @@ impl Serving {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("oap".to_owned()).spawn(move || {
             LocalSet::new().block_on(&runtime, run(serve, events, wanted, shown));
+            // A name may still be looked up, for minutes where no server answers.
+            runtime.shutdown_background();
         })?;
         Ok((Self { thread, status }, tap))
     }
@@ -171,6 +175,8 @@ impl Serving {
 struct Shared {
     service: RefCell<Service>,
     waiting: RefCell<Waiting>,
+    /// A process is recorded: before that nothing is sent, for it may not come to that.
+    began: Cell<bool>,
     /// Something waits.
     more: Notify,
     /// The questions are due now.
@@ -187,6 +193,7 @@ async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, s
     let shared = Rc::new(Shared {
         service: RefCell::new(Service::new(&agent, choice, wall_clock())),
         waiting: RefCell::new(waiting),
+        began: Cell::new(false),
         more: Notify::new(),
         ask: Notify::new(),
         status: RefCell::new(status),
@@ -250,12 +257,17 @@ fn take_one(shared: &Shared, event: Event, around: &RefCell<Box<dyn Around>>) {
         }
         event => {
             service.take(&event);
+            if let Event::Ended { pid, .. } = event {
+                around.borrow_mut().release(pid);
+            }
             None
         }
     };
     let Some(process) = begun else {
         return;
     };
+    shared.began.set(true);
+    shared.more.notify_one();
     if !around.borrow_mut().claim(process.pid) {
         service.say(format!(
             "pid {}: another greenscope serves it to this OAP already, so this one only records it",
@@ -274,7 +286,7 @@ fn take_one(shared: &Shared, event: Event, around: &RefCell<Box<dyn Around>>) {
 fn turn(shared: &Shared, now_ns: u64) {
     let mut service = shared.service.borrow_mut();
     service.clock(wall_clock());
-    for batch in service.due(now_ns) {
+    for batch in service.due(now_ns).into_iter().flat_map(Batch::cut) {
         shared.waiting.borrow_mut().push(batch);
         shared.more.notify_one();
     }
@@ -310,7 +322,7 @@ fn show(shared: &Shared, say: &(dyn Fn(&str) + Send), shown: &Mutex<Status>) {
 async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Receiver<()>) {
     let mut over = false;
     loop {
-        if shared.waiting.borrow().is_empty() {
+        if !shared.began.get() || shared.waiting.borrow().is_empty() {
             if over {
                 return;
             }
@@ -320,10 +332,17 @@ async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Re
             }
             continue;
         }
-        // In a pause nothing is tried, and nothing said. A batch is taken only when there is a
+        // In a pause nothing is tried. A batch is taken only when OAP has answered over the
         // connection: of one that was taken it may not be known any more whether it arrived.
         backend.paused().await;
-        if backend.connect().await.is_err() {
+        if let Err(failure) = backend.prove().await {
+            if failure.kind != Kind::Paused {
+                let is_the_backends = failure.is_the_backends();
+                shared.service.borrow_mut().say(failure.text);
+                if !is_the_backends {
+                    sleep(ASK).await;
+                }
+            }
             continue;
         }
         let next = shared.waiting.borrow_mut().take();
@@ -383,8 +402,11 @@ async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dy
             let health = backend.health();
             let mut service = shared.service.borrow_mut();
             if let Err(failure) = outcome {
+                // Where the backend failed there is a pause first.
+                if failure.is_the_backends() {
+                    next_questions = Instant::now();
+                }
                 service.say(failure.text);
-                next_questions = Instant::now();
             } else if let Some(address) = &health.connected {
                 service.say(format!("serving OAP at {address}"));
             }
@@ -398,7 +420,8 @@ async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dy
     }
 }
 
-/// One round: the processes, then the questions for tasks.
+/// One round: the processes, then the questions for tasks. One that OAP can't take does not stop the
+/// others.
 async fn questions(
     shared: &Shared,
     backend: &Backend,
@@ -412,28 +435,44 @@ async fn questions(
         *connections = now;
         shared.service.borrow_mut().reconnected();
     }
+    let mut first = Ok(());
     let due = shared.service.borrow_mut().registration(now_ns());
     if let Err(failure) = register(shared, backend, due).await {
         shared.service.borrow_mut().reconnected();
-        return Err(failure);
+        goes_on(&mut first, failure)?;
     }
     let questions = shared.service.borrow().trace_questions();
     for question in questions {
         let instance = (question.service.clone(), question.service_instance.clone());
-        let commands = backend.trace_tasks(question).await?;
-        shared.service.borrow_mut().answered(commands, Some(&instance), now_ns());
+        match backend.trace_tasks(question).await {
+            Ok(commands) => shared.service.borrow_mut().answered(commands, Some(&instance), now_ns()),
+            Err(failure) => goes_on(&mut first, failure)?,
+        }
     }
-    let question = shared.service.borrow().ebpf_question();
+    let question = shared.service.borrow_mut().ebpf_question(now_ns());
     if let Some(question) = question {
-        let commands = backend.ebpf_tasks(question).await?;
-        shared.service.borrow_mut().answered(commands, None, now_ns());
+        match backend.ebpf_tasks(question).await {
+            Ok(commands) => shared.service.borrow_mut().answered(commands, None, now_ns()),
+            Err(failure) => goes_on(&mut first, failure)?,
+        }
     }
     let question = if policies { shared.service.borrow().policy_question() } else { None };
     if let Some(question) = question {
-        let commands = backend.policies(question).await?;
-        shared.service.borrow_mut().answered(commands, None, now_ns());
+        match backend.policies(question).await {
+            Ok(commands) => shared.service.borrow_mut().answered(commands, None, now_ns()),
+            Err(failure) => goes_on(&mut first, failure)?,
+        }
     }
-    Ok(())
+    first
+}
+
+/// Keeps the first failure, and ends the round with one that the other calls would meet too.
+fn goes_on(first: &mut Result<(), Failure>, failure: Failure) -> Result<(), Failure> {
+    let ends = failure.is_the_backends() || failure.kind == Kind::Paused;
+    if first.is_ok() {
+        *first = Err(failure);
+    }
+    if ends { std::mem::replace(first, Ok(())) } else { Ok(()) }
 }
 
 async fn register(shared: &Shared, backend: &Backend, due: Due) -> Result<(), Failure> {
@@ -458,7 +497,13 @@ async fn watch(shared: &Shared, backend: &Backend, around: &RefCell<Box<dyn Arou
         };
         match backend.report_profiling_task(report.clone()).await {
             Ok(answer) => shared.service.borrow_mut().triggered(pid, &report, &answer, now_ns()),
-            Err(failure) => shared.service.borrow_mut().say(failure.text),
+            Err(failure) => {
+                let mut service = shared.service.borrow_mut();
+                if failure.fate == Fate::Retry {
+                    service.not_triggered(pid, &report);
+                }
+                service.say(failure.text);
+            }
         }
     }
 }

@@ -76,7 +76,7 @@ impl Feed for Tap {
 
     fn take(&mut self, event: Event) {
         self.send_late();
-        let kept = !matches!(event, Event::Tick(_) | Event::Off(_));
+        let kept = !matches!(event, Event::Tick(_) | Event::Off(_) | Event::LaneEnded { .. });
         if self.late.is_empty() {
             match self.events.try_send(event) {
                 Ok(()) => {}

@@ -44,7 +44,7 @@ pub struct Counts {
     pub segments: u64,
     /// Too short for their task.
     pub short: u64,
-    /// That there was no room for.
+    /// That made room for others before they were long enough.
     pub left_out: u64,
     /// Snapshots beyond what OAP looks at.
     pub cut: u64,
@@ -74,6 +74,8 @@ struct Running {
 struct Segment {
     lane: Lane,
     begin_ns: u64,
+    /// When something was told of it last.
+    heard_ns: u64,
     taken: bool,
     over: bool,
     snapshots: Snapshots,
@@ -173,6 +175,7 @@ impl TraceTasks {
                     self.told_from_ns.remove(pid);
                 }
             }
+            Event::LaneEnded { pid, lane } => self.end_others(*pid, *lane, None),
             Event::Ended { pid, .. } => {
                 self.told_from_ns.remove(pid);
                 for running in &mut self.tasks {
@@ -220,11 +223,13 @@ impl TraceTasks {
                     continue;
                 }
                 if running.segments.len() >= MOST_CANDIDATES {
+                    // Of a thread's end nothing is told: most likely that is one.
                     self.counts.left_out += 1;
-                    continue;
+                    running.forget_one();
                 }
                 let snapshots = Snapshots::new(self.wall, begin_ns, self.tick_ns, running.task.dump_period);
-                let segment = Segment { lane, begin_ns, taken: false, over: false, snapshots };
+                let segment =
+                    Segment { lane, begin_ns, heard_ns: now_ns, taken: false, over: false, snapshots };
                 running.segments.insert(key.clone(), segment);
             }
             if let Some(segment) = running.segments.get_mut(&key)
@@ -232,6 +237,7 @@ impl TraceTasks {
                 && !segment.over
             {
                 tell(&mut segment.snapshots);
+                segment.heard_ns = now_ns;
                 let long = now_ns.saturating_sub(segment.begin_ns) > nanoseconds(running.task.threshold);
                 if long && !segment.taken && running.taken < running.task.segments {
                     segment.taken = true;
@@ -271,6 +277,17 @@ impl TraceTasks {
             }
         }
         due
+    }
+}
+
+impl Running {
+    /// Leaves the candidate out of which nothing was heard for longest.
+    fn forget_one(&mut self) {
+        let candidates = self.segments.iter().filter(|(_, segment)| !segment.taken);
+        let oldest = candidates.min_by_key(|(_, segment)| segment.heard_ns).map(|(key, _)| key.clone());
+        if let Some(oldest) = oldest {
+            self.segments.remove(&oldest);
+        }
     }
 }
 
@@ -413,6 +430,29 @@ mod tests {
         segments.dedup();
         assert_eq!(segments, ["2", "4"]);
         assert_eq!(tasks.counts().segments, 2);
+    }
+
+    #[test]
+    fn a_greenlet_that_ends_ends_its_segment() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", 0, 2, 150), 0));
+        tasks.take(&off("a", 1, 10, 110, |_| {}));
+        tasks.take(&Event::LaneEnded { pid: 1, lane: Lane::Greenlet(1) });
+        assert!(tasks.due(SECOND).snapshots.is_empty());
+        assert_eq!((tasks.counts().short, tasks.tasks[0].segments.len()), (1, 0));
+    }
+
+    #[test]
+    fn one_of_which_nothing_was_heard_makes_room() {
+        let mut tasks = tasks();
+        assert!(tasks.begin(task("t", 0, 2, 150), 0));
+        let most = u64::try_from(MOST_CANDIDATES).unwrap();
+        for number in 0..=most {
+            tasks.take(&off(&number.to_string(), number + 1, 10 + number, 11 + number, |_| {}));
+        }
+        let first_last = [0, most].map(|number| (1, Arc::from(number.to_string())));
+        let known = first_last.map(|key| tasks.tasks[0].segments.contains_key(&key));
+        assert_eq!((known, tasks.counts().left_out), ([false, true], 1));
     }
 
     #[test]

@@ -56,15 +56,10 @@ fn a_call_arrives_with_its_token() {
         for token in [None, Some("wrong")] {
             config.token = token.map(|token| Token(token.parse().unwrap()));
             let backend = backend(config.clone());
-            check(&ask(&backend).await.unwrap_err(), Fate::Permanent, Kind::Token, "--oap-token");
+            check(&ask(&backend).await.unwrap_err(), Fate::Retry, Kind::Token, "--oap-token");
             assert!(backend.pause().is_some());
         }
-        check(
-            &upload(&backend_without, 2).await.unwrap_err(),
-            Fate::Permanent,
-            Kind::Token,
-            "PermissionDenied",
-        );
+        check(&upload(&backend_without, 2).await.unwrap_err(), Fate::Retry, Kind::Token, "PermissionDenied");
         config.token = Some(Token("secret".parse().unwrap()));
         let backend = backend(config);
         ask(&backend).await.unwrap();
@@ -222,5 +217,9 @@ fn what_is_no_grpc_is_named() {
         check(&bad_gateway, Fate::Unknown, Kind::NotGrpc, "502");
         let (refused, _) = failure(Does::Http(403)).await;
         check(&refused, Fate::Retry, Kind::NotGrpc, "403");
+        let (large, _) = failure(Does::Http(413)).await;
+        check(&large, Fate::Permanent, Kind::NotGrpc, "413");
+        let (slow, _) = failure(Does::Http(408)).await;
+        check(&slow, Fate::Unknown, Kind::NotGrpc, "408");
     });
 }

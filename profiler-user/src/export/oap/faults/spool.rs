@@ -23,6 +23,7 @@ use super::{
     backend, closed, run,
     server::{Does, Server},
 };
+use crate::profile::event::{Event, Feed as _, Process};
 
 /// There is no process.
 struct Nothing;
@@ -36,6 +37,8 @@ impl Around for Nothing {
         true
     }
 
+    fn release(&mut self, _: u32) {}
+
     fn gauges(&mut self, _pid: u32) -> Gauges {
         Gauges::default()
     }
@@ -45,11 +48,23 @@ fn place(directory: &Path) -> Place {
     Place { directory: directory.to_owned(), bytes: 1 << 20 }
 }
 
-/// A run without a process: it sends what is there, and ends. How it stood, and what it said.
+/// A run of a process that does nothing: it sends what is there, and ends. How it stood, and what
+/// it said.
 async fn serve(config: Config, directory: &Path, patience: Duration) -> (Status, Vec<String>) {
+    let command = vec!["python".to_owned()];
+    let process = Process { pid: 1, parent: None, command, greenlets: true, tracer: None };
+    serve_of(Some(process), config, directory, patience).await
+}
+
+async fn serve_of(
+    process: Option<Process>,
+    config: Config,
+    directory: &Path,
+    patience: Duration,
+) -> (Status, Vec<String>) {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let said = Arc::clone(&lines);
-    let (serving, tap) = Serving::begin(Serve {
+    let (serving, mut tap) = Serving::begin(Serve {
         backend: backend(config),
         choice: Choice { given: Given::default(), span_events: None, tick_ns: 0 },
         agent: "agent".to_owned(),
@@ -60,6 +75,9 @@ async fn serve(config: Config, directory: &Path, patience: Duration) -> (Status,
         say: Box::new(move |line| said.lock().unwrap().push(line.to_owned())),
     })
     .unwrap();
+    if let Some(process) = process {
+        tap.take(Event::Began(process));
+    }
     drop(tap);
     let status = spawn_blocking(|| serving.finish()).await.unwrap();
     let lines = std::mem::take(&mut *lines.lock().unwrap());
@@ -119,6 +137,34 @@ fn what_was_under_way_at_the_end_is_of_unknown_fate_and_the_rest_stays() {
         let (status, _) = serve(server.config(), directory.path(), LONG).await;
         assert_eq!((status.sent, status.spooled, status.unknown), (2, 0, 0));
         assert_eq!(uploads(&server), ["collectProfilingData", "collectSnapshot", "collect"]);
+    });
+}
+
+#[test]
+fn a_recording_that_does_not_begin_sends_nothing() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        fill(directory.path());
+        let server = Server::that(Does::Wait).await;
+        let (status, _) = serve_of(None, server.config(), directory.path(), LONG).await;
+        assert_eq!((status.sent, status.spooled, status.unknown), (0, 3, 0));
+        assert_eq!(uploads(&server), VecDeque::<String>::new());
+    });
+}
+
+#[test]
+fn a_backend_that_is_no_oap_gets_nothing() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        fill(directory.path());
+        let patience = Duration::from_millis(300);
+        for (code, says) in [(12, "SW_RECEIVER_GRPC_PORT"), (14, "OAP up behind its proxy"), (16, "token")] {
+            let server = Server::that(Does::Status(code, "no")).await;
+            let (status, lines) = serve(server.config(), directory.path(), patience).await;
+            assert_eq!((status.sent, status.spooled, status.unknown, status.refused), (0, 3, 0, 0));
+            assert!(lines.iter().any(|line| line.contains(says)), "{lines:?}");
+            assert_eq!(uploads(&server), VecDeque::<String>::new());
+        }
     });
 }
 

@@ -33,6 +33,9 @@ use crate::{
 const MOST_LINES: usize = 256;
 /// How far the clock may be away before it is asked again: less than OAP's millisecond.
 const CLOCK_NS: u64 = NS_PER_MS / 2;
+/// How often OAP is asked for all eBPF tasks, and not for newer ones only: its clock may have been
+/// set back.
+const ALL: Duration = Duration::from_secs(60);
 /// Span events that wait for the next batch.
 const MOST_EVENTS: usize = 16_384;
 
@@ -60,6 +63,8 @@ pub struct Service {
     processes: BTreeMap<u32, Served>,
     traced: BTreeMap<Instance, TraceTasks>,
     ebpf: EbpfTasks,
+    /// When it is asked for all of them again.
+    next_all_ns: u64,
     continuous: Continuous,
     span_events: Option<SpanEvents>,
     events: Vec<SpanAttachedEvent>,
@@ -88,6 +93,7 @@ impl Service {
             processes: BTreeMap::new(),
             traced: BTreeMap::new(),
             ebpf: EbpfTasks::new(wall),
+            next_all_ns: 0,
             continuous: Continuous::default(),
             span_events: choice.span_events.map(|longer_than| SpanEvents::new(longer_than, wall)),
             events: Vec::new(),
@@ -127,7 +133,10 @@ impl Service {
         if identity.rule == Rule::Agent {
             self.adopt(process.parent, &identity, &around.host);
         }
-        let instance = self.instance(process.pid, process.tracer.as_ref());
+        // By the names that OAP has them by: it cuts them, and keeps its tasks so.
+        let instance = self
+            .is_traced(process.pid, process.tracer.as_ref())
+            .then(|| (identity.service.clone(), identity.instance.clone()));
         if let Some(instance) = &instance {
             let new = || TraceTasks::new(self.wall, self.choice.tick_ns);
             self.traced.entry(instance.clone()).or_insert_with(new);
@@ -156,26 +165,29 @@ impl Service {
         }
     }
 
-    /// Whose trace tasks are served in a process.
-    fn instance(&mut self, pid: u32, tracer: Option<&TracerRow>) -> Option<Instance> {
-        let tracer = tracer.filter(|tracer| tracer.source == Source::Agent)?;
-        let instance = tracer.service.clone().zip(tracer.instance.clone())?;
+    /// Whether trace tasks are served in a process.
+    fn is_traced(&mut self, pid: u32, tracer: Option<&TracerRow>) -> bool {
+        let Some(tracer) = tracer.filter(|tracer| {
+            tracer.source == Source::Agent && tracer.service.is_some() && tracer.instance.is_some()
+        }) else {
+            return false;
+        };
         match tracer.profiler {
-            Some(false) => Some(instance),
+            Some(false) => true,
             Some(true) => {
                 self.say(format!(
                     "pid {pid}: SkyWalking's agent has its own profiler on, so trace profiling is left to it \
                      (start the service with SW_AGENT_PROFILE_ACTIVE=False to have greenscope do it); eBPF \
                      tasks are served"
                 ));
-                None
+                false
             }
             None => {
                 self.say(format!(
                     "pid {pid}: whether SkyWalking's agent has its own profiler on is not known, so trace \
                      profiling is left out; eBPF tasks are served"
                 ));
-                None
+                false
             }
         }
     }
@@ -221,7 +233,10 @@ impl Service {
         let pid = match event {
             Event::Tick(tick) => tick.pid,
             Event::Off(off) => off.pid,
-            Event::Telling { pid, .. } | Event::OffSums { pid, .. } | Event::Ended { pid, .. } => *pid,
+            Event::LaneEnded { pid, .. }
+            | Event::Telling { pid, .. }
+            | Event::OffSums { pid, .. }
+            | Event::Ended { pid, .. } => *pid,
             Event::Responses { pid, count, sum_ns } => {
                 if let Some(served) = self.processes.get_mut(pid) {
                     served.responses.0 += count;
@@ -302,11 +317,18 @@ impl Service {
 
     /// The question for eBPF tasks; none without processes.
     #[must_use]
-    pub fn ebpf_question(&self) -> Option<EbpfProfilingTaskQuery> {
-        (!self.processes.is_empty()).then(|| EbpfProfilingTaskQuery {
-            rover_instance_id: self.agent.clone(),
-            latest_update_time: i64::try_from(self.ebpf.newest_ms()).unwrap_or_default(),
-        })
+    pub fn ebpf_question(&mut self, now_ns: u64) -> Option<EbpfProfilingTaskQuery> {
+        if self.processes.is_empty() {
+            return None;
+        }
+        // OAP tells of tasks that are newer than what we know, for processes that it has by then:
+        // of one that comes later it would not tell any more.
+        let all = self.registry.is_any_new(now_ns) || now_ns >= self.next_all_ns;
+        if all {
+            self.next_all_ns = now_ns.saturating_add(nanoseconds(ALL));
+        }
+        let newest_ms = if all { 0 } else { i64::try_from(self.ebpf.newest_ms()).unwrap_or_default() };
+        Some(EbpfProfilingTaskQuery { rover_instance_id: self.agent.clone(), latest_update_time: newest_ms })
     }
 
     /// The question for policies; none without processes.
@@ -340,8 +362,12 @@ impl Service {
             }
             Ok(Some(Command::Ebpf(task))) => match self.registry.pid(&task.process) {
                 Some(pid) => {
-                    self.ebpf.begin(task, pid, now_ns);
+                    if !self.ebpf.begin(task, pid, now_ns) && self.ebpf.is_full() {
+                        self.say("OAP has more eBPF tasks than can run at once: some are left out");
+                    }
                 }
+                // One that was known comes again and again.
+                None if task.updated_ms <= self.ebpf.newest_ms() => {}
                 None => self.say("an eBPF task of OAP's is of a process that is not recorded any more"),
             },
             Ok(Some(Command::Policies(policies))) => {
@@ -390,21 +416,22 @@ impl Service {
             let Ok(Some(Command::Reported { task })) = commands::parse(sent) else {
                 continue;
             };
-            let looks = match report.target_task {
-                Some(proto::skywalking::continuous_profiling_report::TargetTask::OffCpu(_)) => Looks::OffCpu,
-                _ => Looks::OnCpu,
-            };
             let process = registry::id(&report.service_name, &report.instance_name, &report.process_name);
             let task = EbpfTask {
                 id: task,
                 process,
                 updated_ms: 0,
-                looks,
+                looks: looks(report),
                 start_ms: self.wall.ms(now_ns),
                 duration: continuous::TASK,
             };
             self.ebpf.begin(task, pid, now_ns);
         }
+    }
+
+    /// OAP did not hear what `report` asked for: it is asked again.
+    pub fn not_triggered(&mut self, pid: u32, report: &ContinuousProfilingReport) {
+        self.continuous.not_heard(pid, looks(report));
     }
 
     /// How many tasks are under way.
@@ -450,6 +477,11 @@ impl Service {
         if !self.events.is_empty() {
             due.push(Batch::Events(std::mem::take(&mut self.events)));
         }
+        if self.traced.values().any(|tasks| tasks.counts().left_out > 0) {
+            self.say(
+                "a trace task's endpoint has more requests at once than can be followed: some are left out",
+            );
+        }
         // Each worker is an instance of its own, and a server may make many.
         let used: FxHashSet<&Instance> =
             self.processes.values().filter_map(|served| served.instance.as_ref()).collect();
@@ -468,6 +500,13 @@ impl Service {
     /// Takes what the user is to see.
     pub fn lines(&mut self) -> Vec<String> {
         std::mem::take(&mut self.lines)
+    }
+}
+
+fn looks(report: &ContinuousProfilingReport) -> Looks {
+    match report.target_task {
+        Some(proto::skywalking::continuous_profiling_report::TargetTask::OffCpu(_)) => Looks::OffCpu,
+        _ => Looks::OnCpu,
     }
 }
 

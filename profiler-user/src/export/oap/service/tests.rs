@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use proto::skywalking::{KeyStringValuePair, ebpf_process_properties::Metadata};
+use proto::skywalking::{
+    EbpfHostProcessDownstream, EbpfProcessDownstream, KeyStringValuePair,
+    ebpf_process_downstream::Process as DownstreamProcess, ebpf_process_properties::Metadata,
+};
 
 use super::*;
 use crate::{
@@ -141,7 +144,7 @@ fn beside_the_agents_own_profiler_only_ebpf_tasks_are_served() {
     for profiler in [Some(true), None] {
         let mut service = begun(Some(tracer(profiler)));
         assert_eq!(service.trace_questions(), Vec::new());
-        assert!(service.ebpf_question().is_some());
+        assert!(service.ebpf_question(0).is_some());
         let lines = service.lines();
         assert!(lines.len() == 1 && lines[0].contains("own profiler"), "{lines:?}");
         // When it is known later it is served.
@@ -154,9 +157,9 @@ fn beside_the_agents_own_profiler_only_ebpf_tasks_are_served() {
 fn an_ebpf_task_is_of_the_process_that_oap_names() {
     let mut service = begun(Some(tracer(Some(false))));
     let id = registry::id("shop", "one", "python-7");
+    service.answered(ebpf_task("another", "OFF_CPU"), None, S);
     service.answered(ebpf_task(&id, "OFF_CPU"), None, S);
     assert_eq!(service.wants(S).get(&7).map(|wants| wants.off_sums), Some(true));
-    service.answered(ebpf_task("another", "OFF_CPU"), None, S);
     service.answered(ebpf_task(&id, "NETWORK"), None, S);
     service.answered(command("Reboot", &[]), None, S);
     service.answered(command("ProfileTaskQuery", &[]), None, S);
@@ -168,6 +171,32 @@ fn an_ebpf_task_is_of_the_process_that_oap_names() {
     // Each is said once.
     service.answered(command("Reboot", &[]), None, S);
     assert_eq!(service.lines(), Vec::<String>::new());
+}
+
+#[test]
+fn all_ebpf_tasks_are_asked_for_while_a_process_is_new_and_now_and_then() {
+    let mut service = begun(Some(tracer(Some(false))));
+    let id = registry::id("shop", "one", "python-7");
+    let host = EbpfHostProcessDownstream { pid: 7, entity_metadata: None };
+    let known =
+        EbpfProcessDownstream { process_id: id.clone(), process: Some(DownstreamProcess::HostProcess(host)) };
+    service.registered(&EbpfReportProcessDownstream { processes: vec![known] }, 0);
+    service.answered(ebpf_task(&id, "ON_CPU"), None, 0);
+    let mut asked = |at: u64| service.ebpf_question(at * S).map(|question| question.latest_update_time);
+    let newest = i64::try_from(UNIX_MS).unwrap();
+    assert_eq!([0, 5, 55, 65, 70].map(&mut asked), [0, 0, 0, newest, newest].map(Some));
+    assert_eq!([115, 120].map(&mut asked), [0, newest].map(Some));
+    // A worker comes.
+    service.begin(process(8, None), &Surroundings::default()).unwrap();
+    assert_eq!(service.ebpf_question(121 * S).map(|question| question.latest_update_time), Some(0));
+}
+
+#[test]
+fn a_long_name_is_asked_for_as_oap_has_it() {
+    let long = TracerRow { service: Some("s".repeat(99)), ..tracer(Some(false)) };
+    let service = begun(Some(long));
+    let asked: Vec<String> = service.trace_questions().into_iter().map(|question| question.service).collect();
+    assert_eq!(asked, ["s".repeat(70)]);
 }
 
 #[test]
@@ -187,7 +216,7 @@ fn a_process_that_is_gone_is_nobodys() {
     let mut service = begun(Some(tracer(Some(false))));
     service.take(&Event::Ended { pid: 7, time_ns: S });
     assert!(service.wants(S).is_empty() && service.trace_questions().is_empty());
-    assert_eq!((service.ebpf_question(), service.policy_question()), (None, None));
+    assert_eq!((service.ebpf_question(0), service.policy_question()), (None, None));
 }
 
 #[test]
