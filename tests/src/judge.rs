@@ -64,6 +64,8 @@ pub struct Verdict {
     pub nameless: u64,
     /// Blanks of children whose maker's label was not known when it made them.
     pub unhanded: u64,
+    /// The blank ticks in functions of children.
+    pub unhanded_ticks: u64,
     /// What greenscope counted as blank beyond the switches that should be, by its reasons;
     /// ticks outside of named functions are among them.
     pub reasons: BTreeMap<String, u64>,
@@ -130,12 +132,14 @@ impl Verdict {
         let failed = counted(&|reason| FAILED.contains(&reason));
         ensure!(own <= failed, "blanks without a reason: {self}");
         let ending = counted(&|reason| reason == ENDING);
-        let ticks = self.looks.blank - self.asleep;
+        // A child without its maker's label has none in its ticks either.
+        let childs = if self.unhanded > 0 { self.unhanded_ticks } else { 0 };
+        let ticks = self.looks.blank - self.asleep - childs;
         ensure!(own + ticks <= failed + ending, "blanks without a reason: {self}");
         // A sleep lacks what the switches around it lack.
         ensure!(self.asleep == 0 || failed + ending > 0, "blanks without a reason: {self}");
         let others = counted(&|reason| !FAILED.contains(&reason));
-        ensure!(self.unhanded <= others, "children without a label and without a reason: {self}");
+        ensure!(self.unhanded + childs <= others, "children without a label and without a reason: {self}");
         Ok(())
     }
 
@@ -162,13 +166,18 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { switches, looks, asleep, nameless, unhanded, reasons, wrong_sums, mistakes } = self;
+        let Self { switches, looks, asleep, nameless, unhanded, unhanded_ticks, .. } = self;
+        let Self { reasons, wrong_sums, mistakes, .. } = self;
         for (name, counts) in [("switches", switches), ("ticks and sleeps", looks)] {
             let Counts { right, wrong, blank, rightly_blank } = counts;
             write!(to, "{name}: {right} right, {wrong} wrong, {blank} blank, {rightly_blank} rightly; ")?;
         }
         write!(to, "{nameless} without a name; {wrong_sums} sums wrong; ")?;
-        write!(to, "{asleep} blank sleeps; {unhanded} blank children; blanks by reason {reasons:?}")?;
+        write!(
+            to,
+            "{asleep} blank sleeps; {unhanded} blank children, {unhanded_ticks} blank ticks in such; "
+        )?;
+        write!(to, "blanks by reason {reasons:?}")?;
         for mistake in mistakes {
             write!(to, "\n  {mistake}")?;
         }

@@ -123,7 +123,8 @@ pub(super) fn judge(evidence: &Evidence<'_>, people: &People<'_>, verdict: &mut 
             (None, Some((_, endpoint, kind))) => is_of_view(evidence, people, &stack.label, endpoint, *kind),
             (None, None) => continue,
         };
-        count(stack, right, verdict);
+        let is_childs = view.is_some_and(|(.., kind)| *kind == Kind::Child);
+        count(stack, right, is_childs, verdict);
     }
     let unseen = evidence.profile.totals.faults.contains_key("CAME_UNSEEN");
     let lead_ns = if unseen { UNSEEN_NS } else { LEAD_NS };
@@ -136,14 +137,18 @@ pub(super) fn judge(evidence: &Evidence<'_>, people: &People<'_>, verdict: &mut 
 }
 
 /// Whether the stack's label is right; `None` where it lacks and should be there.
-fn count(stack: &Stack, right: Option<bool>, verdict: &mut Verdict) {
+fn count(stack: &Stack, right: Option<bool>, is_childs: bool, verdict: &mut Verdict) {
     // Waits were counted at their switches.
     let count = if stack.state == State::Wait { 0 } else { stack.count };
     let is_blank = stack.label.source.is_none();
     match right {
         None => {
             verdict.looks.blank += count;
-            verdict.asleep += if stack.state == State::Cpu { 0 } else { count };
+            if stack.state != State::Cpu {
+                verdict.asleep += count;
+            } else if is_childs {
+                verdict.unhanded_ticks += count;
+            }
         }
         Some(true) if is_blank => verdict.looks.rightly_blank += count,
         Some(true) => verdict.looks.right += count,
