@@ -11,7 +11,7 @@ use crate::export::oap::{
     identity::{Given, Surroundings, check_layer},
     serve::{self, Serve, Serving},
     service::Choice,
-    spool::Place,
+    spool::{Place, Spool},
     tap::Tap,
 };
 use crate::kernel::tick_ns;
@@ -67,7 +67,8 @@ impl Arguments {
     pub(super) fn begin(&self, backend: Backend, rate: u32) -> Result<(Serving, Tap), Failure> {
         let config = backend.config();
         let queue_bytes = config.queue_bytes;
-        let spool = config.spool.clone().map(|directory| Place { directory, bytes: config.spool_bytes });
+        let place = config.spool.clone().map(|directory| Place { directory, bytes: config.spool_bytes });
+        let spool = place.map(Spool::open).transpose().map_err(|error| Failure::usage(error.to_string()))?;
         let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
         let addresses = addresses.join(",");
         // The kernel's own: <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>

@@ -29,7 +29,7 @@ use super::{
     identity::{Surroundings, UnknownLayer},
     registry::Due,
     service::{Choice, Service},
-    spool::{Lost, Place, Spool},
+    spool::{Lost, Spool},
     tap::{Tap, Wanted, tap},
     waiting::{Next, Waiting},
     wall_clock::WallClock,
@@ -115,7 +115,7 @@ pub struct Serve {
     /// Room for batches that wait.
     pub queue_bytes: usize,
     /// Where those wait that have none.
-    pub spool: Option<Place>,
+    pub spool: Option<Spool>,
     /// How long what is left is sent at the end: [`PATIENCE`].
     pub patience: Duration,
     /// What the system tells.
@@ -187,7 +187,6 @@ struct Shared {
 
 async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, shown: Arc<Mutex<Status>>) {
     let Serve { backend, choice, agent, queue_bytes, spool, patience, around, say } = serve;
-    let spool = spool.and_then(|place| Spool::open(place).inspect_err(|error| say(&error.to_string())).ok());
     let waiting = Waiting::new(queue_bytes, spool);
     let status = Status { unknown: waiting.lost().unknown, ..Status::default() };
     let shared = Rc::new(Shared {

@@ -62,15 +62,14 @@ pub struct Place {
 pub enum SpoolError {
     /// One writes there already.
     #[error(
-        "--spool {}: another greenscope writes there, so this one works without; give it a directory of \
-         its own", .0.display()
+        "--spool {}: another greenscope writes there; give this one a directory of its own", .0.display()
     )]
     Taken(PathBuf),
     /// It has files of something else.
-    #[error("--spool {}: too many files to look at, so it is not used; give a directory of its own", .0.display())]
+    #[error("--spool {}: too many files to look at; give a directory of its own", .0.display())]
     Crowded(PathBuf),
     /// The system refused.
-    #[error("--spool {}: {error}, so it is not used; give a directory that can be written", directory.display())]
+    #[error("--spool {}: {error}; give a directory that can be written", directory.display())]
     System {
         /// Where.
         directory: PathBuf,

@@ -69,7 +69,7 @@ async fn serve_of(
         choice: Choice { given: Given::default(), span_events: None, tick_ns: 0 },
         agent: "agent".to_owned(),
         queue_bytes: 1 << 20,
-        spool: Some(place(directory)),
+        spool: Some(Spool::open(place(directory)).unwrap()),
         patience,
         around: Box::new(Nothing),
         say: Box::new(move |line| said.lock().unwrap().push(line.to_owned())),
@@ -165,17 +165,5 @@ fn a_backend_that_is_no_oap_gets_nothing() {
             assert!(lines.iter().any(|line| line.contains(says)), "{lines:?}");
             assert_eq!(uploads(&server), VecDeque::<String>::new());
         }
-    });
-}
-
-#[test]
-fn a_second_one_says_one_line_and_works_without() {
-    run(async {
-        let directory = tempfile::tempdir().unwrap();
-        let _first = Spool::open(place(directory.path())).unwrap();
-        let server = Server::that(Does::Answer).await;
-        let (status, lines) = serve(server.config(), directory.path(), LONG).await;
-        assert_eq!((status.spooled, lines.len()), (0, 1), "{lines:?}");
-        assert!(lines.iter().all(|line| line.contains("another greenscope")), "{lines:?}");
     });
 }
