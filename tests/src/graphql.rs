@@ -280,17 +280,17 @@ impl Graphql {
         Ok(found.get("couldProfiling") == Some(&Value::Bool(true)))
     }
 
-    /// Makes an eBPF task of a minute.
+    /// Makes an eBPF task that lasts so long, a minute at least.
     ///
     /// # Errors
     ///
     /// OAP's reason why not.
-    pub fn create_ebpf_task(&self, service: &str, target: &str) -> Result<String> {
+    pub fn create_ebpf_task(&self, service: &str, target: &str, duration: Duration) -> Result<String> {
         let query = "mutation($r:EBPFProfilingTaskFixedTimeCreationRequest!){ \
                      createEBPFProfilingFixedTimeTask(request:$r){ status errorReason id } }";
         let request = json!({"r": {
             "serviceId": service_id(service), "processLabels": [], "startTime": 0,
-            "duration": 60, "targetType": target,
+            "duration": duration.as_secs(), "targetType": target,
         }});
         let made: Value = self.ask("createEBPFProfilingFixedTimeTask", query, &request)?;
         let id = made.get("id").and_then(Value::as_str);
@@ -304,7 +304,7 @@ impl Graphql {
     /// When it does not answer.
     pub fn triggered_tasks(&self, service: &str) -> Result<Vec<(String, String)>> {
         let query = "query($s:ID){ queryEBPFProfilingTasks(serviceId:$s,targets:[ON_CPU,OFF_CPU],\
-                     triggerType:CONTINUOUS_PROFILING){ taskId continuousProfilingCauses{ message } } }";
+                     triggerType:CONTINUOUS_PROFILING){ taskId continuousProfilingCauses{ type message } } }";
         let found: Vec<Value> =
             self.ask("queryEBPFProfilingTasks", query, &json!({"s": service_id(service)}))?;
         let of = |task: &Value| {
@@ -341,19 +341,21 @@ impl Graphql {
         self.trees("analysisEBPFProfilingResult", query, &variables)
     }
 
-    /// Has a service's processes watched: over `percent` of a CPU in 3 of 10 seconds.
+    /// Has a service's processes watched: a task for each target when its item is over a threshold
+    /// in 3 of 10 seconds.
     ///
     /// # Errors
     ///
     /// OAP's reason why not.
-    pub fn set_cpu_policy(&self, service: &str, percent: u32) -> Result<()> {
+    pub fn set_policies(&self, service: &str, policies: &[(&str, &str, u32)]) -> Result<()> {
         let query = "mutation($r:ContinuousProfilingPolicyCreation!){ \
                      setContinuousProfilingPolicy(request:$r){ status errorReason } }";
-        let item = json!({"type": "PROCESS_CPU", "threshold": percent.to_string(), "period": 10, "count": 3});
-        let request = json!({"r": {
-            "serviceId": service_id(service),
-            "targets": [{"targetType": "ON_CPU", "checkItems": [item]}],
-        }});
+        let target = |(target, item, threshold): &(&str, &str, u32)| {
+            let item = json!({"type": item, "threshold": threshold.to_string(), "period": 10, "count": 3});
+            json!({"targetType": target, "checkItems": [item]})
+        };
+        let targets: Vec<Value> = policies.iter().map(target).collect();
+        let request = json!({"r": {"serviceId": service_id(service), "targets": targets}});
         let set: Value = self.ask("setContinuousProfilingPolicy", query, &request)?;
         if set.get("status") != Some(&Value::Bool(true)) {
             bail!("no policy: {set}");

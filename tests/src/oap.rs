@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -17,6 +18,10 @@ use crate::process::Process;
 use crate::runner::skip;
 
 const MAIN: &str = "org.apache.skywalking.oap.server.starter.OAPServerStartUp";
+/// Files of its folder.
+const CA: &str = "ca.pem";
+const CERTIFICATE: &str = "certificate.pem";
+const KEY: &str = "key.pem";
 /// Ten seconds on two idle cores.
 const START: Duration = Duration::from_secs(120);
 /// Lines of its log that say that somebody sent what it can't take.
@@ -33,8 +38,9 @@ pub struct Oap {
     process: Process,
     port: u16,
     rest_port: u16,
-    /// Where its database is, if it survives a restart.
-    database: Option<TempDir>,
+    options: Options,
+    /// Where its database is, if it survives a restart, and its certificates.
+    folder: TempDir,
     /// What the ones before said.
     said: String,
 }
@@ -46,6 +52,8 @@ pub struct Options {
     pub on_file: bool,
     /// With that token (`SW_AUTHENTICATION`).
     pub token: Option<&'static str>,
+    /// By TLS, with a certificate of a CA of its own.
+    pub tls: bool,
 }
 
 impl Oap {
@@ -55,13 +63,16 @@ impl Oap {
     ///
     /// A skip without Java or the jars; else when it does not get there.
     pub fn start(options: Options) -> Result<Self> {
-        let database = if options.on_file { Some(TempDir::new()?) } else { None };
+        let folder = TempDir::new()?;
+        if options.tls {
+            certify(&folder)?;
+        }
         // Held until it is started: two tests may look at the same time.
         let free = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
         let [port, rest_port] = [free[0].local_addr()?.port(), free[1].local_addr()?.port()];
         drop(free);
-        let process = launch(port, rest_port, database.as_ref(), options.token)?;
-        let mut oap = Self { process, port, rest_port, database, said: String::new() };
+        let process = launch(port, rest_port, options, &folder)?;
+        let mut oap = Self { process, port, rest_port, options, folder, said: String::new() };
         oap.wait()?;
         Ok(oap)
     }
@@ -69,6 +80,16 @@ impl Oap {
     /// `HOST:PORT` for agents.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where its REST is.
+    pub fn rest(&self) -> String {
+        format!("http://127.0.0.1:{}", self.rest_port)
+    }
+
+    /// The CA that signed its certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.path().join(CA)
     }
 
     /// What a user sees.
@@ -103,7 +124,7 @@ impl Oap {
     ///
     /// When it does not get there.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = launch(self.port, self.rest_port, self.database.as_ref(), None)?;
+        self.process = launch(self.port, self.rest_port, self.options, &self.folder)?;
         self.wait()
     }
 
@@ -130,7 +151,22 @@ impl Oap {
     }
 }
 
-fn launch(port: u16, rest_port: u16, database: Option<&TempDir>, token: Option<&str>) -> Result<Process> {
+/// A CA, and a certificate that it signed.
+fn certify(folder: &TempDir) -> Result<()> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, "greenscope's tests");
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let certificate = CertificateParams::new(["127.0.0.1".to_owned()])?.signed_by(&key, &ca)?;
+    for (name, pem) in [(CA, ca.pem()), (CERTIFICATE, certificate.pem()), (KEY, key.serialize_pem())] {
+        std::fs::write(folder.path().join(name), pem)?;
+    }
+    Ok(())
+}
+
+fn launch(port: u16, rest_port: u16, options: Options, folder: &TempDir) -> Result<Process> {
+    let Options { on_file, token, tls } = options;
     let java = tool("java")?;
     let jars =
         env::var_os("GREENSCOPE_OAP_JARS").map_or_else(|| workspace().join("target/oap/lib"), PathBuf::from);
@@ -141,13 +177,19 @@ fn launch(port: u16, rest_port: u16, database: Option<&TempDir>, token: Option<&
     let mut command = Command::new(java);
     command.args(["-Xms256m", "-Xmx1g", "-XX:ActiveProcessorCount=2", "-cp", &class_path, MAIN]);
     command.env("OAP_GRPC_PORT", port.to_string()).env("OAP_REST_PORT", rest_port.to_string());
-    if let Some(database) = database {
-        let file = database.path().join("oap");
+    if on_file {
+        let file = folder.path().join("oap");
         let url = format!("jdbc:h2:file:{};DATABASE_TO_UPPER=FALSE", file.display());
         command.env("OAP_H2_URL", url);
     }
     if let Some(token) = token {
         command.env("OAP_TOKEN", token);
+    }
+    if tls {
+        command.env("OAP_TLS", "true");
+        command.env("OAP_TLS_CERT", folder.path().join(CERTIFICATE));
+        command.env("OAP_TLS_KEY", folder.path().join(KEY));
+        command.env("OAP_TLS_CA", folder.path().join(CA));
     }
     Process::start(&mut command)
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,9 +12,9 @@ use tempfile::TempDir;
 use tests::deadline::Deadline;
 use tests::graphql::{Graphql, Schedule, Segment};
 use tests::oap::{Oap, Options};
-use tests::place::{Python, as_root};
+use tests::place::{Python, as_root, greenscope};
 use tests::recording::Recording;
-use tests::runner::Cases;
+use tests::runner::{Cases, skip};
 use tests::shop::{Call, Shop, between, by_segment};
 use tests::target::Target;
 
@@ -25,6 +26,16 @@ const BOOKED: [&str; 3] = ["burn_a", "wait_a", "wait_b"];
 const FOREIGN: [&str; 2] = ["foreign_wait", "child_work"];
 /// A task's minute, with what OAP takes to tell of it, and what a loaded machine takes.
 const TASK: Duration = Duration::from_secs(180);
+const MINUTE: Duration = Duration::from_secs(60);
+/// When a task of a minute is over, from its making on: what it shows comes every 5 s, or sooner at
+/// its end.
+const LAST_MS: u64 = 59_000;
+/// The same of one that greenscope asked for, from its first look on.
+const TRIGGERED_MS: u64 = 55_000;
+/// How long OAP is away: longer than any restart of it, and shorter than its task.
+const AWAY: Duration = Duration::from_secs(600);
+/// What greenscope may take meanwhile beyond its queue of 16 MiB: what it records, and the allocator.
+const MORE_KIB: u64 = 48 << 10;
 /// A function of 100 ms is within this share of its time,
 const OF_A_FUNCTION: f64 = 0.05;
 /// but for a slice of the scheduler's at an end of it: somebody else runs, and no tick tells
@@ -37,12 +48,14 @@ const EVENT: &str = "--span-events=50ms";
 
 pub(crate) fn cases(cases: &mut Cases) {
     cases.each("oap_is_absent", absent);
+    cases.once(format!("oap/guarded/{ENVIRONMENT}"), guarded);
     cases.once(format!("oap/gevent/{ENVIRONMENT}"), || tasks("gevent"));
     cases.once(format!("oap/threads/{ENVIRONMENT}"), || tasks("threads"));
     cases.once(format!("oap/gunicorn/{ENVIRONMENT}"), || tasks("gunicorn"));
     cases.once(format!("oap/frozen/{ENVIRONMENT}"), frozen);
     cases.once(format!("oap/killed/{ENVIRONMENT}"), killed);
     cases.once(format!("oap/spooled/{ENVIRONMENT}"), spooled);
+    cases.once(format!("oap/away/{ENVIRONMENT}"), away);
 }
 
 /// OAP is not there: the recording is what it is without, and one line says so.
@@ -66,6 +79,42 @@ fn absent(python: &Python) -> Result<()> {
     target.finish()
 }
 
+/// OAP speaks TLS and wants a token: what is missing is named, and nothing else of it is.
+fn guarded() -> Result<()> {
+    as_root()?;
+    let python = Python::find(ENVIRONMENT)?;
+    let oap = Oap::start(Options { token: Some("secret"), tls: true, ..Options::default() })?;
+    let (address, ca) = (oap.address(), oap.ca().to_string_lossy().into_owned());
+    let to = ["--oap", &address];
+    let check = |more: &[&str]| -> Result<(bool, String)> {
+        let mut command = Command::new(greenscope()?);
+        let output = command.args(["oap", "check"]).args(to).args(more).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8(said)?))
+    };
+    let by_tls = ["--oap-ca", &ca];
+    let with_token = ["--oap-ca", &ca, "--oap-token", "secret"];
+    for (more, says) in [
+        (&[][..], "does it want TLS (--oap-tls)"),
+        (&["--oap-tls"], "certificate"),
+        (&by_tls, "token"),
+        (&["--oap-ca", &ca, "--oap-token", "wrong"], "token"),
+    ] {
+        let (works, said) = check(more)?;
+        ensure!(!works && said.contains(says), "{more:?}: {said}");
+    }
+    let (works, said) = check(&[&with_token[..], &["--oap-rest", &oap.rest()]].concat())?;
+    ensure!(works && said.contains("10.1.0"), "{said}");
+    let target = Target::start(&python, "idle.py", &[])?;
+    let options = [&to[..], &with_token, &["--service", "guarded"]].concat();
+    let recording = Recording::start(target.pid(), &options)?;
+    registered(&oap.graphql(), "guarded")?;
+    let said = end(recording)?;
+    ensure!(said.contains("OAP: connected") && said.contains("0 queued, 0 dropped"), "{said}");
+    target.finish()?;
+    oap.blames_nobody()
+}
+
 /// Every kind of task at once, under a hundred clients.
 fn tasks(mode: &str) -> Result<()> {
     as_root()?;
@@ -74,14 +123,20 @@ fn tasks(mode: &str) -> Result<()> {
     let graphql = oap.graphql();
     let shop = Shop::start(&python, mode, &oap)?;
     let service = shop.service.clone();
-    graphql.set_cpu_policy(&service, 5)?;
+    // Each item of OAP's that is watched, in one of the services.
+    let (item, threshold) = match mode {
+        "gevent" => ("HTTP_AVG_RESPONSE_TIME", 100),
+        "threads" => ("PROCESS_THREAD_COUNT", 3),
+        _ => ("SYSTEM_LOAD", 1),
+    };
+    graphql.set_policies(&service, &[("ON_CPU", "PROCESS_CPU", 5), ("OFF_CPU", item, threshold)])?;
     let load = shop.load();
     let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address(), EVENT])?;
     registered(&graphql, &service)?;
 
     let trace = graphql.create_trace_task(&service, "/slow", 9)?;
-    let on = graphql.create_ebpf_task(&service, "ON_CPU")?;
-    let off = graphql.create_ebpf_task(&service, "OFF_CPU")?;
+    let on = graphql.create_ebpf_task(&service, "ON_CPU", MINUTE)?;
+    let off = graphql.create_ebpf_task(&service, "OFF_CPU", MINUTE)?;
     let created_ms = unix_ms();
     let until = Deadline::after(TASK);
     until.until("the trace task's end", || {
@@ -90,17 +145,10 @@ fn tasks(mode: &str) -> Result<()> {
         let said = |what| logs.is_some_and(|logs| logs.iter().any(|log| log.operation_type == what));
         Ok((said("NOTIFIED") && said("EXECUTION_FINISHED")).then_some(()))
     })?;
-    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms))?;
-    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms))?;
-    let triggered = until.until("a task by the policy", || {
-        let Some((task, cause)) = graphql.triggered_tasks(&service)?.into_iter().next() else {
-            return Ok(None);
-        };
-        let schedules = graphql.schedules(&task)?;
-        let whole = |schedule: &Schedule| schedule.end_time >= schedule.start_time + 59_000;
-        let whole: Vec<Schedule> = schedules.into_iter().filter(whole).collect();
-        Ok((!whole.is_empty()).then_some((whole, cause)))
-    })?;
+    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms + LAST_MS))?;
+    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms + LAST_MS))?;
+    let by_cpu = until.until("a task by the CPU time", || triggered(&graphql, &service, "PROCESS_CPU"))?;
+    let by_item = until.until("a task by the other policy", || triggered(&graphql, &service, item))?;
     let segments = graphql.segments(&trace)?;
     load.end()?;
     let said = end(recording)?;
@@ -110,8 +158,8 @@ fn tasks(mode: &str) -> Result<()> {
     trees(&graphql, &segments, &calls)?;
     sums(&graphql, &on, "COUNT", &calls)?;
     sums(&graphql, &off, "DURATION", &calls)?;
-    ensure!(triggered.1.contains("PROCESS_CPU"), "{}", triggered.1);
-    sums(&graphql, &triggered.0, "COUNT", &calls)?;
+    sums(&graphql, &by_cpu, "COUNT", &calls)?;
+    sums(&graphql, &by_item, "DURATION", &calls)?;
     events(&graphql, mode, &calls, &segments)?;
     ensure!(graphql.services()? == [service.as_str()], "{:?}", graphql.services()?);
     oap.blames_nobody()
@@ -127,8 +175,8 @@ fn frozen() -> Result<()> {
     let load = shop.load();
     let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address()])?;
     registered(&graphql, &shop.service)?;
-    let on = graphql.create_ebpf_task(&shop.service, "ON_CPU")?;
-    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU")?;
+    let on = graphql.create_ebpf_task(&shop.service, "ON_CPU", MINUTE)?;
+    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU", MINUTE)?;
     let created_ms = unix_ms();
     let until = Deadline::after(TASK);
     for task in [&on, &off] {
@@ -138,8 +186,8 @@ fn frozen() -> Result<()> {
     let still = Deadline::after(Duration::from_secs(60));
     ensure!(!recording.process.ended(still)?, "greenscope ended when OAP stood still");
     oap.signal(Signal::CONT)?;
-    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms))?;
-    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms))?;
+    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms + LAST_MS))?;
+    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms + LAST_MS))?;
     load.end()?;
     let said = end(recording)?;
     ensure!(said.contains("0 queued, 0 dropped"), "{said}");
@@ -160,13 +208,13 @@ fn killed() -> Result<()> {
     let load = shop.load();
     let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address()])?;
     registered(&graphql, &shop.service)?;
-    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU")?;
+    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU", MINUTE)?;
     let created_ms = unix_ms();
     let until = Deadline::after(TASK);
     until.until("the task's begin", || Ok(graphql.schedules(&off)?.pop()))?;
     oap.kill()?;
     oap.restart()?;
-    let off = until.until("the end of the task", || over(&graphql, &off, created_ms))?;
+    let off = until.until("the end of the task", || over(&graphql, &off, created_ms + LAST_MS))?;
     ensure!(graphql.can_profile(&shop.service)?, "the process is not registered again");
     load.end()?;
     let said = end(recording)?;
@@ -185,6 +233,48 @@ fn killed() -> Result<()> {
         );
     }
     oap.blames_nobody()
+}
+
+/// OAP is away for ten minutes of a task, under load: what happened meanwhile waits in memory, and comes.
+fn away() -> Result<()> {
+    if std::env::var_os("GREENSCOPE_LONG_TESTS").is_none() {
+        return Err(skip("it takes 15 minutes (GREENSCOPE_LONG_TESTS=1 runs it)"));
+    }
+    as_root()?;
+    let python = Python::find(ENVIRONMENT)?;
+    let mut oap = Oap::start(Options { on_file: true, ..Options::default() })?;
+    let graphql = oap.graphql();
+    let shop = Shop::start(&python, "gevent", &oap)?;
+    let load = shop.load();
+    let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address(), EVENT])?;
+    registered(&graphql, &shop.service)?;
+    let duration = AWAY + 2 * MINUTE;
+    let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU", duration)?;
+    let end_ms = unix_ms() + u64::try_from(duration.as_millis())?;
+    let until = Deadline::after(duration + TASK);
+    until.until("the task's begin", || Ok(graphql.schedules(&off)?.pop()))?;
+    let before = resident_kib(recording.process.pid())?;
+    oap.kill()?;
+    let away = Deadline::after(AWAY);
+    ensure!(!recording.process.ended(away)?, "greenscope ended when OAP was away");
+    let after = resident_kib(recording.process.pid())?;
+    oap.restart()?;
+    let off = until.until("the end of the task", || over(&graphql, &off, end_ms - 2_000))?;
+    load.end()?;
+    let said = end(recording)?;
+    let calls = shop.books()?;
+    ensure!(said.contains("0 queued, 0 dropped"), "{said}");
+    ensure!(after < before + MORE_KIB + (16 << 10), "{before} KiB before, {after} KiB after");
+    // But for what OAP had taken and not written, or was just being sent: some seconds of all.
+    sums(&graphql, &off, "DURATION", &calls)?;
+    oap.blames_nobody()
+}
+
+/// What of a process is in memory.
+fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 /// OAP is away, under load and for longer than memory lasts: the rest waits on the disk, over the
@@ -232,18 +322,33 @@ fn registered(graphql: &Graphql, service: &str) -> Result<()> {
     Deadline::usual().until("a process to profile", || Ok(graphql.can_profile(service)?.then_some(())))
 }
 
-/// The schedules of a task, one for each process, once its minute is over.
-fn over(graphql: &Graphql, task: &str, created_ms: u64) -> Result<Option<Vec<Schedule>>> {
+/// The schedules of a task, one for each process, once it has lasted until then.
+fn over(graphql: &Graphql, task: &str, until_ms: u64) -> Result<Option<Vec<Schedule>>> {
     let schedules = graphql.schedules(task)?;
     let mut processes: Vec<&str> = schedules.iter().map(|schedule| schedule.process.name.as_str()).collect();
     processes.sort_unstable();
     processes.dedup();
     ensure!(processes.len() == schedules.len(), "a process has several: {schedules:?}");
-    let over = |schedule: &Schedule| schedule.end_time >= created_ms + 59_000;
+    let over = |schedule: &Schedule| schedule.end_time >= until_ms;
     // An idle process has nothing on the CPU to tell of at the end.
     let whole = schedules.iter().filter(|schedule| !schedule.process.name.starts_with("master"));
     let whole = !schedules.is_empty() && whole.clone().all(over) && whole.count() > 0;
     Ok(whole.then_some(schedules))
+}
+
+/// The schedule of a worker's task that a policy for `item` triggered, once it is over.
+fn triggered(graphql: &Graphql, service: &str, item: &str) -> Result<Option<Vec<Schedule>>> {
+    for (task, cause) in graphql.triggered_tasks(service)? {
+        let over = |schedule: &Schedule| {
+            let busy = !schedule.process.name.starts_with("master");
+            busy && schedule.end_time >= schedule.start_time + TRIGGERED_MS
+        };
+        let schedules = graphql.schedules(&task)?;
+        if cause.contains(item) && !schedules.is_empty() && schedules.iter().all(over) {
+            return Ok(Some(schedules));
+        }
+    }
+    Ok(None)
 }
 
 /// Ends the recording; what it said.
