@@ -1,6 +1,6 @@
 //! What the labels of one target mean.
 
-use std::{collections::hash_map::Entry, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use profiler_common::label::{
     ABOUT_ROOT, ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNSURE, KIND_INHERITED, KIND_SOURCE, Label, Source, Text,
@@ -10,8 +10,11 @@ use rustc_hash::FxHashMap;
 
 use super::wire;
 
-/// Requests remembered of a target; what comes later has times, and no names.
+/// Requests remembered of a target; what comes later has times, and no names at the end.
 const MAX_REQUESTS: usize = 1 << 20;
+/// Of those that come later, so many of the newest are known: who is told of what happens is told by
+/// name, however long it goes on.
+const MAX_LATE: usize = 1 << 16;
 /// Spans remembered of a target.
 const MAX_SPANS: usize = 1 << 20;
 /// What stands in the place of the end of a text that was cut.
@@ -69,6 +72,9 @@ struct Known {
 #[derive(Debug, Default)]
 pub struct Labels {
     requests: FxHashMap<Request, Known>,
+    late: FxHashMap<Request, Known>,
+    /// The late ones as they came.
+    order: VecDeque<Request>,
     spans: FxHashMap<(Request, u64), Arc<str>>,
     /// The same text once.
     texts: FxHashMap<String, Arc<str>>,
@@ -107,15 +113,7 @@ impl Labels {
             }
             Some(Source::Wire) | None => None,
         };
-        let full = self.requests.len() >= MAX_REQUESTS;
-        let known = match self.requests.entry(label.id) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if full => {
-                self.dropped += 1;
-                return;
-            }
-            Entry::Vacant(place) => place.insert(Known::default()),
-        };
+        let known = self.known_mut(label.id);
         if known.trace_id.is_none() {
             known.trace_id = trace_id.map(Into::into);
         }
@@ -143,13 +141,33 @@ impl Labels {
         }
     }
 
+    fn known(&self, request: &Request) -> Option<&Known> {
+        self.requests.get(request).or_else(|| self.late.get(request))
+    }
+
+    fn known_mut(&mut self, request: Request) -> &mut Known {
+        if self.requests.len() < MAX_REQUESTS || self.requests.contains_key(&request) {
+            return self.requests.entry(request).or_default();
+        }
+        if !self.late.contains_key(&request) {
+            self.dropped += 1;
+            self.order.push_back(request);
+            if self.order.len() > MAX_LATE
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.late.remove(&oldest);
+            }
+        }
+        self.late.entry(request).or_default()
+    }
+
     /// What a label is called; what is not known for sure is left out.
     #[must_use]
     pub fn called(&self, label: &Label) -> Called {
         let Some(source) = source(label) else {
             return Called::default();
         };
-        let known = self.requests.get(&label.id);
+        let known = self.known(&label.id);
         let operation = self.spans.get(&(label.id, label.span)).cloned();
         let endpoint = known.and_then(|known| {
             // A process that calls itself has several spans without a parent in one trace.
@@ -180,13 +198,13 @@ impl Labels {
     /// Whether a request is several: a trace that came to the process more than once.
     #[must_use]
     pub fn is_several(&self, request: &Request) -> bool {
-        self.requests.get(request).is_some_and(|known| known.several)
+        self.known(request).is_some_and(|known| known.several)
     }
 
     /// When a request began by its tracer's own clock, ms since 1970.
     #[must_use]
     pub fn began_ms(&self, request: &Request) -> Option<u64> {
-        self.requests.get(request).map(|known| known.began_ms).filter(|began| *began != 0)
+        self.known(request).map(|known| known.began_ms).filter(|began| *began != 0)
     }
 
     fn intern(&mut self, text: String) -> Arc<str> {
@@ -308,6 +326,26 @@ mod tests {
         labels.take(&root(8, "GET /b"));
         assert_eq!(labels.called(&child).endpoint, None);
         assert_eq!(labels.called(&root(8, "").label).endpoint.as_deref(), Some("GET /b"));
+    }
+
+    #[test]
+    fn the_newest_requests_have_names_when_there_is_no_room_any_more() {
+        let mut labels = Labels::default();
+        let most = MAX_REQUESTS as u64;
+        labels.requests.extend((0..most).map(|number| ([0, number], Known::default())));
+        let of_number = |number: u64| {
+            let about = About { endpoint: of("/slow"), began_ms: number, ..About::default() };
+            let mut record = record(Source::Agent, 1, about);
+            record.label.id = [1, number];
+            record
+        };
+        for number in 1..=MAX_LATE as u64 + 1 {
+            labels.take(&of_number(number));
+        }
+        let last = of_number(MAX_LATE as u64 + 1).label;
+        assert_eq!(labels.called(&last).endpoint.as_deref(), Some("/slow"));
+        assert_eq!([[1, 1], [1, 2]].map(|request| labels.began_ms(&request)), [None, Some(2)]);
+        assert_eq!((labels.dropped(), labels.late.len()), (MAX_LATE as u64 + 1, MAX_LATE));
     }
 
     #[test]
