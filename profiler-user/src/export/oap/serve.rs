@@ -405,7 +405,10 @@ async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dy
                 if failure.is_the_backends() {
                     next_questions = Instant::now();
                 }
-                service.say(failure.text);
+                // In a pause that another call began nothing was tried.
+                if failure.kind != Kind::Paused {
+                    service.say(failure.text);
+                }
             } else if let Some(address) = &health.connected {
                 service.say(format!("serving OAP at {address}"));
             }

@@ -135,7 +135,18 @@ impl Waiting {
         if let Some(spool) = &mut self.spool {
             spool.done();
         }
-        self.spill();
+        if self.spool.is_some() {
+            self.spill();
+        } else if !self.queue.is_empty() {
+            let mut left = 0;
+            while self.queue.pop().is_some() {
+                left += 1;
+            }
+            self.dropped += left;
+            self.say(format!(
+                "OAP did not take {left} batches in time: they are dropped (--spool DIR keeps them)"
+            ));
+        }
         let left = self.spool.as_ref().filter(|spool| !spool.is_empty());
         if let Some(spool) = left {
             let line = format!(
