@@ -64,6 +64,21 @@ impl Backend {
         Ok(Config::of(&self.given(), &environment)?)
     }
 
+    /// The flags that say something of a backend, and whether they are given.
+    pub(super) const fn flags(&self) -> [(&'static str, bool); 9] {
+        [
+            ("--oap-tls", self.oap_tls.is_some()),
+            ("--oap-ca", self.oap_ca.is_some()),
+            ("--oap-cert", self.oap_cert.is_some()),
+            ("--oap-key", self.oap_key.is_some()),
+            ("--oap-insecure-skip-verify", self.oap_insecure_skip_verify.is_some()),
+            ("--oap-token", self.oap_token.is_some()),
+            ("--oap-queue", self.oap_queue.is_some()),
+            ("--spool", self.spool.is_some()),
+            ("--spool-size", self.spool_size.is_some()),
+        ]
+    }
+
     fn given(&self) -> Given {
         let this = self.clone();
         Given {

@@ -159,6 +159,14 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     let output = Output::open(&path)?;
     let ticks = !arguments.empty_probe && !arguments.accounting_only;
     let rate = arguments.rate.unwrap_or(if oap.is_some() { serving::RATE } else { DEFAULT_RATE });
+    if oap.is_some() && arguments.no_labels {
+        eprintln!("greenscope: with --no-labels no trace tasks and no span events can be served to OAP");
+    }
+    if oap.is_some() && rate == 0 {
+        eprintln!(
+            "greenscope: with --rate 0 OAP's ON_CPU tasks stay empty, and its trace tasks show waits only"
+        );
+    }
     let serving = oap.map(|backend| arguments.serving.begin(backend, rate)).transpose()?;
     let options = Options {
         duration: arguments.duration,

@@ -51,7 +51,7 @@ impl Arguments {
             ("--instance", self.instance.is_some()),
             ("--layer", self.layer.is_some()),
         ];
-        match unused.iter().find(|(_, is_given)| *is_given) {
+        match unused.iter().chain(&self.backend.flags()).find(|(_, is_given)| *is_given) {
             Some((flag, _)) => Err(Failure::usage(format!(
                 "{flag} is for SkyWalking's OAP, and none is named: give --oap HOST:PORT too"
             ))),

@@ -36,6 +36,8 @@ pub(crate) fn cases(cases: &mut Cases) {
         "record --pid 1 --span-events",
         "record --pid 1 --span-events=soon --oap localhost",
         "record --pid 1 --service shop",
+        "record --pid 1 --oap-token secret",
+        "record --pid 1 --spool /nowhere",
         "record --pid 1 --oap localhost --layer NOPE",
         "record --pid 1 --oap localhost:port",
         "record --pid 1 --oap http://localhost:11800",
