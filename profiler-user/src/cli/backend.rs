@@ -5,7 +5,9 @@ use std::env;
 use clap::Args;
 
 use super::Failure;
-use crate::export::oap::config::{Config, ConfigError, Given};
+use crate::export::oap::config::{
+    CA, CERTIFICATE, Config, ConfigError, Given, INSECURE, KEY, QUEUE, SPOOL, SPOOL_SIZE, TLS, TOKEN,
+};
 
 /// The backend's settings. They are read as text, for the environment's two names of each are
 /// read the same way, and by one piece of code.
@@ -67,15 +69,15 @@ impl Backend {
     /// The flags that say something of a backend, and whether they are given.
     pub(super) const fn flags(&self) -> [(&'static str, bool); 9] {
         [
-            ("--oap-tls", self.oap_tls.is_some()),
-            ("--oap-ca", self.oap_ca.is_some()),
-            ("--oap-cert", self.oap_cert.is_some()),
-            ("--oap-key", self.oap_key.is_some()),
-            ("--oap-insecure-skip-verify", self.oap_insecure_skip_verify.is_some()),
-            ("--oap-token", self.oap_token.is_some()),
-            ("--oap-queue", self.oap_queue.is_some()),
-            ("--spool", self.spool.is_some()),
-            ("--spool-size", self.spool_size.is_some()),
+            (TLS.flag, self.oap_tls.is_some()),
+            (CA.flag, self.oap_ca.is_some()),
+            (CERTIFICATE.flag, self.oap_cert.is_some()),
+            (KEY.flag, self.oap_key.is_some()),
+            (INSECURE.flag, self.oap_insecure_skip_verify.is_some()),
+            (TOKEN.flag, self.oap_token.is_some()),
+            (QUEUE.flag, self.oap_queue.is_some()),
+            (SPOOL.flag, self.spool.is_some()),
+            (SPOOL_SIZE.flag, self.spool_size.is_some()),
         ]
     }
 
@@ -101,9 +103,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::export::oap::config::{
-        ADDRESSES, CA, CERTIFICATE, INSECURE, KEY, QUEUE, SPOOL, SPOOL_SIZE, TLS, TOKEN,
-    };
+    use crate::export::oap::config::ADDRESSES;
 
     #[derive(clap::Parser)]
     struct Line {

@@ -8,13 +8,12 @@ use std::{
 
 use proto::skywalking::{
     ContinuousProfilingPolicyQuery, ContinuousProfilingServicePolicyQuery, EbpfProcessReportList,
-    EbpfProfilingTaskQuery, ProfileTaskCommandQuery,
 };
 use tokio::time::timeout;
 
 use super::{
     certificate::Certificate,
-    client::{Backend, NOBODY},
+    client::{Backend, NOBODY, nobodys_ebpf_tasks, nobodys_trace_tasks},
     config::{Address, Config},
     failure::{Failure, Kind},
     rest::Rest,
@@ -152,13 +151,8 @@ fn described(certificate: &Certificate, now: i64) -> String {
 async fn services(checked: &mut Checked, backend: &Backend) {
     let token =
         if backend.config().token.is_some() { "sent, and not refused" } else { "none sent, none wanted" };
-    let trace = ProfileTaskCommandQuery {
-        service: NOBODY.to_owned(),
-        service_instance: NOBODY.to_owned(),
-        last_command_time: 0,
-    };
     // The first call tells what holds for all of them.
-    if let Err(failure) = backend.trace_tasks(trace).await {
+    if let Err(failure) = backend.trace_tasks(nobodys_trace_tasks()).await {
         let what = if failure.kind == Kind::Token { "token" } else { "trace tasks" };
         let ends = failure.is_the_backends();
         let _not = checked.say(what, Err(failure.text));
@@ -168,14 +162,13 @@ async fn services(checked: &mut Checked, backend: &Backend) {
     } else {
         let _works = checked.say("token", Ok(token.to_owned())) && checked.say("trace tasks", works());
     }
-    let ebpf = EbpfProfilingTaskQuery { rover_instance_id: NOBODY.to_owned(), latest_update_time: 0 };
     let nobodys =
         ContinuousProfilingServicePolicyQuery { service_name: NOBODY.to_owned(), uuid: String::new() };
     let policy = ContinuousProfilingPolicyQuery { policies: vec![nobodys] };
     // An empty list registers nothing, and an empty stream is nothing.
     let _all = tried(checked, "snapshots", backend.upload_snapshots(Vec::new())).await
         && tried(checked, "processes", backend.report_processes(EbpfProcessReportList::default())).await
-        && tried(checked, "ebpf tasks", backend.ebpf_tasks(ebpf)).await
+        && tried(checked, "ebpf tasks", backend.ebpf_tasks(nobodys_ebpf_tasks())).await
         && tried(checked, "policies", backend.policies(policy)).await
         && tried(checked, "span events", backend.upload_span_events(Vec::new())).await;
 }

@@ -34,6 +34,17 @@ use super::{
 /// A service and an agent that nobody has: what is asked about them is empty.
 pub(super) const NOBODY: &str = "greenscope-check";
 
+/// The trace tasks of that service.
+pub(super) fn nobodys_trace_tasks() -> ProfileTaskCommandQuery {
+    let nobody = || NOBODY.to_owned();
+    ProfileTaskCommandQuery { service: nobody(), service_instance: nobody(), last_command_time: 0 }
+}
+
+/// The eBPF tasks of that agent.
+pub(super) fn nobodys_ebpf_tasks() -> EbpfProfilingTaskQuery {
+    EbpfProfilingTaskQuery { rover_instance_id: NOBODY.to_owned(), latest_update_time: 0 }
+}
+
 /// The backend.
 #[derive(Clone, Debug)]
 pub struct Backend(Arc<Inner>);
@@ -152,16 +163,9 @@ impl Backend {
         if self.state().proven == Some(number) {
             return Ok(());
         }
-        let trace = ProfileTaskCommandQuery {
-            service: NOBODY.to_owned(),
-            service_instance: NOBODY.to_owned(),
-            last_command_time: 0,
-        };
-        match self.trace_tasks(trace).await {
+        match self.trace_tasks(nobodys_trace_tasks()).await {
             Err(failure) if failure.kind == Kind::Unimplemented => {
-                let ebpf =
-                    EbpfProfilingTaskQuery { rover_instance_id: NOBODY.to_owned(), latest_update_time: 0 };
-                self.ebpf_tasks(ebpf).await.map(drop)
+                self.ebpf_tasks(nobodys_ebpf_tasks()).await.map(drop)
             }
             answer => answer.map(drop),
         }

@@ -134,15 +134,12 @@ impl Waiting {
         let is_unknown = self.sending.take().is_some();
         if let Some(spool) = &mut self.spool {
             spool.done();
-        }
-        if self.spool.is_some() {
             self.spill();
         } else if !self.queue.is_empty() {
-            let mut left = 0;
+            let left = self.queue.len();
             while self.queue.pop().is_some() {
-                left += 1;
+                self.dropped += 1;
             }
-            self.dropped += left;
             self.say(format!(
                 "OAP did not take {left} batches in time: they are dropped (--spool DIR keeps them)"
             ));
