@@ -15,7 +15,7 @@ use tests::oap::{Oap, Options};
 use tests::place::{Python, as_root, greenscope};
 use tests::recording::Recording;
 use tests::runner::{Cases, skip};
-use tests::shop::{Call, Shop, between, by_segment};
+use tests::shop::{Call, Load, Shop, between, by_segment};
 use tests::target::Target;
 
 /// The environment of tests/traced whose agent works under gevent and in threads.
@@ -166,16 +166,32 @@ fn tasks(mode: &str) -> Result<()> {
     oap.blames_nobody()
 }
 
+/// A service under load that is recorded for an OAP, which knows it.
+struct Scene {
+    oap: Oap,
+    graphql: Graphql,
+    shop: Shop,
+    load: Load,
+    recording: Recording,
+}
+
+impl Scene {
+    fn start(options: Options, more: &[&str]) -> Result<Self> {
+        as_root()?;
+        let python = Python::find(ENVIRONMENT)?;
+        let oap = Oap::start(options)?;
+        let graphql = oap.graphql();
+        let shop = Shop::start(&python, "gevent", &oap)?;
+        let load = shop.load();
+        let recording = Recording::start(shop.target.pid(), &[&["--oap", &oap.address()], more].concat())?;
+        registered(&graphql, &shop.service)?;
+        Ok(Self { oap, graphql, shop, load, recording })
+    }
+}
+
 /// OAP stands still for a minute, in the middle of both tasks.
 fn frozen() -> Result<()> {
-    as_root()?;
-    let python = Python::find(ENVIRONMENT)?;
-    let oap = Oap::start(Options::default())?;
-    let graphql = oap.graphql();
-    let shop = Shop::start(&python, "gevent", &oap)?;
-    let load = shop.load();
-    let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address()])?;
-    registered(&graphql, &shop.service)?;
+    let Scene { oap, graphql, shop, load, recording } = Scene::start(Options::default(), &[])?;
     let on = graphql.create_ebpf_task(&shop.service, "ON_CPU", MINUTE)?;
     let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU", MINUTE)?;
     let created_ms = unix_ms();
@@ -201,14 +217,8 @@ fn frozen() -> Result<()> {
 
 /// OAP is killed in the middle of a task, and comes back with what it had stored.
 fn killed() -> Result<()> {
-    as_root()?;
-    let python = Python::find(ENVIRONMENT)?;
-    let mut oap = Oap::start(Options { on_file: true, ..Options::default() })?;
-    let graphql = oap.graphql();
-    let shop = Shop::start(&python, "gevent", &oap)?;
-    let load = shop.load();
-    let recording = Recording::start(shop.target.pid(), &["--oap", &oap.address()])?;
-    registered(&graphql, &shop.service)?;
+    let Scene { mut oap, graphql, shop, load, recording } =
+        Scene::start(Options { on_file: true, ..Options::default() }, &[])?;
     let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU", MINUTE)?;
     let created_ms = unix_ms();
     let until = Deadline::after(TASK);
@@ -241,15 +251,9 @@ fn away() -> Result<()> {
     if std::env::var_os("GREENSCOPE_LONG_TESTS").is_none() {
         return Err(skip("it takes 15 minutes (GREENSCOPE_LONG_TESTS=1 runs it)"));
     }
-    as_root()?;
-    let python = Python::find(ENVIRONMENT)?;
-    let mut oap = Oap::start(Options { on_file: true, ..Options::default() })?;
-    let graphql = oap.graphql();
-    let shop = Shop::start(&python, "gevent", &oap)?;
-    let load = shop.load();
-    let options = ["--oap", &oap.address(), EVENT, "--oap-queue", AWAY_QUEUE];
-    let recording = Recording::start(shop.target.pid(), &options)?;
-    registered(&graphql, &shop.service)?;
+    let options = Options { on_file: true, ..Options::default() };
+    let Scene { mut oap, graphql, shop, load, recording } =
+        Scene::start(options, &[EVENT, "--oap-queue", AWAY_QUEUE])?;
     let duration = AWAY + 2 * MINUTE;
     let off = graphql.create_ebpf_task(&shop.service, "OFF_CPU", duration)?;
     let end_ms = unix_ms() + u64::try_from(duration.as_millis())?;
@@ -333,17 +337,21 @@ fn over(graphql: &Graphql, task: &str, until_ms: u64) -> Result<Option<Vec<Sched
     ensure!(processes.len() == schedules.len(), "a process has several: {schedules:?}");
     let over = |schedule: &Schedule| schedule.end_time >= until_ms;
     // An idle process has nothing on the CPU to tell of at the end.
-    let whole = schedules.iter().filter(|schedule| !schedule.process.name.starts_with("master"));
-    let whole = !schedules.is_empty() && whole.clone().all(over) && whole.count() > 0;
+    let mut workers = schedules.iter().filter(|schedule| !is_masters(schedule)).peekable();
+    let whole = workers.peek().is_some() && workers.all(over);
     Ok(whole.then_some(schedules))
+}
+
+/// Whether it is of gunicorn's master.
+fn is_masters(schedule: &Schedule) -> bool {
+    schedule.process.name.starts_with("master")
 }
 
 /// The schedule of a worker's task that a policy for `item` triggered, once it is over.
 fn triggered(graphql: &Graphql, service: &str, item: &str) -> Result<Option<Vec<Schedule>>> {
     for (task, cause) in graphql.triggered_tasks(service)? {
         let over = |schedule: &Schedule| {
-            let busy = !schedule.process.name.starts_with("master");
-            busy && schedule.end_time >= schedule.start_time + TRIGGERED_MS
+            !is_masters(schedule) && schedule.end_time >= schedule.start_time + TRIGGERED_MS
         };
         let schedules = graphql.schedules(&task)?;
         if cause.contains(item) && !schedules.is_empty() && schedules.iter().all(over) {
@@ -434,16 +442,14 @@ fn of(seen: &Seen, function: &str) -> f64 {
 /// The burning function on the CPU, the waiting ones off it.
 fn sums(graphql: &Graphql, schedules: &[Schedule], by: &str, calls: &[Call]) -> Result<()> {
     let mut total = (Seen::new(), Seen::new());
-
     let functions: &[&'static str] = if by == "COUNT" { &["burn_a"] } else { &["wait_a", "wait_b"] };
     for schedule in schedules {
         let (seen, booked) = seen(graphql, schedule, by, calls)?;
         // gunicorn's master serves nobody.
-        ensure!(of(&booked, "burn_a") > 0.0 || schedule.process.name.starts_with("master"), "{schedule:?}");
+        ensure!(of(&booked, "burn_a") > 0.0 || is_masters(schedule), "{schedule:?}");
         for function in functions {
-            let (seen, booked) = (seen.get(function), booked.get(function));
-            *total.0.entry(function).or_default() += seen.copied().unwrap_or_default();
-            *total.1.entry(function).or_default() += booked.copied().unwrap_or_default();
+            *total.0.entry(function).or_default() += of(&seen, function);
+            *total.1.entry(function).or_default() += of(&booked, function);
         }
     }
     for function in functions {
