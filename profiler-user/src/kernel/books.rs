@@ -28,6 +28,18 @@ impl Engine {
     ///
     /// When a map can't be read.
     pub fn kept(&self, targets: &[u32]) -> Result<FxHashMap<u32, Kept>, KernelError> {
+        let stacks = self.stacks()?;
+        let mut all = self.alive(targets)?;
+        add_stacks(&mut all, stacks);
+        Ok(all)
+    }
+
+    /// The same without the stacks, which are the most of it.
+    ///
+    /// # Errors
+    ///
+    /// When a map can't be read.
+    pub fn alive(&self, targets: &[u32]) -> Result<FxHashMap<u32, Kept>, KernelError> {
         let mut all = FxHashMap::default();
         for target in targets {
             let kept = Kept {
@@ -42,11 +54,6 @@ impl Engine {
         for (key, greenlet) in self.greenlets.entries()? {
             if let Some(kept) = of(key.target).and_then(|target| all.get_mut(&target)) {
                 kept.greenlets.push((key, greenlet));
-            }
-        }
-        for (key, stack) in self.stacks.entries()? {
-            if let Some(kept) = all.get_mut(&stack.target) {
-                kept.stacks.insert(key, stack);
             }
         }
         for (key, thread) in self.threads.entries()? {
@@ -91,5 +98,14 @@ impl Engine {
     /// When the map can't be read.
     pub fn stack(&self, key: &StackKey) -> Result<Option<StackTotals>, KernelError> {
         self.stacks.get(key)
+    }
+}
+
+/// Adds the stacks of each target to the rest of it.
+pub fn add_stacks(all: &mut FxHashMap<u32, Kept>, stacks: Vec<(StackKey, StackTotals)>) {
+    for (key, stack) in stacks {
+        if let Some(kept) = all.get_mut(&stack.target) {
+            kept.stacks.insert(key, stack);
+        }
     }
 }

@@ -17,7 +17,7 @@ mod ticks;
 mod trap;
 
 pub use batch::{Part, Place};
-pub use books::Kept;
+pub use books::{Kept, add_stacks};
 pub use engine::Engine;
 pub use error::KernelError;
 pub use site::{Probe, Scope, Site};

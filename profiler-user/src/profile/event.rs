@@ -47,6 +47,8 @@ pub struct Tick {
     pub pid: u32,
     /// Who was on the CPU.
     pub lane: Lane,
+    /// On which thread, by the kernel's number of process and thread.
+    pub thread: u64,
     /// When.
     pub time_ns: u64,
     /// The stack, root first; empty if it could not be taken, or inside of a switch.
@@ -123,14 +125,18 @@ pub enum Event {
         /// Which.
         lane: Lane,
     },
-    /// All time off the CPU so far.
-    OffSums {
+    /// All time so far.
+    Sums {
         /// The process.
         pid: u32,
         /// Up to when.
         time_ns: u64,
-        /// By stack.
-        sums: Vec<OffSum>,
+        /// Off the CPU, by stack.
+        off: Vec<OffSum>,
+        /// On a CPU, by thread; empty where the kernel keeps no clocks.
+        on_cpu: Vec<(u64, u64)>,
+        /// [`Event::Tick`] is told.
+        ticks: bool,
     },
     /// Requests that ended since this was told last, of those that were seen from their begin.
     Responses {
@@ -159,8 +165,8 @@ pub struct Wants {
     pub off_from_ns: Option<u64>,
     /// [`Event::Responses`], about once a second.
     pub responses: bool,
-    /// [`Event::OffSums`], once, now.
-    pub off_sums: bool,
+    /// [`Event::Sums`], once that time has come; told once for it.
+    pub sums_at_ns: Option<u64>,
 }
 
 /// Who is told of events. It is called between two drains of the ring and must not wait.

@@ -1,6 +1,6 @@
 //! What a recording tells while it goes on, to those who serve tasks.
 
-use std::sync::Arc;
+use std::{collections::hash_map::Entry, sync::Arc};
 
 use profiler_common::{
     clock::{ON_CPU, Off as Reason},
@@ -14,7 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{SessionError, clocked::asleep, finish::state, monotonic_ns, recorded::Recorded};
 use crate::{
-    kernel::{Engine, Kept},
+    kernel::{Engine, Kept, add_stacks},
     profile::{
         Frame, State, TracerRow,
         event::{Event, Feed, Lane, Off, OffSum, Process, Tick, Wants, Work},
@@ -34,8 +34,8 @@ pub(super) struct Told {
     ended: bool,
     tracer: Option<TracerRow>,
     wants: Wants,
-    /// Its sums were wanted once: the last ones are, too.
-    summed: bool,
+    /// Up to when its sums were told. Once they were, the last ones are told, too.
+    summed_ns: Option<u64>,
     /// In the order in which they came.
     events: Vec<Event>,
 }
@@ -51,6 +51,7 @@ impl Recorded {
         let event = Event::Tick(Tick {
             pid: self.target.pid,
             lane: if greenlet { Lane::Greenlet(tick.greenlet) } else { Lane::Thread(tick.thread) },
+            thread: tick.thread,
             time_ns: tick.head.time_ns,
             frames: frames.filter(|_| whole).map_or_else(|| Arc::new([]), Arc::clone),
             work: self.whose(&tick.label),
@@ -101,14 +102,15 @@ impl Recorded {
             .then(|| Work { called: labels.called(label), began_unix_ms: labels.began_ms(&label.id) })
     }
 
-    /// Tells what happened since the last turn, and asks what is wanted until the next.
-    pub(super) fn feed(&mut self, engine: &mut Engine, feed: &mut dyn Feed) -> Result<(), SessionError> {
+    /// Tells what happened since the last turn, and asks what is wanted until the next; true when
+    /// its sums are.
+    pub(super) fn feed(&mut self, engine: &mut Engine, feed: &mut dyn Feed) -> Result<bool, SessionError> {
         if self.told.ended {
-            return Ok(());
+            return Ok(false);
         }
         self.feed_events(feed);
         if !self.told.began {
-            return Ok(());
+            return Ok(false);
         }
         let pid = self.target.pid;
         if let Some(time_ns) = self.gone_ns {
@@ -117,7 +119,7 @@ impl Recorded {
                 self.feed_last(Some(&kept), time_ns, feed);
                 self.kept = Some(kept);
             }
-            return Ok(());
+            return Ok(false);
         }
         let wants = feed.wants(pid);
         let before = std::mem::replace(&mut self.told.wants, wants);
@@ -131,13 +133,25 @@ impl Recorded {
         if wants.responses != before.responses {
             self.work.recent = wants.responses.then(FxHashMap::default);
         }
-        if wants.off_sums {
-            self.told.summed = true;
-            let (kept, time_ns) = self.look_at_waits(engine)?;
-            let sums = self.off_sums(&kept, time_ns);
-            feed.take(Event::OffSums { pid, time_ns, sums });
-        }
-        Ok(())
+        // Whoever wants them may be slow to take them, and still asks for those that were told.
+        Ok(wants.sums_at_ns.is_some_and(|at_ns| {
+            monotonic_ns() >= at_ns && self.told.summed_ns.is_none_or(|told_ns| told_ns < at_ns)
+        }))
+    }
+
+    /// Tells the sums up to that time.
+    pub(super) fn feed_sums(&mut self, kept: &Kept, time_ns: u64, feed: &mut dyn Feed) {
+        self.told.summed_ns = Some(time_ns);
+        let off = self.off_sums(kept, time_ns);
+        let clocks = kept.threads.iter().filter(|(_, thread)| thread.clock.version > 0);
+        let on_cpu = clocks.map(|(key, thread)| {
+            let runs = thread.exit_ns == 0;
+            let clock = if runs { thread.clock.at(time_ns, self.began_ns) } else { thread.clock };
+            (*key, clock.on_cpu_ns)
+        });
+        let on_cpu = on_cpu.collect();
+        let ticks = self.told.wants.ticks;
+        feed.take(Event::Sums { pid: self.target.pid, time_ns, off, on_cpu, ticks });
     }
 
     /// The recording is over.
@@ -154,7 +168,10 @@ impl Recorded {
         if !self.told.began {
             return Ok(());
         }
-        let kept = if self.told.summed { Some(self.look_at_waits(engine)?.0) } else { None };
+        let kept = match self.told.summed_ns {
+            Some(_) => look_at_waits(engine, &[self.cookie])?.0.remove(&self.cookie),
+            None => None,
+        };
         self.feed_last(kept.as_ref(), ended_ns, feed);
         Ok(())
     }
@@ -169,11 +186,10 @@ impl Recorded {
     /// Nothing more is told of it.
     fn feed_last(&mut self, kept: Option<&Kept>, time_ns: u64, feed: &mut dyn Feed) {
         let pid = self.target.pid;
-        if self.told.summed
+        if self.told.summed_ns.is_some()
             && let Some(kept) = kept
         {
-            let sums = self.off_sums(kept, time_ns);
-            feed.take(Event::OffSums { pid, time_ns, sums });
+            self.feed_sums(kept, time_ns, feed);
         }
         self.told.ended = true;
         feed.take(Event::Ended { pid, time_ns });
@@ -213,7 +229,7 @@ impl Recorded {
         let Some(recent) = self.work.recent.take() else {
             return Ok(());
         };
-        let kept = engine.kept(&[self.cookie])?;
+        let kept = engine.alive(&[self.cookie])?;
         let greenlets = kept.get(&self.cookie).into_iter().flat_map(|kept| &kept.greenlets);
         let held: FxHashSet<Request> = greenlets.map(|(_, greenlet)| greenlet.label.id).collect();
         let (open, over): (FxHashMap<_, _>, FxHashMap<_, _>) =
@@ -230,20 +246,9 @@ impl Recorded {
         Ok(())
     }
 
-    /// All waits and sleeps up to now. One that ends while they are read is in neither, until
-    /// the next time.
-    fn look_at_waits(&self, engine: &Engine) -> Result<(Kept, u64), SessionError> {
-        let stacks = engine.stacks()?;
-        let time_ns = monotonic_ns();
-        let mut kept = engine.kept(&[self.cookie])?;
-        let mut kept = kept.remove(&self.cookie).ok_or(SessionError::Gone { pid: self.target.pid })?;
-        kept.stacks = stacks.into_iter().filter(|(_, stack)| stack.target == self.cookie).collect();
-        Ok((kept, time_ns))
-    }
-
-    /// The time off the CPU so far, by stack.
+    /// The time off the CPU so far, by stack: the kernel part has each thread's sleeps by themselves.
     fn off_sums(&mut self, kept: &Kept, time_ns: u64) -> Vec<OffSum> {
-        let mut sums = Vec::new();
+        let mut sums = Sums::default();
         for (key, parts) in self.stacks.parts(&kept.stacks) {
             for part in parts {
                 let state = match off_of(part.type_object) {
@@ -253,13 +258,13 @@ impl Recorded {
                 if let Some(state) = state
                     && !key.is_none()
                 {
-                    sums.push(OffSum { frames: part.frames, state, ns: part.ns, count: part.count });
+                    sums.add(OffSum { frames: part.frames, state, ns: part.ns, count: part.count });
                 }
             }
         }
         self.add_open_waits(kept, time_ns, &mut sums);
         self.add_open_sleeps(kept, time_ns, &mut sums);
-        sums
+        sums.by_stack.into_values().collect()
     }
 
     fn state_of(&mut self, type_object: profiler_common::address::Addr, frames: &[Frame]) -> State {
@@ -268,7 +273,7 @@ impl Recorded {
     }
 
     /// Waits that began before the recording, and those that are not over.
-    fn add_open_waits(&mut self, kept: &Kept, time_ns: u64, sums: &mut Vec<OffSum>) {
+    fn add_open_waits(&mut self, kept: &Kept, time_ns: u64, sums: &mut Sums) {
         let bounds = Bounds { started_ns: self.began_ns, ended_ns: time_ns };
         let mut waits = Vec::new();
         let mut known = FxHashSet::default();
@@ -286,7 +291,7 @@ impl Recorded {
             let frames =
                 recorded.stacks.frames(stack).map_or_else(|| Arc::new([]) as _, |(frames, _)| frames);
             let state = recorded.state_of(type_object, &frames);
-            sums.push(OffSum { frames, state, ns, count });
+            sums.add(OffSum { frames, state, ns, count });
         };
         for (type_object, wait) in waits {
             add(self, type_object, &wait.stack, wait.ns, u64::from(wait.open == Open::Begin));
@@ -299,7 +304,7 @@ impl Recorded {
         for (found, frames) in self.enumerated.iter().zip(&self.enumerated_frames) {
             let unlisted = self.unlisted_from_before.contains(&(found.pimpl, found.object));
             if found.state == GreenletState::Suspended && !known.contains(&found.pimpl) && !unlisted {
-                sums.push(OffSum {
+                sums.add(OffSum {
                     frames: Arc::clone(frames),
                     state: state(found.kind.is_hub, frames),
                     ns: time_ns.saturating_sub(self.began_ns),
@@ -310,7 +315,7 @@ impl Recorded {
     }
 
     /// Sleeps in which the recording began, and those that are not over.
-    fn add_open_sleeps(&self, kept: &Kept, time_ns: u64, sums: &mut Vec<OffSum>) {
+    fn add_open_sleeps(&self, kept: &Kept, time_ns: u64, sums: &mut Sums) {
         for (key, thread) in &kept.threads {
             let plain = thread.seen_ns == 0;
             let clock =
@@ -321,7 +326,7 @@ impl Recorded {
             {
                 let never = thread.clock.version == first.version;
                 let ns = if never { slept(first.why) } else { thread.first_sleep_ns };
-                sums.push(OffSum { frames: Arc::clone(&first.frames), state, ns, count: u64::from(!never) });
+                sums.add(OffSum { frames: Arc::clone(&first.frames), state, ns, count: u64::from(!never) });
             }
             let why = thread.clock.state;
             if why != ON_CPU
@@ -330,10 +335,43 @@ impl Recorded {
                 && let Some(state) = off_cpu(why, plain, &frames)
             {
                 let ns = slept(why).saturating_sub(thread.off_before_ns);
-                sums.push(OffSum { frames, state, ns, count: 0 });
+                sums.add(OffSum { frames, state, ns, count: 0 });
             }
         }
     }
+}
+
+/// Time off the CPU of each stack: frames that are the same are most often shared.
+#[derive(Default)]
+struct Sums {
+    by_stack: FxHashMap<(*const Frame, State), OffSum>,
+}
+
+impl Sums {
+    fn add(&mut self, sum: OffSum) {
+        match self.by_stack.entry((sum.frames.as_ptr(), sum.state)) {
+            Entry::Occupied(mut known) => {
+                known.get_mut().ns += sum.ns;
+                known.get_mut().count += sum.count;
+            }
+            Entry::Vacant(free) => {
+                free.insert(sum);
+            }
+        }
+    }
+}
+
+/// All waits and sleeps of some targets up to now. One that ends while they are read is in neither,
+/// until the next time.
+pub(super) fn look_at_waits(
+    engine: &Engine,
+    targets: &[u32],
+) -> Result<(FxHashMap<u32, Kept>, u64), SessionError> {
+    let stacks = engine.stacks()?;
+    let time_ns = monotonic_ns();
+    let mut kept = engine.alive(targets)?;
+    add_stacks(&mut kept, stacks);
+    Ok((kept, time_ns))
 }
 
 /// What a thread is in that left the CPU for that reason. One without greenlets that waits for

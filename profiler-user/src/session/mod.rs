@@ -325,10 +325,7 @@ impl Session {
             // After that: a new program's thread has its predecessor's number.
             self.look(recorded, options)?;
             self.reload(recorded, options)?;
-            for target in recorded.iter_mut() {
-                announce(target, progress);
-                target.feed(&mut self.engine, feed)?;
-            }
+            self.feed(recorded, feed, progress)?;
             let now = monotonic_ns();
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(());
@@ -381,6 +378,33 @@ impl Session {
                 return Ok(());
             }
         }
+    }
+
+    /// Tells of all targets.
+    fn feed(
+        &mut self,
+        recorded: &mut [Recorded],
+        feed: &mut dyn Feed,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), SessionError> {
+        let mut wanted = Vec::new();
+        for target in recorded.iter_mut() {
+            announce(target, progress);
+            if target.feed(&mut self.engine, feed)? {
+                wanted.push(target.cookie);
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        // What the kernel part has is read once for all of them.
+        let (kept, time_ns) = feeding::look_at_waits(&self.engine, &wanted)?;
+        for target in recorded.iter_mut() {
+            if let Some(kept) = kept.get(&target.cookie) {
+                target.feed_sums(kept, time_ns, feed);
+            }
+        }
+        Ok(())
     }
 
     /// Waits for records, ends and the signal to stop; true for the last.

@@ -73,6 +73,8 @@ pub(super) struct Stacks {
     python: PythonLayout,
     objects: ObjectLayout,
     known: FxHashMap<StackKey, Known>,
+    /// Each thread's sleeps have keys of their own, and the same frames.
+    frames: FxHashSet<Arc<[Frame]>>,
     codes: FxHashMap<(Addr, u32), Arc<Named>>,
     /// The check value by which each code in `codes` goes: it may have come to another
     /// one since, when its names' hashes were computed.
@@ -91,6 +93,7 @@ impl Stacks {
             python,
             objects,
             known: FxHashMap::default(),
+            frames: FxHashSet::default(),
             codes: FxHashMap::default(),
             checks: FxHashMap::default(),
             faults: HashMap::new(),
@@ -139,6 +142,7 @@ impl Stacks {
             return;
         }
         let (shown, frames) = self.shown(&taken.frames, memory);
+        let frames = self.shared(frames);
         let key = taken.key;
         match self.known.get_mut(&key) {
             None => {
@@ -182,6 +186,15 @@ impl Stacks {
     /// Frames outside any kernel stack, root first: of a greenlet found by reading.
     pub(super) fn resolve<M: Bytes>(&mut self, frames: &[walk::Frame], memory: &mut M) -> Arc<[Frame]> {
         self.shown(frames, memory).1
+    }
+
+    /// The same frames are there once.
+    fn shared(&mut self, frames: Arc<[Frame]>) -> Arc<[Frame]> {
+        if let Some(known) = self.frames.get(&frames) {
+            return Arc::clone(known);
+        }
+        self.frames.insert(Arc::clone(&frames));
+        frames
     }
 
     /// The frames that Python shows, root first, and what is known of each.

@@ -1,15 +1,16 @@
 //! eBPF profiling tasks of processes: stacks on and off the CPU, in uploads of some seconds.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use proto::skywalking::{
     EbpfOffCpuProfiling, EbpfOnCpuProfiling, EbpfProfilingData, EbpfProfilingStackMetadata,
     EbpfProfilingStackType, EbpfProfilingTaskMetadata, ebpf_profiling_data::Profiling,
 };
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::{
     commands::{EbpfTask, Looks},
+    on_cpu::OnCpu,
     symbols::clean,
     wall_clock::{WallClock, nanoseconds},
 };
@@ -21,10 +22,9 @@ use crate::{
     },
 };
 
-/// Between two uploads, as Rover has it: what OAP's users can cut a profile into.
+/// Between two uploads, as Rover has it: what OAP's users can cut a profile into. Those of all tasks
+/// come at once, so that the sums are looked at once.
 const FLUSH: Duration = Duration::from_secs(5);
-/// How long the last records of a task may take to arrive.
-const GRACE: Duration = Duration::from_millis(300);
 /// Tasks at once, each process for itself; OAP refuses none.
 const MOST_TASKS: usize = 4_096;
 /// What stands for a stack that could not be taken, so that the sum is whole.
@@ -33,7 +33,7 @@ const NO_STACK: &str = "[no Python stack]";
 const GIL: &str = "[waits for the GIL]";
 
 /// Root first.
-type Symbols = Vec<String>;
+pub(super) type Symbols = Vec<String>;
 
 /// The tasks of all processes.
 #[derive(Debug)]
@@ -41,9 +41,9 @@ pub struct EbpfTasks {
     running: Vec<Running>,
     /// Ids of those that are over, the last ones: OAP may send them again.
     over: Vec<(String, String)>,
-    /// The processes whose ticks are told.
-    ticking: FxHashSet<u32>,
     wall: WallClock,
+    /// Of the recording's CPU clock.
+    tick_ns: u64,
     newest_ms: u64,
 }
 
@@ -52,6 +52,8 @@ pub struct EbpfTasks {
 pub struct Flush {
     /// The task.
     pub task: String,
+    /// What it looks at.
+    pub looks: Looks,
     /// The process.
     pub pid: u32,
     /// Its messages, of which the first says what they are of.
@@ -74,28 +76,27 @@ struct Running {
     started_ms: u64,
     /// `currentTime` of the last upload.
     sent_ms: u64,
+    /// Up to when the sums were looked at; 0 before the first look.
+    looked_ns: u64,
     seen: Seen,
 }
 
 #[derive(Debug)]
 enum Seen {
-    /// Ticks since the last upload, by stack.
-    On(FxHashMap<Arc<[Frame]>, u64>),
+    On(OnCpu),
     Off {
         /// What was uploaded, or was there before the task. None before the first look.
         sent: Option<FxHashMap<Symbols, (u64, u64)>>,
         /// What is to be.
         now: FxHashMap<Symbols, (u64, u64)>,
-        /// Up to when that is.
-        looked_ns: u64,
     },
 }
 
 impl EbpfTasks {
     /// None yet.
     #[must_use]
-    pub fn new(wall: WallClock) -> Self {
-        Self { running: Vec::new(), over: Vec::new(), ticking: FxHashSet::default(), wall, newest_ms: 0 }
+    pub const fn new(wall: WallClock, tick_ns: u64) -> Self {
+        Self { running: Vec::new(), over: Vec::new(), wall, tick_ns, newest_ms: 0 }
     }
 
     /// The clock was set: what begins from now on goes by it.
@@ -134,8 +135,8 @@ impl EbpfTasks {
             return false;
         }
         let seen = match task.looks {
-            Looks::OnCpu => Seen::On(FxHashMap::default()),
-            Looks::OffCpu => Seen::Off { sent: None, now: FxHashMap::default(), looked_ns: 0 },
+            Looks::OnCpu => Seen::On(OnCpu::default()),
+            Looks::OffCpu => Seen::Off { sent: None, now: FxHashMap::default() },
             Looks::Network => return false,
         };
         // What was before the task came is nobody's.
@@ -146,10 +147,11 @@ impl EbpfTasks {
             pid,
             begin_ns,
             end_ns,
-            next_ns: begin_ns.saturating_add(nanoseconds(FLUSH)),
+            next_ns: next_flush(begin_ns),
             wall: self.wall,
             started_ms,
             sent_ms: started_ms,
+            looked_ns: 0,
             seen,
         });
         true
@@ -161,62 +163,65 @@ impl EbpfTasks {
         self.running.iter().any(|running| running.pid == pid && matches!(running.seen, Seen::On(_)))
     }
 
-    /// Whether the sums of the time off the CPU are wanted of a process, now.
+    /// When the sums are wanted of a process.
     #[must_use]
-    pub fn wants_sums(&self, pid: u32, now_ns: u64) -> bool {
-        self.running.iter().filter(|running| running.pid == pid).any(|running| match &running.seen {
-            Seen::On(_) => false,
-            Seen::Off { sent: None, .. } => now_ns >= running.begin_ns,
-            Seen::Off { looked_ns, .. } => {
-                let due_ns = running.next_ns.min(running.end_ns);
-                now_ns >= due_ns && *looked_ns < due_ns
-            }
-        })
+    pub fn wants_sums_at(&self, pid: u32) -> Option<u64> {
+        let of = self.running.iter().filter(|running| running.pid == pid);
+        let at = of.filter_map(|running| {
+            let due_ns = if running.has_begun() { running.due_ns() } else { running.begin_ns };
+            (!running.has_begun() || running.looked_ns < due_ns).then_some(due_ns)
+        });
+        at.min()
     }
 
     /// Something happened.
     pub fn take(&mut self, event: &Event) {
         match event {
-            Event::Tick(Tick { pid, time_ns, frames, .. }) => {
+            Event::Tick(Tick { pid, thread, frames, .. }) => {
                 for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
-                    if let Seen::On(seen) = &mut running.seen
-                        && (running.begin_ns..running.end_ns).contains(time_ns)
-                    {
-                        *seen.entry(Arc::clone(frames)).or_default() += 1;
+                    if let Seen::On(on) = &mut running.seen {
+                        on.tick(*thread, frames);
                     }
                 }
             }
-            Event::OffSums { pid, time_ns, sums } => {
-                for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
-                    if let Seen::Off { sent, now, looked_ns } = &mut running.seen
-                        && *time_ns >= running.begin_ns
-                    {
-                        *now = by_symbols(sums);
-                        *looked_ns = *time_ns;
-                        if sent.is_none() {
+            Event::Sums { pid, time_ns, off, on_cpu, ticks } => {
+                let tick_ns = self.tick_ns;
+                let of = |running: &&mut Running| running.pid == *pid && running.begin_ns <= *time_ns;
+                let mut by_stack = None;
+                for running in self.running.iter_mut().filter(of) {
+                    let begins = !running.has_begun();
+                    match &mut running.seen {
+                        Seen::On(_) if begins && !ticks => {
+                            // It was looked for another task: some ticks are not told yet.
+                            running.begin_ns = *time_ns + 1;
+                            continue;
+                        }
+                        Seen::On(on) => {
+                            on.look(on_cpu, tick_ns);
+                            if *time_ns >= running.end_ns {
+                                on.end();
+                            }
+                        }
+                        Seen::Off { sent, now } => {
+                            now.clone_from(by_stack.get_or_insert_with(|| by_symbols(off)));
                             // What was before is the base.
-                            *sent = Some(now.clone());
-                            running.started_ms = running.wall.ms(*time_ns);
-                            running.sent_ms = running.started_ms;
+                            sent.get_or_insert_with(|| now.clone());
                         }
                     }
-                }
-            }
-            Event::Telling { pid, wants, from_ns } => {
-                // They may have been told before, and something else was not.
-                if !wants.ticks {
-                    self.ticking.remove(pid);
-                } else if self.ticking.insert(*pid) {
-                    self.ticks_begin(*pid, *from_ns);
+                    running.looked_ns = *time_ns;
+                    if begins {
+                        running.started_ms = running.wall.ms(*time_ns);
+                        running.sent_ms = running.started_ms;
+                    }
                 }
             }
             Event::Ended { pid, time_ns } => {
                 for running in self.running.iter_mut().filter(|running| running.pid == *pid) {
                     running.end_ns = running.end_ns.min(*time_ns);
-                    running.next_ns = running.next_ns.min(*time_ns);
-                    if let Seen::Off { looked_ns, .. } = &mut running.seen {
-                        // Nothing more can be looked at.
-                        *looked_ns = u64::MAX;
+                    // Nothing more can be looked at.
+                    running.looked_ns = u64::MAX;
+                    if let Seen::On(on) = &mut running.seen {
+                        on.end();
                     }
                 }
             }
@@ -224,40 +229,23 @@ impl EbpfTasks {
         }
     }
 
-    /// Before that some of a process's ticks are missing.
-    fn ticks_begin(&mut self, pid: u32, from_ns: u64) {
-        let on = |running: &&mut Running| running.pid == pid && matches!(running.seen, Seen::On(_));
-        for running in self.running.iter_mut().filter(on) {
-            if running.sent_ms == running.started_ms {
-                running.begin_ns = running.begin_ns.max(from_ns);
-                running.started_ms = running.wall.ms(running.begin_ns);
-                running.sent_ms = running.started_ms;
-            }
-        }
-    }
-
     /// What is to be uploaded by now.
     pub fn due(&mut self, now_ns: u64) -> Vec<Flush> {
         let mut due = Vec::new();
         for running in &mut self.running {
-            let last = now_ns >= running.end_ns.saturating_add(nanoseconds(GRACE));
-            let ready = match &running.seen {
-                Seen::On(_) => last || now_ns >= running.next_ns,
-                Seen::Off { looked_ns, .. } => *looked_ns >= running.next_ns.min(running.end_ns),
-            };
-            if !ready {
+            if running.looked_ns < running.due_ns() {
                 continue;
             }
             // The last look at the sums was at the end.
-            let last =
-                last || matches!(&running.seen, Seen::Off { looked_ns, .. } if *looked_ns >= running.end_ns);
-            running.next_ns = now_ns.saturating_add(nanoseconds(FLUSH));
-            let messages = running.flush(now_ns);
+            let last = running.looked_ns >= running.end_ns;
+            running.next_ns = next_flush(now_ns);
+            let messages = running.flush(now_ns, self.tick_ns);
+            if !messages.is_empty() || last {
+                let Running { task, pid, .. } = running;
+                due.push(Flush { task: task.id.clone(), looks: task.looks, pid: *pid, messages, last });
+            }
             if last {
                 running.end_ns = 0;
-            }
-            if !messages.is_empty() || last {
-                due.push(Flush { task: running.task.id.clone(), pid: running.pid, messages, last });
             }
         }
         for running in self.running.extract_if(.., |running| running.end_ns == 0) {
@@ -271,17 +259,24 @@ impl EbpfTasks {
 }
 
 impl Running {
-    fn flush(&mut self, now_ns: u64) -> Vec<EbpfProfilingData> {
-        let seen_ns = match &self.seen {
-            // What was after its end was not taken.
-            Seen::On(_) => now_ns.min(self.end_ns),
-            Seen::Off { looked_ns, .. } => now_ns.min(*looked_ns),
-        };
+    /// Whether the sums were looked at once: what was before is nobody's.
+    const fn has_begun(&self) -> bool {
+        match &self.seen {
+            Seen::On(on) => on.has_begun(),
+            Seen::Off { sent, .. } => sent.is_some(),
+        }
+    }
+
+    fn due_ns(&self) -> u64 {
+        self.next_ns.min(self.end_ns)
+    }
+
+    fn flush(&mut self, now_ns: u64, tick_ns: u64) -> Vec<EbpfProfilingData> {
         // Strictly later: it is a part of OAP's keys.
-        let now_ms = self.wall.ms(seen_ns).max(self.sent_ms + 1);
+        let now_ms = self.wall.ms(now_ns.min(self.looked_ns)).max(self.sent_ms + 1);
         let mut profiled = match &mut self.seen {
-            Seen::On(seen) => on_cpu(seen),
-            Seen::Off { sent, now, .. } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),
+            Seen::On(on) => on_cpu(on.take(tick_ns)),
+            Seen::Off { sent, now } => sent.as_mut().map_or_else(Vec::new, |sent| off_cpu(sent, now)),
         }
         .into_iter()
         .map(|profiling| EbpfProfilingData { task: None, profiling: Some(profiling) })
@@ -299,13 +294,14 @@ impl Running {
     }
 }
 
+/// When what is seen from now on is due.
+fn next_flush(now_ns: u64) -> u64 {
+    let every_ns = nanoseconds(FLUSH).max(1);
+    (now_ns / every_ns + 1).saturating_mul(every_ns)
+}
+
 /// A count is a tick.
-fn on_cpu(seen: &mut FxHashMap<Arc<[Frame]>, u64>) -> Vec<Profiling> {
-    let mut counts: FxHashMap<Symbols, u64> = FxHashMap::default();
-    for (frames, count) in seen.drain() {
-        // Another stack may look the same.
-        *counts.entry(symbols(&frames, State::Cpu)).or_default() += count;
-    }
+fn on_cpu(counts: FxHashMap<Symbols, u64>) -> Vec<Profiling> {
     (1..)
         .zip(sorted(counts))
         .map(|(number, (symbols, count))| {
@@ -360,7 +356,7 @@ fn by_symbols(sums: &[OffSum]) -> FxHashMap<Symbols, (u64, u64)> {
     by_symbols
 }
 
-fn symbols(frames: &[Frame], state: State) -> Symbols {
+pub(super) fn symbols(frames: &[Frame], state: State) -> Symbols {
     if frames.is_empty() {
         return vec![NO_STACK.to_owned()];
     }
@@ -386,17 +382,16 @@ fn sorted<T>(by_symbols: FxHashMap<Symbols, T>) -> Vec<(Symbols, T)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::{
-        export::oap::wall_clock::NS_PER_MS as MS,
-        profile::event::{Lane, Wants},
-    };
+    use crate::{export::oap::wall_clock::NS_PER_MS as MS, profile::event::Lane};
 
     const SECOND: u64 = 1_000 * MS;
     const UNIX_MS: u64 = 1_795_366_184_000;
 
     fn tasks() -> EbpfTasks {
-        EbpfTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() })
+        EbpfTasks::new(WallClock { ahead_ns: i64::try_from(UNIX_MS * MS).unwrap() }, 2 * MS)
     }
 
     fn task(id: &str, looks: Looks) -> EbpfTask {
@@ -418,6 +413,7 @@ mod tests {
         Event::Tick(Tick {
             pid: 1,
             lane: Lane::Greenlet(1),
+            thread: 1,
             time_ns,
             frames: stack_of(name),
             is_sure: true,
@@ -432,7 +428,13 @@ mod tests {
             ns: *ns,
             count: *count,
         };
-        Event::OffSums { pid: 1, time_ns, sums: sums.iter().map(sum).collect() }
+        let off = sums.iter().map(sum).collect();
+        Event::Sums { pid: 1, time_ns, off, on_cpu: Vec::new(), ticks: true }
+    }
+
+    /// What the only thread had of the CPU by then.
+    fn clock(time_ns: u64, on_cpu_ns: u64, ticks: bool) -> Event {
+        Event::Sums { pid: 1, time_ns, off: Vec::new(), on_cpu: vec![(1, on_cpu_ns)], ticks }
     }
 
     /// Of each upload's messages: the leaf, the count, the ns.
@@ -452,10 +454,15 @@ mod tests {
     fn ticks_become_counts_by_stack() {
         let mut tasks = tasks();
         assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
+        assert_eq!(tasks.wants_sums_at(1), Some(0));
+        tasks.take(&tick(0, "before"));
+        tasks.take(&clock(0, 500 * MS, true));
         for number in 0..10 {
             tasks.take(&tick(number * 10 * MS, if number < 7 { "a" } else { "b" }));
         }
         assert!(tasks.due(SECOND).is_empty());
+        assert_eq!(tasks.wants_sums_at(1), Some(5 * SECOND));
+        tasks.take(&clock(5 * SECOND, 520 * MS, true));
         let flushed = tasks.due(5 * SECOND);
         assert_eq!(said(&flushed), [("a".to_owned(), 7, 0), ("b".to_owned(), 3, 0)]);
         let metadata = flushed[0].messages[0].task.clone().unwrap();
@@ -474,21 +481,19 @@ mod tests {
     }
 
     #[test]
-    fn a_task_begins_when_its_ticks_do_and_no_later() {
+    fn a_task_begins_when_its_ticks_do_and_ends_with_a_look() {
         let mut tasks = tasks();
         assert!(tasks.begin(task("t", Looks::OnCpu), 1, 0));
-        let telling = |off_from_ns, from_ns| Event::Telling {
-            pid: 1,
-            wants: Wants { ticks: true, off_from_ns, ..Wants::default() },
-            from_ns,
-        };
-        tasks.take(&telling(None, SECOND));
+        // Of another task's.
+        tasks.take(&clock(SECOND / 2, 0, false));
+        assert!(tasks.wants_sums_at(1) > Some(SECOND / 2));
+        tasks.take(&clock(SECOND, MS, true));
         tasks.take(&tick(2 * SECOND, "a"));
-        // Something else is wanted as well.
-        tasks.take(&telling(Some(0), 3 * SECOND));
-        tasks.take(&tick(60 * SECOND, "after its end"));
+        assert!(tasks.due(61 * SECOND).is_empty());
+        tasks.take(&clock(60 * SECOND, 5 * MS, true));
         let last = tasks.due(61 * SECOND);
-        assert_eq!(said(&last), [("a".to_owned(), 1, 0)]);
+        assert_eq!(said(&last), [("a".to_owned(), 2, 0)]);
+        assert!(last[0].last);
         let metadata = last[0].messages[0].task.clone().unwrap();
         assert_eq!(metadata.profiling_start_time, i64::try_from(UNIX_MS + 1_000).unwrap());
         assert_eq!(metadata.current_time, i64::try_from(UNIX_MS + 60_000).unwrap());
@@ -498,15 +503,30 @@ mod tests {
     fn only_what_was_added_since_the_task_began_is_told() {
         let mut tasks = tasks();
         assert!(tasks.begin(task("t", Looks::OffCpu), 1, 0));
-        assert!(tasks.wants_sums(1, 0) && !tasks.wants_sums(2, 0));
+        assert_eq!((tasks.wants_sums_at(1), tasks.wants_sums_at(2)), (Some(0), None));
         tasks.take(&sums(1, &[("wait", State::Wait, 100, 1), ("hub", State::Idle, 900, 9)]));
-        assert!(!tasks.wants_sums(1, SECOND) && tasks.due(SECOND).is_empty());
-        assert!(tasks.wants_sums(1, 5 * SECOND));
+        assert!(tasks.due(SECOND).is_empty());
+        assert_eq!(tasks.wants_sums_at(1), Some(5 * SECOND));
         tasks.take(&sums(5 * SECOND, &[("wait", State::Wait, 350, 3), ("hub", State::Idle, 999, 99)]));
         assert_eq!(said(&tasks.due(5 * SECOND)), [("wait".to_owned(), 2, 250)]);
         // The same again is nothing new.
         tasks.take(&sums(10 * SECOND, &[("wait", State::Wait, 350, 3)]));
         assert!(tasks.due(10 * SECOND).is_empty());
+    }
+
+    #[test]
+    fn uploads_of_all_tasks_come_at_once() {
+        let mut tasks = tasks();
+        for second in [1, 3, 4] {
+            assert!(tasks.begin(task(&second.to_string(), Looks::OffCpu), 1, second * SECOND));
+            tasks.take(&sums(second * SECOND, &[]));
+        }
+        assert_eq!(tasks.wants_sums_at(1), Some(5 * SECOND));
+        tasks.take(&sums(5 * SECOND, &[("wait", State::Wait, 1, 1)]));
+        // Nobody looks again meanwhile.
+        assert_eq!(tasks.wants_sums_at(1), None);
+        assert_eq!(tasks.due(6 * SECOND).len(), 3);
+        assert_eq!(tasks.wants_sums_at(1), Some(10 * SECOND));
     }
 
     #[test]
@@ -542,8 +562,7 @@ mod tests {
         assert!(!tasks.begin(task("late", Looks::OnCpu), 1, 60 * SECOND));
         tasks.take(&sums(1, &[]));
         tasks.take(&tick(59 * SECOND, "a"));
-        tasks.take(&tick(60 * SECOND, "a"));
-        assert!(tasks.wants_sums(1, 60 * SECOND));
+        assert_eq!(tasks.wants_sums_at(1), Some(5 * SECOND));
         tasks.take(&sums(60 * SECOND, &[("wait", State::Wait, 1, 1)]));
         let last = tasks.due(61 * SECOND);
         assert!(last.iter().all(|flush| flush.last) && last.len() == 2);
@@ -556,9 +575,11 @@ mod tests {
     fn a_process_that_ends_has_its_last_upload() {
         let mut tasks = tasks();
         assert!(tasks.begin(task("on", Looks::OnCpu), 1, 0));
+        tasks.take(&clock(0, 0, true));
         assert!(tasks.begin(task("off", Looks::OffCpu), 1, 0));
         tasks.take(&sums(1, &[]));
         tasks.take(&tick(SECOND, "a"));
+        tasks.take(&clock(2 * SECOND, 2 * MS, true));
         tasks.take(&Event::Ended { pid: 1, time_ns: 2 * SECOND });
         let last = tasks.due(3 * SECOND);
         assert_eq!(last.iter().filter(|flush| flush.last).count(), 2);

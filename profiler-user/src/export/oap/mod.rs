@@ -16,6 +16,7 @@ pub mod failure;
 #[cfg(test)]
 mod faults;
 pub mod identity;
+mod on_cpu;
 pub mod queue;
 pub mod registry;
 pub mod rest;

@@ -92,7 +92,7 @@ impl Service {
             registry: Registry::new(agent),
             processes: BTreeMap::new(),
             traced: BTreeMap::new(),
-            ebpf: EbpfTasks::new(wall),
+            ebpf: EbpfTasks::new(wall, choice.tick_ns),
             next_all_ns: 0,
             continuous: Continuous::default(),
             span_events: choice.span_events.map(|longer_than| SpanEvents::new(longer_than, wall)),
@@ -235,7 +235,7 @@ impl Service {
             Event::Off(off) => off.pid,
             Event::LaneEnded { pid, .. }
             | Event::Telling { pid, .. }
-            | Event::OffSums { pid, .. }
+            | Event::Sums { pid, .. }
             | Event::Ended { pid, .. } => *pid,
             Event::Responses { pid, count, sum_ns } => {
                 if let Some(served) = self.processes.get_mut(pid) {
@@ -275,7 +275,7 @@ impl Service {
                 ticks: traced || self.ebpf.wants_ticks(*pid),
                 off_from_ns: if traced { Some(0) } else { events.map(nanoseconds) },
                 responses: self.continuous.watches_responses(&served.identity.service),
-                off_sums: self.ebpf.wants_sums(*pid, now_ns),
+                sums_at_ns: self.ebpf.wants_sums_at(*pid),
             };
             (*pid, wants)
         };

@@ -159,7 +159,7 @@ fn an_ebpf_task_is_of_the_process_that_oap_names() {
     let id = registry::id("shop", "one", "python-7");
     service.answered(ebpf_task("another", "OFF_CPU"), None, S);
     service.answered(ebpf_task(&id, "OFF_CPU"), None, S);
-    assert_eq!(service.wants(S).get(&7).map(|wants| wants.off_sums), Some(true));
+    assert_eq!(service.wants(S).get(&7).and_then(|wants| wants.sums_at_ns), Some(S));
     service.answered(ebpf_task(&id, "NETWORK"), None, S);
     service.answered(command("Reboot", &[]), None, S);
     service.answered(command("ProfileTaskQuery", &[]), None, S);
