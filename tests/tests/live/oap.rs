@@ -140,16 +140,24 @@ fn tasks(mode: &str) -> Result<()> {
     let off = graphql.create_ebpf_task(&service, "OFF_CPU", MINUTE)?;
     let created_ms = unix_ms();
     let until = Deadline::after(TASK);
-    until.until("the trace task's end", || {
-        let tasks = graphql.trace_tasks(&service)?;
-        let logs = tasks.iter().find(|task| task.id == trace).map(|task| &task.logs);
-        let said = |what| logs.is_some_and(|logs| logs.iter().any(|log| log.operation_type == what));
-        Ok((said("NOTIFIED") && said("EXECUTION_FINISHED")).then_some(()))
-    })?;
-    let on = until.until("the end of the ON_CPU task", || over(&graphql, &on, created_ms + LAST_MS))?;
-    let off = until.until("the end of the OFF_CPU task", || over(&graphql, &off, created_ms + LAST_MS))?;
-    let by_cpu = until.until("a task by the CPU time", || triggered(&graphql, &service, "PROCESS_CPU"))?;
-    let by_item = until.until("a task by the other policy", || triggered(&graphql, &service, item))?;
+    let shown = || {
+        until.until("the trace task's end", || {
+            let tasks = graphql.trace_tasks(&service)?;
+            let logs = tasks.iter().find(|task| task.id == trace).map(|task| &task.logs);
+            let said = |what| logs.is_some_and(|logs| logs.iter().any(|log| log.operation_type == what));
+            Ok((said("NOTIFIED") && said("EXECUTION_FINISHED")).then_some(()))
+        })?;
+        let over = |task| over(&graphql, task, created_ms + LAST_MS);
+        let triggered = |item| triggered(&graphql, &service, item);
+        let on = until.until("the end of the ON_CPU task", || over(&on))?;
+        let off = until.until("the end of the OFF_CPU task", || over(&off))?;
+        let by_cpu = until.until("a task by the CPU time", || triggered("PROCESS_CPU"))?;
+        let by_item = until.until("a task by the other policy", || triggered(item))?;
+        Ok((on, off, by_cpu, by_item))
+    };
+    let shown: Result<_> = shown();
+    let (on, off, by_cpu, by_item) =
+        shown.with_context(|| format!("greenscope said meanwhile: {}", recording.process.stderr.text()))?;
     let segments = graphql.segments(&trace)?;
     load.end()?;
     let said = end(recording)?;
@@ -419,7 +427,7 @@ fn seen(graphql: &Graphql, schedule: &Schedule, by: &str, calls: &[Call]) -> Res
     let pid = schedule.process.name.rsplit_once('-').and_then(|(_, pid)| pid.parse().ok());
     let pid: u32 = pid.with_context(|| format!("{schedule:?}"))?;
     let calls: Vec<Call> = calls.iter().filter(|call| call.pid == pid).cloned().collect();
-    // With 499 ticks a second.
+    // A count is 1/499 s.
     let unit = if by == "COUNT" { 1e9 / 499.0 } else { 1.0 };
     for function in BOOKED {
         let name = format!("{function} (");
