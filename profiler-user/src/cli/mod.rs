@@ -70,7 +70,8 @@ fn usage(error: &clap::Error) -> ExitCode {
                 .lines()
                 .map(str::trim)
                 .take_while(|line| !line.starts_with("Usage:"))
-                .filter(|line| !line.is_empty())
+                // One hint is enough, and it comes last.
+                .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
                 .collect();
             let text = words.join(" ");
             let text = text.strip_prefix("error: ").unwrap_or(&text);

@@ -6,6 +6,7 @@ use super::{Failure, backend::Backend};
 use crate::export::oap::{
     check::{self, Checked},
     rest::Rest,
+    spool,
 };
 
 #[derive(Debug, Args)]
@@ -38,6 +39,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(tls) = &config.tls {
         // What is wrong with a file is the command line's fault, not the backend's.
         let _usable = crate::export::oap::tls::client(tls)?;
+    }
+    if let Some(directory) = &config.spool {
+        spool::can_be(directory).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let checked = check::run(&config, rest.as_ref()).map_err(|error| {
         Failure::failed(format!("no event loop: {error}; look at the limits of open files"))

@@ -241,7 +241,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     drop(tap);
     let works = recorded.is_ok();
     let finish = |serving: Serving| {
-        let status = serving.finish();
+        let status = serving::finish(serving, &stop);
         if works || status != Status::default() {
             eprintln!("{status}");
         }

@@ -1,15 +1,19 @@
 //! What `record` serves to SkyWalking's OAP meanwhile.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 
-use super::{Failure, around::Around, backend, record::duration};
+use super::{Failure, around::Around, backend, record::duration, signals};
 use crate::export::oap::{
     client::Backend,
     continuous::Gauges,
     identity::{Given, Surroundings, check_layer},
-    serve::{self, Serve, Serving},
+    serve::{self, Serve, Serving, Status},
     service::Choice,
     spool::{Place, Spool},
     tap::Tap,
@@ -18,6 +22,9 @@ use crate::kernel::tick_ns;
 
 /// A function of 100 ms within 5 %, as trace profiling shows it, takes ticks of 2 ms.
 pub(super) const RATE: u32 = 499;
+
+/// The end is said to take its time when it does.
+const SILENT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -90,6 +97,22 @@ impl Arguments {
         });
         serving.map_err(|error| Failure::failed(format!("OAP can't be served: {error}")))
     }
+}
+
+/// Sends what is left; a signal that comes from now on ends that.
+pub(super) fn finish(serving: Serving, stop: &UnixStream) -> Status {
+    signals::forget(stop);
+    let begins = Instant::now();
+    let mut said = false;
+    serving.finish(|wait| {
+        let stops = signals::comes(stop, wait);
+        if !said && !stops && begins.elapsed() >= SILENT {
+            said = true;
+            let seconds = serve::PATIENCE.as_secs();
+            eprintln!("sending what is left to OAP, for {seconds} s at most (Ctrl-C ends it)");
+        }
+        stops
+    })
 }
 
 impl serve::Around for Around {

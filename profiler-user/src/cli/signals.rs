@@ -1,6 +1,12 @@
 //! The signals that end a recording, as a file descriptor to wait on.
 
-use std::{io, os::unix::net::UnixStream};
+use std::{
+    io::{self, Read as _},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -14,4 +20,16 @@ pub(super) fn stop() -> io::Result<UnixStream> {
         pipe::register(signal, write.try_clone()?)?;
     }
     Ok(read)
+}
+
+/// Takes those that came, so that the next one is seen.
+pub(super) fn forget(mut stop: &UnixStream) {
+    let mut came = [0; 64];
+    while comes(stop, Duration::ZERO) && stop.read(&mut came).is_ok_and(|count| count > 0) {}
+}
+
+/// Whether one comes within that time.
+pub(super) fn comes(stop: &UnixStream, wait: Duration) -> bool {
+    let wait = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
+    poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&wait)).is_ok_and(|ready| ready > 0)
 }

@@ -98,7 +98,7 @@ async fn connection(checked: &mut Checked, config: &Config, address: &Address) {
     let wait = config.deadlines.connect;
     let late = || format!("{address}: nothing in {} s; does a firewall drop it?", wait.as_secs_f64());
     let begins = Instant::now();
-    let stream = match timeout(wait, wire::tcp(address)).await {
+    let stream = match timeout(wait, wire::tcp(address, "gRPC port")).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(failure)) => {
             let _not = checked.say("tcp", Err(failure.text));

@@ -3,7 +3,7 @@
 //! A command is a name and texts. What OAP checks when a task is made is checked again: the
 //! task may come from a later OAP, or from something that is none.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use proto::skywalking::Command as Sent;
 use serde::Deserialize;
@@ -77,6 +77,17 @@ pub enum Looks {
     OffCpu,
     /// The network.
     Network,
+}
+
+/// As OAP's users know it.
+impl fmt::Display for Looks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OnCpu => "ON_CPU",
+            Self::OffCpu => "OFF_CPU",
+            Self::Network => "NETWORK",
+        })
+    }
 }
 
 /// An eBPF profiling task of one process.

@@ -186,6 +186,12 @@ impl Config {
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, ConfigError> {
         let said = |setting, flag: &Option<String>| Said::of(setting, flag.as_deref(), environment);
+        if given.addresses.as_ref().is_some_and(|list| list.trim().is_empty()) {
+            return Err(ConfigError(format!(
+                "{} is empty: name OAP's address, or leave the flag out to serve none",
+                ADDRESSES.flag
+            )));
+        }
         let Some(list) = said(ADDRESSES, &given.addresses) else {
             return Ok(None);
         };
@@ -203,6 +209,12 @@ impl Config {
         // Who names a CA or a certificate wants TLS; who says no to it has none.
         let named = ca.is_some() || own.is_some() || insecure;
         let tls = said(TLS, &given.tls).map(|said| said.yes()).transpose()?.unwrap_or(named);
+        if given.spool_size.is_some() && said(SPOOL, &given.spool).is_none() {
+            return Err(ConfigError(format!(
+                "{} is set and {} is not, so nothing is spooled: give {} DIR too",
+                SPOOL_SIZE.flag, SPOOL.flag, SPOOL.flag
+            )));
+        }
         let bytes = |setting, flag, bounds| said(setting, flag).map(|said| said.bytes(&bounds)).transpose();
         let queue = bytes(QUEUE, &given.queue, QUEUE_BYTES)?;
         Ok(Some(Self {
@@ -496,6 +508,19 @@ mod tests {
         for text in ["1", "5G", "-1", "16 potatoes", "99999999999999999999", "MiB"] {
             assert!(queue(text).unwrap_err().starts_with("GREENSCOPE_OAP_QUEUE"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_flag_without_effect_is_refused() {
+        let empty = Given { addresses: Some(" ".to_owned()), ..Given::default() };
+        assert!(config(&empty, &[("GREENSCOPE_OAP_ADDR", "oap")]).unwrap_err().starts_with("--oap is empty"));
+        let size = Given { spool_size: Some("1MiB".to_owned()), ..Given::default() };
+        let oap = ("GREENSCOPE_OAP_ADDR", "oap");
+        assert!(config(&size, &[oap]).unwrap_err().contains("give --spool DIR too"));
+        assert_eq!(
+            config(&size, &[oap, ("GREENSCOPE_OAP_SPOOL", "d")]).unwrap().unwrap().spool_bytes,
+            1 << 20
+        );
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Failure {
                 );
                 Self::new(fate, Kind::NotGrpc, text)
             }
-            None => told(&at, status),
+            None => told(call, address, status),
         }
     }
 
@@ -231,7 +231,7 @@ fn broken(at: &str, reason: Option<Reason>, text: &str) -> Failure {
 }
 
 /// What the other side said itself.
-fn told(at: &str, status: &Status) -> Failure {
+fn told(call: &str, address: &str, status: &Status) -> Failure {
     let said = if status.message().is_empty() {
         format!("{:?}", status.code())
     } else {
@@ -277,6 +277,8 @@ fn told(at: &str, status: &Status) -> Failure {
             (Fate::Permanent, Kind::Refused, "OAP can't take it; its log says why; not sent again".to_owned())
         }
     };
+    // Every call has the same token: one line for all.
+    let at = if kind == Kind::Token { address.to_owned() } else { format!("{call} at {address}") };
     Failure::new(fate, kind, format!("{at}: {what} ({said})"))
 }
 
@@ -299,7 +301,8 @@ mod tests {
 
     fn of(status: &Status) -> (Fate, Kind) {
         let Failure { fate, kind, text } = Failure::of("keepAlive", "oap:11800", status, &Seen::default());
-        assert!(text.starts_with("keepAlive at oap:11800: ") && !text.contains('\n'), "{text}");
+        let at = if kind == Kind::Token { "oap:11800: " } else { "keepAlive at oap:11800: " };
+        assert!(text.starts_with(at) && !text.contains('\n'), "{text}");
         (fate, kind)
     }
 

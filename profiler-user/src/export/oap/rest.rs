@@ -101,7 +101,7 @@ impl Rest {
     }
 
     async fn ask(&self) -> Result<About, String> {
-        let stream = wire::tcp(&self.address).await.map_err(|failure| failure.text)?;
+        let stream = wire::tcp(&self.address, "REST port (12800)").await.map_err(|failure| failure.text)?;
         let failed = |error: &dyn fmt::Display| {
             line(&format!("{self}: no HTTP answer ({error}); name OAP's REST port (12800)"))
         };

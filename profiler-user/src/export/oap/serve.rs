@@ -54,6 +54,8 @@ pub struct Status {
     pub connected: bool,
     /// Under way.
     pub tasks: usize,
+    /// Over.
+    pub served: u64,
     /// Batches that OAP took.
     pub sent: u64,
     /// That wait in memory.
@@ -72,9 +74,13 @@ pub struct Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connected, tasks, sent, queued, spooled, dropped, unknown, refused, torn } = self;
+        let Self { connected, tasks, served, sent, queued, spooled, dropped, unknown, refused, torn } = self;
         let connected = if *connected { "connected" } else { "not connected" };
-        write!(f, "OAP: {connected}, {tasks} tasks, {sent} sent, {queued} queued")?;
+        let s = if *tasks == 1 { "" } else { "s" };
+        write!(
+            f,
+            "OAP: {connected}, {tasks} task{s} running, {served} served, {sent} sent, {queued} queued"
+        )?;
         if *spooled > 0 {
             write!(f, ", {spooled} spooled")?;
         }
@@ -135,7 +141,11 @@ impl fmt::Debug for Serve {
 pub struct Serving {
     thread: thread::JoinHandle<()>,
     status: Arc<Mutex<Status>>,
+    hurry: Arc<Notify>,
 }
+
+/// How often it is looked whether what is left is sent.
+const LEFT: Duration = Duration::from_millis(50);
 
 impl Serving {
     /// Begins to serve.
@@ -147,13 +157,15 @@ impl Serving {
         let (tap, events, wanted) = tap();
         let status = Arc::new(Mutex::new(Status::default()));
         let shown = Arc::clone(&status);
+        let hurry = Arc::new(Notify::new());
+        let hurried = Arc::clone(&hurry);
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("oap".to_owned()).spawn(move || {
-            LocalSet::new().block_on(&runtime, run(serve, events, wanted, shown));
+            LocalSet::new().block_on(&runtime, run(serve, events, wanted, shown, hurried));
             // A name may still be looked up, for minutes where no server answers.
             runtime.shutdown_background();
         })?;
-        Ok((Self { thread, status }, tap))
+        Ok((Self { thread, status, hurry }, tap))
     }
 
     /// How it stands.
@@ -163,9 +175,15 @@ impl Serving {
     }
 
     /// Sends what is left, when the recording is over and its [`Tap`] is gone; for some seconds
-    /// at most.
+    /// at most, and no longer than until `hurry`, which waits for so long, says so.
     #[must_use]
-    pub fn finish(self) -> Status {
+    pub fn finish(self, mut hurry: impl FnMut(Duration) -> bool) -> Status {
+        while !self.thread.is_finished() {
+            if hurry(LEFT) {
+                self.hurry.notify_one();
+                break;
+            }
+        }
         let _panicked = self.thread.join();
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -185,7 +203,13 @@ struct Shared {
     wanted: Arc<Wanted>,
 }
 
-async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, shown: Arc<Mutex<Status>>) {
+async fn run(
+    serve: Serve,
+    events: mpsc::Receiver<Event>,
+    wanted: Arc<Wanted>,
+    shown: Arc<Mutex<Status>>,
+    hurry: Arc<Notify>,
+) {
     let Serve { backend, choice, agent, queue_bytes, spool, patience, around, say } = serve;
     let waiting = Waiting::new(queue_bytes, spool);
     let status = Status { unknown: waiting.lost().unknown, ..Status::default() };
@@ -207,7 +231,10 @@ async fn run(serve: Serve, events: mpsc::Receiver<Event>, wanted: Arc<Wanted>, s
     asker.abort();
     drop(over);
     // What OAP does not take by then waits on disk for the next time, or is lost, and counted.
-    let _late = timeout(patience, sender).await;
+    tokio::select! {
+        _late = timeout(patience, sender) => {}
+        () = hurry.notified() => {}
+    }
     if shared.waiting.borrow_mut().end() {
         shared.status.borrow_mut().unknown += 1;
     }
@@ -290,7 +317,9 @@ fn turn(shared: &Shared, now_ns: u64) {
         shared.more.notify_one();
     }
     shared.wanted.say(service.wants(now_ns));
-    shared.status.borrow_mut().tasks = service.tasks(now_ns);
+    let mut status = shared.status.borrow_mut();
+    (status.tasks, status.served) = (service.tasks(now_ns), service.served());
+    drop(status);
     drop(service);
     count(shared);
 }
@@ -398,26 +427,41 @@ async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dy
                 next_policies = now + ASK_POLICIES;
             }
             let outcome = questions(&shared, &backend, policies, &mut connections).await;
-            let health = backend.health();
-            let mut service = shared.service.borrow_mut();
-            if let Err(failure) = outcome {
-                // Where the backend failed there is a pause first.
-                if failure.is_the_backends() {
-                    next_questions = Instant::now();
-                }
-                // In a pause that another call began nothing was tried.
-                if failure.kind != Kind::Paused {
-                    service.say(failure.text);
-                }
-            } else if let Some(address) = &health.connected {
-                service.say(format!("serving OAP at {address}"));
+            if outcome.as_ref().is_err_and(Failure::is_the_backends) {
+                // There is a pause first.
+                next_questions = Instant::now();
             }
-            shared.status.borrow_mut().connected = health.connected.is_some();
+            stands(&shared, outcome, backend.health().connected);
         }
         watch(&shared, &backend, &around).await;
         tokio::select! {
             () = sleep(LOOK) => {}
             () = shared.ask.notified() => next_questions = Instant::now(),
+        }
+    }
+}
+
+/// How it is after a round of questions: said when it changes.
+fn stands(shared: &Shared, outcome: Result<(), Failure>, address: Option<String>) {
+    let mut service = shared.service.borrow_mut();
+    let mut status = shared.status.borrow_mut();
+    let before = status.connected;
+    match (outcome, address) {
+        (Ok(()), Some(address)) => {
+            status.connected = true;
+            if !service.say_first(format!("serving OAP at {address}")) && !before {
+                service.tell(format!("serving OAP at {address} again"));
+            }
+        }
+        (Ok(()), None) => status.connected = false,
+        // In a pause that another call began nothing was tried.
+        (Err(failure), _) if failure.kind == Kind::Paused => {}
+        (Err(failure), address) => {
+            // One that has refused a question is there all the same.
+            status.connected = address.is_some() && !failure.is_the_backends();
+            if !service.say_first(failure.text.clone()) && before && !status.connected {
+                service.tell(failure.text);
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, OFlags, flock},
+    fs::{Access, FlockOperation, OFlags, access, flock},
     io::Errno,
 };
 use sha2::{Digest as _, Sha256};
@@ -76,6 +76,21 @@ pub enum SpoolError {
         /// What it said.
         error: io::Error,
     },
+}
+
+/// Whether there can be a spool in that directory, as far as can be seen without making it.
+///
+/// # Errors
+///
+/// Why not.
+pub fn can_be(directory: &Path) -> Result<(), SpoolError> {
+    let failed = |error| SpoolError::System { directory: directory.to_owned(), error };
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let place = if directory.exists() { directory } else { parent.unwrap_or(Path::new(".")) };
+    if !fs::metadata(place).map_err(failed)?.is_dir() {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
+    access(place, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| failed(errno.into()))
 }
 
 /// What was lost so far.

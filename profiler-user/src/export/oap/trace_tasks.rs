@@ -50,13 +50,24 @@ pub struct Counts {
     pub cut: u64,
 }
 
+/// A task that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Its id.
+    pub id: String,
+    /// What it was of.
+    pub endpoint: String,
+    /// How many segments it has.
+    pub segments: usize,
+}
+
 /// What is to be sent.
 #[derive(Debug, Default)]
 pub struct Due {
     /// In the order of each segment.
     pub snapshots: Vec<ThreadSnapshot>,
-    /// Ids of the tasks that are over, each once.
-    pub finished: Vec<String>,
+    /// The tasks that are over, each once.
+    pub finished: Vec<Finished>,
 }
 
 #[derive(Debug)]
@@ -273,7 +284,11 @@ impl TraceTasks {
                 running.reported = true;
                 counts.cut += running.segments.values().map(|segment| segment.snapshots.cut()).sum::<u64>();
                 running.segments.clear();
-                due.finished.push(running.task.id.clone());
+                due.finished.push(Finished {
+                    id: running.task.id.clone(),
+                    endpoint: running.task.endpoint.clone(),
+                    segments: running.taken,
+                });
             }
         }
         due
@@ -474,7 +489,8 @@ mod tests {
         assert!(tasks.begin(task("second", 1_000, 2, 0), SECOND));
         assert_eq!(tasks.newest_ms(), UNIX_MS + 1_000);
         assert!(tasks.is_busy(0) && tasks.due(61 * SECOND).finished.is_empty());
-        assert_eq!(tasks.due(64 * SECOND).finished, ["t", "second"]);
+        let finished: Vec<String> = tasks.due(64 * SECOND).finished.into_iter().map(|over| over.id).collect();
+        assert_eq!(finished, ["t", "second"]);
         assert!(tasks.due(65 * SECOND).finished.is_empty() && !tasks.is_busy(65 * SECOND));
         // OAP sends it again while it has it.
         assert!(!tasks.begin(task("t", 0, 2, 0), 66 * SECOND));

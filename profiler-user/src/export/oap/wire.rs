@@ -218,7 +218,7 @@ impl Link {
     /// Connects, in the time that there is.
     pub(super) async fn dial(config: &Config, address: &Address) -> Result<Self, Failure> {
         let whole = async {
-            let stream = tcp(address).await?;
+            let stream = tcp(address, "gRPC port").await?;
             match &config.tls {
                 None => Self::over(config, address, stream).await,
                 Some(tls) => {
@@ -270,12 +270,12 @@ impl Link {
     }
 }
 
-/// A connection without anything over it yet.
-pub(super) async fn tcp(address: &Address) -> Result<TcpStream, Failure> {
+/// A connection without anything over it yet, to a port that is called so.
+pub(super) async fn tcp(address: &Address, port: &str) -> Result<TcpStream, Failure> {
     let stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(|error| {
         let text = match error.kind() {
             io::ErrorKind::ConnectionRefused => {
-                "nobody listens there: is OAP up, and this its gRPC port?".to_owned()
+                format!("nobody listens there: is OAP up, and this its {port}?")
             }
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
                 "no route there: look at the network".to_owned()

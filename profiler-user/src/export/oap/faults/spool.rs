@@ -79,7 +79,14 @@ async fn serve_of(
         tap.take(Event::Began(process));
     }
     drop(tap);
-    let status = spawn_blocking(|| serving.finish()).await.unwrap();
+    let status = spawn_blocking(|| {
+        serving.finish(|wait| {
+            std::thread::park_timeout(wait);
+            false
+        })
+    })
+    .await
+    .unwrap();
     let lines = std::mem::take(&mut *lines.lock().unwrap());
     (status, lines)
 }

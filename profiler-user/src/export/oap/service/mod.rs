@@ -15,10 +15,11 @@ use super::{
     commands::{self, Command, EbpfTask, Looks},
     continuous::{self, Continuous, Gauges},
     ebpf_tasks::{EbpfTasks, Flush},
+    failure::line,
     identity::{self, Facts, Given, Identity, Rule, Surroundings, UnknownLayer},
     registry::{self, Registry},
     span_events::SpanEvents,
-    trace_tasks::{Due, TraceTasks},
+    trace_tasks::{Due, Finished, TraceTasks},
     wall_clock::{NS_PER_MS, NS_PER_S, WallClock, nanoseconds},
 };
 use crate::{
@@ -38,6 +39,10 @@ const CLOCK_NS: u64 = NS_PER_MS / 2;
 const ALL: Duration = Duration::from_secs(60);
 /// Span events that wait for the next batch.
 const MOST_EVENTS: usize = 16_384;
+/// How long they wait: each batch takes room of its own where many wait.
+const EVENTS: Duration = Duration::from_secs(1);
+/// How long an agent may take to be found in one of the processes.
+const AGENT: Duration = Duration::from_secs(5);
 
 /// What a user chose.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +73,13 @@ pub struct Service {
     continuous: Continuous,
     span_events: Option<SpanEvents>,
     events: Vec<SpanAttachedEvent>,
+    next_events_ns: u64,
     events_dropped: u64,
+    /// When the first process was there.
+    first_ns: Option<u64>,
+    /// Tasks that are over.
+    served: u64,
+    ended: bool,
     said: FxHashSet<String>,
     lines: Vec<String>,
 }
@@ -97,7 +108,11 @@ impl Service {
             continuous: Continuous::default(),
             span_events: choice.span_events.map(|longer_than| SpanEvents::new(longer_than, wall)),
             events: Vec::new(),
+            next_events_ns: 0,
             events_dropped: 0,
+            first_ns: None,
+            served: 0,
+            ended: false,
             said: FxHashSet::default(),
             lines: Vec::new(),
             choice,
@@ -351,8 +366,14 @@ impl Service {
     fn obey(&mut self, sent: &Sent, asked: Option<&Instance>, now_ns: u64) {
         match commands::parse(sent) {
             Ok(Some(Command::Trace(task))) => {
-                if let Some(tasks) = asked.and_then(|instance| self.traced.get_mut(instance)) {
-                    tasks.begin(task, now_ns);
+                if let Some((instance, tasks)) =
+                    asked.and_then(|instance| Some((instance, self.traced.get_mut(instance)?)))
+                {
+                    let (endpoint, seconds) = (line(&task.endpoint), task.duration.as_secs());
+                    if tasks.begin(task, now_ns) {
+                        let of = &instance.1;
+                        self.tell(format!("OAP's trace task of {endpoint} runs for {seconds} s in {of}"));
+                    }
                 }
             }
             Ok(Some(Command::Ebpf(task))) if task.looks == Looks::Network => {
@@ -362,7 +383,10 @@ impl Service {
             }
             Ok(Some(Command::Ebpf(task))) => match self.registry.pid(&task.process) {
                 Some(pid) => {
-                    if !self.ebpf.begin(task, pid, now_ns) && self.ebpf.is_full() {
+                    let (looks, seconds) = (task.looks, task.duration.as_secs());
+                    if self.ebpf.begin(task, pid, now_ns) {
+                        self.tell(format!("OAP's {looks} task of pid {pid} runs for {seconds} s"));
+                    } else if self.ebpf.is_full() {
                         self.say("OAP has more eBPF tasks than can run at once: some are left out");
                     }
                 }
@@ -425,7 +449,12 @@ impl Service {
                 start_ms: self.wall.ms(now_ns),
                 duration: continuous::TASK,
             };
-            self.ebpf.begin(task, pid, now_ns);
+            let (looks, seconds) = (task.looks, task.duration.as_secs());
+            if self.ebpf.begin(task, pid, now_ns) {
+                self.tell(format!(
+                    "a threshold was crossed: an {looks} task of pid {pid} runs for {seconds} s"
+                ));
+            }
         }
     }
 
@@ -440,6 +469,12 @@ impl Service {
         self.ebpf.count() + self.traced.values().filter(|tasks| tasks.is_busy(now_ns)).count()
     }
 
+    /// How many are over.
+    #[must_use]
+    pub const fn served(&self) -> u64 {
+        self.served
+    }
+
     /// Span events that there was no room for.
     #[must_use]
     pub const fn events_dropped(&self) -> u64 {
@@ -448,6 +483,7 @@ impl Service {
 
     /// The recording is over: so are the trace tasks.
     pub fn end(&mut self, now_ns: u64) {
+        self.ended = true;
         for tasks in self.traced.values_mut() {
             tasks.end(now_ns);
         }
@@ -456,27 +492,40 @@ impl Service {
     /// What is to be sent by now.
     pub fn due(&mut self, now_ns: u64) -> Vec<Batch> {
         let mut due = Vec::new();
+        let mut over = Vec::new();
         for ((service, instance), tasks) in &mut self.traced {
             let Due { snapshots, finished } = tasks.due(now_ns);
             if !snapshots.is_empty() {
                 due.push(Batch::Snapshots(snapshots));
             }
-            due.extend(finished.into_iter().map(|task_id| {
-                Batch::Finished(ProfileTaskFinishReport {
+            for Finished { id, endpoint, segments } in finished {
+                let s = if segments == 1 { "" } else { "s" };
+                let endpoint = line(&endpoint);
+                over.push(format!(
+                    "OAP's trace task of {endpoint} is over in {instance}: {segments} segment{s}"
+                ));
+                due.push(Batch::Finished(ProfileTaskFinishReport {
                     service: service.clone(),
                     service_instance: instance.clone(),
-                    task_id,
-                })
-            }));
+                    task_id: id,
+                }));
+            }
         }
-        for Flush { messages, .. } in self.ebpf.due(now_ns) {
+        for Flush { looks, pid, messages, last, .. } in self.ebpf.due(now_ns) {
             if !messages.is_empty() {
                 due.push(Batch::Ebpf(messages));
             }
+            if last {
+                over.push(format!("OAP's {looks} task of pid {pid} is over"));
+            }
         }
-        if !self.events.is_empty() {
+        self.served += over.len() as u64;
+        over.into_iter().for_each(|line| self.tell(line));
+        if !self.events.is_empty() && (now_ns >= self.next_events_ns || self.ended) {
+            self.next_events_ns = now_ns.saturating_add(nanoseconds(EVENTS));
             due.push(Batch::Events(std::mem::take(&mut self.events)));
         }
+        self.look_for_agents(now_ns);
         if self.traced.values().any(|tasks| tasks.counts().left_out > 0) {
             self.say(
                 "a trace task's endpoint has more requests at once than can be followed: some are left out",
@@ -489,10 +538,40 @@ impl Service {
         due
     }
 
+    /// Says that there are no spans, where events were asked for.
+    fn look_for_agents(&mut self, now_ns: u64) {
+        if self.choice.span_events.is_none() || self.processes.is_empty() {
+            return;
+        }
+        let is_agent = |tracer: &TracerRow| tracer.source == Source::Agent;
+        let any = self.processes.values().any(|served| served.process.tracer.as_ref().is_some_and(is_agent));
+        let first_ns = *self.first_ns.get_or_insert(now_ns);
+        if !any && now_ns >= first_ns.saturating_add(nanoseconds(AGENT)) {
+            self.say(
+                "no SkyWalking agent (0.8 to 1.3) is found in any process, so --span-events has no spans to \
+                 attach to, and trace tasks have no segments; eBPF tasks are served",
+            );
+        }
+    }
+
     /// Remembers a line that the user is to see; each once.
     pub fn say(&mut self, line: impl Into<String>) {
+        self.say_first(line);
+    }
+
+    /// The same; false if it was said before.
+    pub fn say_first(&mut self, line: impl Into<String>) -> bool {
         let line = line.into();
-        if self.said.len() < MOST_LINES && self.said.insert(line.clone()) {
+        let new = self.said.len() < MOST_LINES && self.said.insert(line.clone());
+        if new {
+            self.lines.push(line);
+        }
+        new
+    }
+
+    /// The same each time.
+    pub fn tell(&mut self, line: String) {
+        if self.lines.len() < MOST_LINES {
             self.lines.push(line);
         }
     }

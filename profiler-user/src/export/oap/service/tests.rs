@@ -137,6 +137,25 @@ fn a_trace_task_is_asked_for_by_the_agents_names_and_served() {
     let [Batch::Finished(finished)] = &service.due(4 * S)[..] else { panic!("a finish") };
     assert_eq!(finished.task_id, "t");
     assert_eq!(service.due(5 * S), Vec::new());
+    assert_eq!(service.served(), 1);
+    let lines = service.lines();
+    let [begins, ends] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(begins, "OAP's trace task of /slow runs for 60 s in one");
+    assert_eq!(ends, "OAP's trace task of /slow is over in one: 1 segment");
+}
+
+#[test]
+fn span_events_without_an_agent_are_said_to_be_none() {
+    for tracer in [None, Some(tracer(Some(false)))] {
+        let is_agent = tracer.is_some();
+        let mut service = service(Some(Duration::from_millis(10)));
+        service.begin(process(7, tracer), &Surroundings::default()).unwrap();
+        service.due(0);
+        assert_eq!(service.lines(), Vec::<String>::new());
+        service.due(6 * S);
+        let lines = service.lines();
+        assert!(is_agent == lines.is_empty() && lines.iter().all(|line| line.contains("--span-events")));
+    }
 }
 
 #[test]
@@ -164,10 +183,12 @@ fn an_ebpf_task_is_of_the_process_that_oap_names() {
     service.answered(command("Reboot", &[]), None, S);
     service.answered(command("ProfileTaskQuery", &[]), None, S);
     let lines = service.lines();
-    for (line, said) in lines.iter().zip(["not recorded", "network", "Reboot", "TaskId"]) {
+    for (line, said) in
+        lines.iter().zip(["not recorded", "OFF_CPU task of pid 7 runs", "network", "Reboot", "TaskId"])
+    {
         assert!(line.contains(said), "{line}");
     }
-    assert_eq!((lines.len(), service.tasks(S)), (4, 1));
+    assert_eq!((lines.len(), service.tasks(S)), (5, 1));
     // Each is said once.
     service.answered(command("Reboot", &[]), None, S);
     assert_eq!(service.lines(), Vec::<String>::new());

@@ -37,6 +37,18 @@ fn files(directory: &Path) -> Vec<String> {
 }
 
 #[test]
+fn whether_it_can_be_is_seen_without_making_it() {
+    let (parent, directory) = place();
+    can_be(&directory).unwrap();
+    assert!(!directory.exists());
+    can_be(parent.path()).unwrap();
+    assert!(can_be(&directory.join("deeper")).is_err());
+    let file = parent.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(can_be(&file).unwrap_err().to_string().contains("not a directory"));
+}
+
+#[test]
 fn it_survives_a_restart_in_order() {
     let (_parent, directory) = place();
     let mut spool = open(&directory, 1 << 20);
