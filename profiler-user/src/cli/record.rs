@@ -243,7 +243,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     let finish = |serving: Serving| {
         let status = serving::finish(serving, &stop);
         if works || status != Status::default() {
-            eprintln!("{status}");
+            serving::say(&status.to_string());
         }
     };
     let mut profile = match recorded {

@@ -92,6 +92,17 @@ pub struct OffSum {
     pub count: u64,
 }
 
+/// All time so far that a thread had on CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnCpuSum {
+    /// By the kernel's number of process and thread, which may be another's later.
+    pub thread: u64,
+    /// Since when it is watched.
+    pub watched_ns: u64,
+    /// Time.
+    pub ns: u64,
+}
+
 /// What happens.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -134,7 +145,7 @@ pub enum Event {
         /// Off the CPU, by stack.
         off: Vec<OffSum>,
         /// On a CPU, by thread; empty where the kernel keeps no clocks.
-        on_cpu: Vec<(u64, u64)>,
+        on_cpu: Vec<OnCpuSum>,
         /// [`Event::Tick`] is told.
         ticks: bool,
     },

@@ -7,7 +7,7 @@ use profiler_common::{
     fault::Fault,
     label::{Blank, Label},
     owner::off_of,
-    record::{OffRecord, TICK_SWITCHING, TICK_UNSWITCHED, TickRecord},
+    record::{OffRecord, TICK_SWITCHING, TICK_UNSWITCHED, Thread, TickRecord},
     walk::StackKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -17,7 +17,7 @@ use crate::{
     kernel::{Engine, Kept, add_stacks},
     profile::{
         Frame, State, TracerRow,
-        event::{Event, Feed, Lane, Off, OffSum, Process, Tick, Wants, Work},
+        event::{Event, Feed, Lane, Off, OffSum, OnCpuSum, Process, Tick, Wants, Work},
     },
     target::GreenletState,
     timeline::lives::{self, Bounds, Open},
@@ -36,6 +36,8 @@ pub(super) struct Told {
     wants: Wants,
     /// Up to when its sums were told. Once they were, the last ones are told, too.
     summed_ns: Option<u64>,
+    /// The kernel part is told of every switch of a CPU.
+    has_clocks: bool,
     /// In the order in which they came.
     events: Vec<Event>,
 }
@@ -113,6 +115,7 @@ impl Recorded {
             return Ok(false);
         }
         let pid = self.target.pid;
+        self.told.has_clocks = engine.has_clocks();
         if let Some(time_ns) = self.gone_ns {
             // After its books are closed.
             if let Some(kept) = self.kept.take() {
@@ -143,13 +146,7 @@ impl Recorded {
     pub(super) fn feed_sums(&mut self, kept: &Kept, time_ns: u64, feed: &mut dyn Feed) {
         self.told.summed_ns = Some(time_ns);
         let off = self.off_sums(kept, time_ns);
-        let clocks = kept.threads.iter().filter(|(_, thread)| thread.clock.version > 0);
-        let on_cpu = clocks.map(|(key, thread)| {
-            let runs = thread.exit_ns == 0;
-            let clock = if runs { thread.clock.at(time_ns, self.began_ns) } else { thread.clock };
-            (*key, clock.on_cpu_ns)
-        });
-        let on_cpu = on_cpu.collect();
+        let on_cpu = if self.told.has_clocks { on_cpu(kept, time_ns, self.began_ns) } else { Vec::new() };
         let ticks = self.told.wants.ticks;
         feed.take(Event::Sums { pid: self.target.pid, time_ns, off, on_cpu, ticks });
     }
@@ -166,6 +163,12 @@ impl Recorded {
         }
         self.feed_events(feed);
         if !self.told.began {
+            return Ok(());
+        }
+        if let Some(kept) = self.kept.take() {
+            // Its books were closed in the last turn.
+            self.feed_last(Some(&kept), self.gone_ns.unwrap_or(ended_ns), feed);
+            self.kept = Some(kept);
             return Ok(());
         }
         let kept = match self.told.summed_ns {
@@ -359,6 +362,17 @@ impl Sums {
             }
         }
     }
+}
+
+/// The threads' time on CPUs. Of one whose number another had before, the end is that one's.
+fn on_cpu(kept: &Kept, time_ns: u64, began_ns: u64) -> Vec<OnCpuSum> {
+    let sum = |(key, thread): &(u64, Thread)| {
+        let watched_ns = thread.clock.watched_ns;
+        let runs = thread.exit_ns == 0 || thread.exit_ns < watched_ns;
+        let clock = if runs { thread.clock.at(time_ns, began_ns) } else { thread.clock };
+        OnCpuSum { thread: *key, watched_ns, ns: clock.on_cpu_ns }
+    };
+    kept.threads.iter().filter(|(_, thread)| thread.clock.version > 0).map(sum).collect()
 }
 
 /// All waits and sleeps of some targets up to now. One that ends while they are read is in neither,

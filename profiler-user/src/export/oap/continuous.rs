@@ -203,6 +203,14 @@ fn gauge(item: &str, gauges: &Gauges) -> Option<f64> {
     }
 }
 
+/// What the task looks at that a report asks for.
+pub(super) fn looks(report: &ContinuousProfilingReport) -> Looks {
+    match report.target_task {
+        Some(TargetTask::OffCpu(_)) => Looks::OffCpu,
+        _ => Looks::OnCpu,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     batch::Batch,
-    client::Backend,
+    client::{Backend, Health},
     continuous::Gauges,
     failure::{Failure, Fate, Kind},
     identity::{Surroundings, UnknownLayer},
@@ -364,12 +364,10 @@ async fn send(shared: Rc<Shared>, backend: Rc<Backend>, mut is_over: oneshot::Re
         // connection: of one that was taken it may not be known any more whether it arrived.
         backend.paused().await;
         if let Err(failure) = backend.prove().await {
-            if failure.kind != Kind::Paused {
-                let is_the_backends = failure.is_the_backends();
-                shared.service.borrow_mut().say(failure.text);
-                if !is_the_backends {
-                    sleep(ASK).await;
-                }
+            let waits = failure.kind != Kind::Paused && !failure.is_the_backends();
+            stands(&shared, Err(failure), backend.health());
+            if waits {
+                sleep(ASK).await;
             }
             continue;
         }
@@ -431,7 +429,7 @@ async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dy
                 // There is a pause first.
                 next_questions = Instant::now();
             }
-            stands(&shared, outcome, backend.health().connected);
+            stands(&shared, outcome, backend.health());
         }
         watch(&shared, &backend, &around).await;
         tokio::select! {
@@ -441,28 +439,31 @@ async fn ask(shared: Rc<Shared>, backend: Rc<Backend>, around: Rc<RefCell<Box<dy
     }
 }
 
-/// How it is after a round of questions: said when it changes.
-fn stands(shared: &Shared, outcome: Result<(), Failure>, address: Option<String>) {
+/// How it is after OAP was asked: said when it changes.
+fn stands(shared: &Shared, outcome: Result<(), Failure>, health: Health) {
     let mut service = shared.service.borrow_mut();
     let mut status = shared.status.borrow_mut();
-    let before = status.connected;
-    match (outcome, address) {
-        (Ok(()), Some(address)) => {
-            status.connected = true;
-            if !service.say_first(format!("serving OAP at {address}")) && !before {
-                service.tell(format!("serving OAP at {address} again"));
-            }
-        }
-        (Ok(()), None) => status.connected = false,
-        // In a pause that another call began nothing was tried.
-        (Err(failure), _) if failure.kind == Kind::Paused => {}
-        (Err(failure), address) => {
-            // One that has refused a question is there all the same.
-            status.connected = address.is_some() && !failure.is_the_backends();
-            if !service.say_first(failure.text.clone()) && before && !status.connected {
-                service.tell(failure.text);
-            }
-        }
+    let was = status.connected;
+    let failure = match outcome {
+        Ok(()) => None,
+        // Nothing was tried: it is as another call found it.
+        Err(failure) if failure.kind == Kind::Paused => health.failure.filter(Failure::is_the_backends),
+        Err(failure) => Some(failure),
+    };
+    // One that has refused a question is there all the same.
+    let lost = failure.as_ref().is_some_and(Failure::is_the_backends);
+    status.connected = health.connected.is_some() && !lost;
+    if let Some(address) = health.connected.filter(|_| status.connected && !was)
+        && !service.say_first(format!("serving OAP at {address}"))
+    {
+        service.tell(format!("serving OAP at {address} again"));
+    }
+    if let Some(Failure { text, .. }) = failure
+        && !service.say_first(text.clone())
+        && was
+        && lost
+    {
+        service.tell(text);
     }
 }
 

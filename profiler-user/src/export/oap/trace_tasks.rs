@@ -127,7 +127,13 @@ impl TraceTasks {
     /// Whether waits and ticks are wanted.
     #[must_use]
     pub fn is_busy(&self, now_ns: u64) -> bool {
-        self.tasks.iter().any(|running| running.begin_ns <= now_ns && !running.reported)
+        self.count(now_ns) > 0
+    }
+
+    /// How many are under way.
+    #[must_use]
+    pub fn count(&self, now_ns: u64) -> usize {
+        self.tasks.iter().filter(|running| running.begin_ns <= now_ns && !running.reported).count()
     }
 
     /// A task came; false for one that is known, that is over, or that there is no room for.

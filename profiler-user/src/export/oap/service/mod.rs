@@ -77,6 +77,8 @@ pub struct Service {
     events_dropped: u64,
     /// When the first process was there.
     first_ns: Option<u64>,
+    /// An agent was found in one.
+    agent_seen: bool,
     /// Tasks that are over.
     served: u64,
     ended: bool,
@@ -111,6 +113,7 @@ impl Service {
             next_events_ns: 0,
             events_dropped: 0,
             first_ns: None,
+            agent_seen: false,
             served: 0,
             ended: false,
             said: FxHashSet::default(),
@@ -436,6 +439,10 @@ impl Service {
         answer: &Commands,
         now_ns: u64,
     ) {
+        if !self.processes.contains_key(&pid) {
+            // It ended while OAP was asked.
+            return;
+        }
         for sent in &answer.commands {
             let Ok(Some(Command::Reported { task })) = commands::parse(sent) else {
                 continue;
@@ -445,7 +452,7 @@ impl Service {
                 id: task,
                 process,
                 updated_ms: 0,
-                looks: looks(report),
+                looks: continuous::looks(report),
                 start_ms: self.wall.ms(now_ns),
                 duration: continuous::TASK,
             };
@@ -460,13 +467,13 @@ impl Service {
 
     /// OAP did not hear what `report` asked for: it is asked again.
     pub fn not_triggered(&mut self, pid: u32, report: &ContinuousProfilingReport) {
-        self.continuous.not_heard(pid, looks(report));
+        self.continuous.not_heard(pid, continuous::looks(report));
     }
 
     /// How many tasks are under way.
     #[must_use]
     pub fn tasks(&self, now_ns: u64) -> usize {
-        self.ebpf.count() + self.traced.values().filter(|tasks| tasks.is_busy(now_ns)).count()
+        self.ebpf.count() + self.traced.values().map(|tasks| tasks.count(now_ns)).sum::<usize>()
     }
 
     /// How many are over.
@@ -521,7 +528,8 @@ impl Service {
         }
         self.served += over.len() as u64;
         over.into_iter().for_each(|line| self.tell(line));
-        if !self.events.is_empty() && (now_ns >= self.next_events_ns || self.ended) {
+        let many = self.events.len() >= MOST_EVENTS / 4;
+        if !self.events.is_empty() && (many || now_ns >= self.next_events_ns || self.ended) {
             self.next_events_ns = now_ns.saturating_add(nanoseconds(EVENTS));
             due.push(Batch::Events(std::mem::take(&mut self.events)));
         }
@@ -545,8 +553,9 @@ impl Service {
         }
         let is_agent = |tracer: &TracerRow| tracer.source == Source::Agent;
         let any = self.processes.values().any(|served| served.process.tracer.as_ref().is_some_and(is_agent));
+        self.agent_seen |= any;
         let first_ns = *self.first_ns.get_or_insert(now_ns);
-        if !any && now_ns >= first_ns.saturating_add(nanoseconds(AGENT)) {
+        if !self.agent_seen && !self.ended && now_ns >= first_ns.saturating_add(nanoseconds(AGENT)) {
             self.say(
                 "no SkyWalking agent (0.8 to 1.3) is found in any process, so --span-events has no spans to \
                  attach to, and trace tasks have no segments; eBPF tasks are served",
@@ -579,13 +588,6 @@ impl Service {
     /// Takes what the user is to see.
     pub fn lines(&mut self) -> Vec<String> {
         std::mem::take(&mut self.lines)
-    }
-}
-
-fn looks(report: &ContinuousProfilingReport) -> Looks {
-    match report.target_task {
-        Some(proto::skywalking::continuous_profiling_report::TargetTask::OffCpu(_)) => Looks::OffCpu,
-        _ => Looks::OnCpu,
     }
 }
 
