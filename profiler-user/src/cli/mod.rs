@@ -1,5 +1,14 @@
 //! The commands: arguments in, exit code out.
 
+/// A line on stderr. Who reads it may be gone, by the same Ctrl-C or hang-up that ends a recording:
+/// the work goes on all the same.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _heard = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 mod around;
 mod backend;
 mod doctor;
@@ -50,7 +59,7 @@ pub fn run(started: Instant) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("greenscope: {failure}");
+            say!("greenscope: {failure}");
             failure.code()
         }
     }
@@ -80,7 +89,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             } else {
                 text
             };
-            eprintln!("greenscope: {text}; see greenscope --help");
+            say!("greenscope: {text}; see greenscope --help");
             ExitCode::from(exit::USAGE)
         }
     }

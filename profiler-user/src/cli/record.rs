@@ -160,12 +160,10 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     let ticks = !arguments.empty_probe && !arguments.accounting_only;
     let rate = arguments.rate.unwrap_or(if oap.is_some() { serving::RATE } else { DEFAULT_RATE });
     if oap.is_some() && arguments.no_labels {
-        eprintln!("greenscope: with --no-labels no trace tasks and no span events can be served to OAP");
+        say!("greenscope: with --no-labels no trace tasks and no span events can be served to OAP");
     }
     if oap.is_some() && rate == 0 {
-        eprintln!(
-            "greenscope: with --rate 0 OAP's ON_CPU tasks stay empty, and its trace tasks show waits only"
-        );
+        say!("greenscope: with --rate 0 OAP's ON_CPU tasks stay empty, and its trace tasks show waits only");
     }
     let serving = oap.map(|backend| arguments.serving.begin(backend, rate)).transpose()?;
     let options = Options {
@@ -212,19 +210,19 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         if let Progress::Recording { children, follows } = progress {
             // Not before: a refusal is one line.
             for warning in &warnings {
-                eprintln!("{warning}");
+                say!("{warning}");
             }
-            eprintln!("{described}{}", with_children(children, follows, arguments.no_children));
+            say!("{described}{}", with_children(children, follows, arguments.no_children));
         } else if let Progress::NoClocks(error) = progress {
-            eprintln!(
+            say!(
                 "greenscope: no times on and off the CPU and no children, the rest goes on (that takes Linux \
                  5.18 with BTF; `greenscope doctor` says more): {}",
                 first_line(error)
             );
         } else if let Progress::NoTicks(error) = progress {
-            eprintln!("greenscope: no stacks on the CPU, the rest goes on: {}", first_line(error));
+            say!("greenscope: no stacks on the CPU, the rest goes on: {}", first_line(error));
         } else if let Progress::NoWire(error) = progress {
-            eprintln!(
+            say!(
                 "greenscope: no labels for processes without a tracer, the rest goes on (Linux 6.3 or \
                  later has what it takes; --no-wire to be silent): {}",
                 first_line(error)
@@ -232,7 +230,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
         } else if let Progress::Block { pid, name, length, frames, met } = progress
             && arguments.warn_blocks
         {
-            eprintln!("{}", summary::warning(pid, name, length, frames, met));
+            say!("{}", summary::warning(pid, name, length, frames, met));
         }
         line.show(progress, serving.as_ref().map(Serving::status).as_ref());
     });
@@ -243,7 +241,7 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     let finish = |serving: Serving| {
         let status = serving::finish(serving, &stop);
         if works || status != Status::default() {
-            serving::say(&status.to_string());
+            say!("{status}");
         }
     };
     let mut profile = match recorded {
@@ -259,9 +257,9 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
     // OAP may be slow, or away: the profile does not wait for it.
     serving.map(finish);
     written?;
-    eprint!("{}", summary::text(&profile));
+    say!("{}", summary::text(&profile).trim_end());
     if path.as_os_str() != "-" {
-        eprintln!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     Ok(())
 }
@@ -303,7 +301,7 @@ fn look(pid: u32, wait_greenlet: bool, stop: &impl std::os::fd::AsFd) -> Result<
             return Err(missing.into());
         }
         if !said {
-            eprintln!("waiting until pid {pid} loads greenlet (Ctrl-C ends)");
+            say!("waiting until pid {pid} loads greenlet (Ctrl-C ends)");
             said = true;
         }
         let mut fds = [PollFd::new(stop, PollFlags::IN)];

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
     os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
@@ -94,15 +93,10 @@ impl Arguments {
             spool,
             patience: serve::PATIENCE,
             around: Box::new(Around::of_oap(&addresses)),
-            say: Box::new(|line| say(&format!("greenscope: {line}"))),
+            say: Box::new(|line| say!("greenscope: {line}")),
         });
         serving.map_err(|error| Failure::failed(format!("OAP can't be served: {error}")))
     }
-}
-
-/// Who reads it may be gone, by the same Ctrl-C: what waits is sent, or spooled, all the same.
-pub(super) fn say(line: &str) {
-    let _heard = writeln!(io::stderr(), "{line}");
 }
 
 /// Sends what is left; a signal that comes from now on ends that.
@@ -115,7 +109,7 @@ pub(super) fn finish(serving: Serving, stop: &UnixStream) -> Status {
         if !said && !stops && begins.elapsed() >= SILENT {
             said = true;
             let seconds = serve::PATIENCE.as_secs();
-            say(&format!("sending what is left to OAP, for {seconds} s at most (Ctrl-C ends it)"));
+            say!("sending what is left to OAP, for {seconds} s at most (Ctrl-C ends it)");
         }
         stops
     })

@@ -36,6 +36,7 @@ pub(crate) fn cases(cases: &mut Cases) {
             Ok(())
         });
     }
+    cases.each("a_stderr_that_nobody_reads_loses_nothing", unread);
     cases.each("a_duration_is_kept", duration);
     cases.each("a_device_as_output_stays_a_device", device);
     cases.each("a_full_disk_leaves_nothing_half_written", full_disk);
@@ -123,6 +124,25 @@ fn to_stdout(python: &Python) -> Result<()> {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         parse(&String::from_utf8(output.stdout)?)?;
     }
+    Ok(())
+}
+
+/// As after a Ctrl-C in `greenscope record … 2>&1 | tee log`, which ends tee as well.
+fn unread(python: &Python) -> Result<()> {
+    as_root()?;
+    let target = Target::start(python, "open_waits.py", &["greenlet"])?;
+    let pid = target.pid().to_string();
+    let directory = tempfile::tempdir()?;
+    let output = directory.path().join("recording");
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let status = Command::new(greenscope()?)
+        .args(["record", "--pid", &pid, "--duration", "200ms", "--format", "json", "-o"])
+        .arg(&output)
+        .stderr(writer)
+        .status()?;
+    ensure!(status.success(), "{status}");
+    parse(&std::fs::read_to_string(&output)?)?;
     Ok(())
 }
 
