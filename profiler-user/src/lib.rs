@@ -3,6 +3,7 @@
 //! The rooms, and which may import which, are in ARCHITECTURE.md.
 
 pub mod cli;
+pub mod clocks;
 pub mod export;
 pub mod kernel;
 pub mod memory;

@@ -34,7 +34,6 @@ use rustix::{
     },
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
-    time::{ClockId, clock_gettime},
 };
 
 use profiler_common::limits::DEFAULT_GREENLETS;
@@ -43,6 +42,7 @@ use rustc_hash::FxHashMap;
 pub use error::SessionError;
 
 use crate::{
+    clocks::{monotonic_ns, unix_ahead_ns},
     kernel::{Engine, KernelError, Probe, tick_ns},
     profile::{Cost, Frame, Profile, event::Feed},
     session::{
@@ -218,8 +218,9 @@ pub fn record(
             false
         }
     });
-    let started_unix_ns = unix_ns();
+    let ahead_ns = unix_ahead_ns();
     let started_ns = monotonic_ns();
+    let started_unix_ns = started_ns.saturating_add_signed(ahead_ns);
     for target in &mut recorded {
         target.start(started_ns, options, &mut engine)?;
     }
@@ -533,16 +534,6 @@ fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
 fn pidfd(pid: u32) -> Result<OwnedFd, SessionError> {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(SessionError::Gone { pid })?;
     pidfd_open(raw, PidfdFlags::empty()).map_err(|_| SessionError::Gone { pid })
-}
-
-fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
-}
-
-fn unix_ns() -> u64 {
-    let now = clock_gettime(ClockId::Realtime);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 fn ns(duration: Duration) -> u64 {

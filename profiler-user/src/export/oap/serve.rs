@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::{
     runtime,
     sync::{Notify, mpsc, oneshot},
@@ -34,7 +33,10 @@ use super::{
     waiting::{Next, Waiting},
     wall_clock::WallClock,
 };
-use crate::profile::event::{Event, Process};
+use crate::{
+    clocks::{monotonic_ns as now_ns, unix_ahead_ns},
+    profile::event::{Event, Process},
+};
 
 /// How often batches are made.
 const TURN: Duration = Duration::from_millis(100);
@@ -555,24 +557,6 @@ async fn watch(shared: &Shared, backend: &Backend, around: &RefCell<Box<dyn Arou
     }
 }
 
-fn now_ns() -> u64 {
-    nanoseconds(ClockId::Monotonic)
-}
-
-/// The best of some looks: between the two clocks another thread may come.
 fn wall_clock() -> WallClock {
-    let look = || {
-        let before = nanoseconds(ClockId::Monotonic);
-        let unix = nanoseconds(ClockId::Realtime);
-        let after = nanoseconds(ClockId::Monotonic);
-        let ahead = i128::from(unix) - i128::from(before.midpoint(after));
-        (after - before, i64::try_from(ahead).unwrap_or(i64::MAX))
-    };
-    let best = (0..4).map(|_| look()).min_by_key(|(took, _)| *took);
-    WallClock { ahead_ns: best.map_or(0, |(_, ahead_ns)| ahead_ns) }
-}
-
-fn nanoseconds(clock: ClockId) -> u64 {
-    let now = clock_gettime(clock);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+    WallClock { ahead_ns: unix_ahead_ns() }
 }
