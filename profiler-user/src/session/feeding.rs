@@ -36,8 +36,6 @@ pub(super) struct Told {
     wants: Wants,
     /// Up to when its sums were told. Once they were, the last ones are told, too.
     summed_ns: Option<u64>,
-    /// The kernel part is told of every switch of a CPU.
-    has_clocks: bool,
     /// In the order in which they came.
     events: Vec<Event>,
 }
@@ -115,11 +113,10 @@ impl Recorded {
             return Ok(false);
         }
         let pid = self.target.pid;
-        self.told.has_clocks = engine.has_clocks();
         if let Some(time_ns) = self.gone_ns {
             // After its books are closed.
             if let Some(kept) = self.kept.take() {
-                self.feed_last(Some(&kept), time_ns, feed);
+                self.feed_last(Some(&kept), time_ns, engine, feed);
                 self.kept = Some(kept);
             }
             return Ok(false);
@@ -143,10 +140,10 @@ impl Recorded {
     }
 
     /// Tells the sums up to that time.
-    pub(super) fn feed_sums(&mut self, kept: &Kept, time_ns: u64, feed: &mut dyn Feed) {
+    pub(super) fn feed_sums(&mut self, kept: &Kept, time_ns: u64, engine: &Engine, feed: &mut dyn Feed) {
         self.told.summed_ns = Some(time_ns);
         let off = self.off_sums(kept, time_ns);
-        let on_cpu = if self.told.has_clocks { on_cpu(kept, time_ns, self.began_ns) } else { Vec::new() };
+        let on_cpu = if engine.has_clocks() { on_cpu(kept, time_ns, self.began_ns) } else { Vec::new() };
         let ticks = self.told.wants.ticks;
         feed.take(Event::Sums { pid: self.target.pid, time_ns, off, on_cpu, ticks });
     }
@@ -167,7 +164,7 @@ impl Recorded {
         }
         if let Some(kept) = self.kept.take() {
             // Its books were closed in the last turn.
-            self.feed_last(Some(&kept), self.gone_ns.unwrap_or(ended_ns), feed);
+            self.feed_last(Some(&kept), self.gone_ns.unwrap_or(ended_ns), engine, feed);
             self.kept = Some(kept);
             return Ok(());
         }
@@ -175,7 +172,7 @@ impl Recorded {
             Some(_) => look_at_waits(engine, &[self.cookie])?.0.remove(&self.cookie),
             None => None,
         };
-        self.feed_last(kept.as_ref(), ended_ns, feed);
+        self.feed_last(kept.as_ref(), ended_ns, engine, feed);
         Ok(())
     }
 
@@ -187,12 +184,12 @@ impl Recorded {
     }
 
     /// Nothing more is told of it.
-    fn feed_last(&mut self, kept: Option<&Kept>, time_ns: u64, feed: &mut dyn Feed) {
+    fn feed_last(&mut self, kept: Option<&Kept>, time_ns: u64, engine: &Engine, feed: &mut dyn Feed) {
         let pid = self.target.pid;
         if self.told.summed_ns.is_some()
             && let Some(kept) = kept
         {
-            self.feed_sums(kept, time_ns, feed);
+            self.feed_sums(kept, time_ns, engine, feed);
         }
         self.told.ended = true;
         feed.take(Event::Ended { pid, time_ns });

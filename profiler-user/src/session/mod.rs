@@ -402,7 +402,7 @@ impl Session {
         let (kept, time_ns) = feeding::look_at_waits(&self.engine, &wanted)?;
         for target in recorded.iter_mut() {
             if let Some(kept) = kept.get(&target.cookie) {
-                target.feed_sums(kept, time_ns, feed);
+                target.feed_sums(kept, time_ns, &self.engine, feed);
             }
         }
         Ok(())
