@@ -2,14 +2,13 @@
 
 use std::{
     io::{self, IsTerminal as _},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::net::UnixStream},
     path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use clap::{Args, ValueEnum};
 use profiler_common::limits::{DEFAULT_LISTED, DEFAULT_RATE, MAX_LISTED, MAX_RATE, MAX_TARGETS};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Failure, output::Output, serving, signals};
 use crate::{
@@ -27,7 +26,7 @@ use crate::{
 };
 
 /// How often a process without greenlet is looked at again.
-const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -287,7 +286,7 @@ fn pids(arguments: &Arguments) -> Result<Vec<u32>, Failure> {
 }
 
 /// Looks at the process; `None` if the signal to stop came while waiting for greenlet.
-fn look(pid: u32, wait_greenlet: bool, stop: &impl std::os::fd::AsFd) -> Result<Option<Target>, Failure> {
+fn look(pid: u32, wait_greenlet: bool, stop: &UnixStream) -> Result<Option<Target>, Failure> {
     let mut said = false;
     loop {
         let missing = match target::inspect(pid) {
@@ -304,11 +303,9 @@ fn look(pid: u32, wait_greenlet: bool, stop: &impl std::os::fd::AsFd) -> Result<
             say!("waiting until pid {pid} loads greenlet (Ctrl-C ends)");
             said = true;
         }
-        let mut fds = [PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, Some(&LOOK_AGAIN)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return Ok(None),
-            Err(error) => return Err(Failure::failed(format!("waiting for pid {pid}: {error}"))),
+        let stops = signals::comes(stop, LOOK_AGAIN);
+        if stops.map_err(|error| Failure::failed(format!("waiting for pid {pid}: {error}")))? {
+            return Ok(None);
         }
     }
 }

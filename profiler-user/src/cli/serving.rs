@@ -105,7 +105,7 @@ pub(super) fn finish(serving: Serving, stop: &UnixStream) -> Status {
     let begins = Instant::now();
     let mut said = false;
     serving.finish(|wait| {
-        let stops = signals::comes(stop, wait);
+        let stops = signals::comes(stop, wait).unwrap_or(false);
         if !said && !stops && begins.elapsed() >= SILENT {
             said = true;
             let seconds = serve::PATIENCE.as_secs();

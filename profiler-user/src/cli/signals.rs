@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -25,11 +28,15 @@ pub(super) fn stop() -> io::Result<UnixStream> {
 /// Takes those that came, so that the next one is seen.
 pub(super) fn forget(mut stop: &UnixStream) {
     let mut came = [0; 64];
-    while comes(stop, Duration::ZERO) && stop.read(&mut came).is_ok_and(|count| count > 0) {}
+    while comes(stop, Duration::ZERO) == Ok(true) && stop.read(&mut came).is_ok_and(|count| count > 0) {}
 }
 
 /// Whether one comes within that time.
-pub(super) fn comes(stop: &UnixStream, wait: Duration) -> bool {
+pub(super) fn comes(stop: &UnixStream, wait: Duration) -> Result<bool, Errno> {
     let wait = Timespec { tv_sec: wait.as_secs().cast_signed(), tv_nsec: wait.subsec_nanos().into() };
-    poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&wait)).is_ok_and(|ready| ready > 0)
+    match poll(&mut [PollFd::new(stop, PollFlags::IN)], Some(&wait)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
