@@ -18,6 +18,7 @@ pub mod layout;
 pub mod limits;
 pub mod memory;
 pub mod owner;
+pub mod queue;
 pub mod record;
 pub mod running;
 pub mod walk;

@@ -7,11 +7,12 @@ use crate::{
     label::{About, Blank, Label, LabelConfig},
     layout::Layout,
     limits::{HUB_TYPES, MAX_FRAMES, TOP_RUNS},
+    queue::Queued,
     walk::{Frame, StackKey},
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -288,6 +289,8 @@ pod! {
         pub sent: u32,
         /// The attach cookie.
         pub target: u32,
+        /// How much of the waiting time the greenlets were ready.
+        pub queued: Queued,
     }
 
     /// A thread that is watched. Key: `bpf_get_current_pid_tgid`.
@@ -493,6 +496,8 @@ pod! {
         pub stack: StackKey,
         /// The label.
         pub label: Label,
+        /// How much of it the greenlet was ready.
+        pub queued: Queued,
     }
 
     /// A run without a switch that was too long, and what came of it. Sent when it ends, and
@@ -564,7 +569,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_672;
+pub const SLOT_BYTES: usize = 7_760;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -8,6 +8,7 @@ use profiler_common::{
     label::Label,
     limits::TOP_RUNS,
     memory::Memory as _,
+    queue::Queued,
     record::{
         ARMED, End, EndRecord, GREENLET_BORN, GREENLET_RUNNING, Greenlet, GreenletKey, Kind, RecordHead, Run,
         TargetConfig, Totals, VERSION,
@@ -82,7 +83,7 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
 
 /// Counts a wait that is over for its stack.
 #[inline(always)]
-pub fn waited(stack: &StackKey, ns: u64, totals: &mut Totals) {
+pub fn waited(stack: &StackKey, ns: u64, queued: Queued, totals: &mut Totals) {
     if stack.is_none() {
         return;
     }
@@ -90,6 +91,7 @@ pub fn waited(stack: &StackKey, ns: u64, totals: &mut Totals) {
         Some(known) => {
             known.ns += ns;
             known.count += 1;
+            known.queued.add(&queued);
         }
         None => count(totals, Fault::StacksFull),
     }
@@ -227,7 +229,9 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
     } else if how != End::Replaced {
         // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
-        waited(&greenlet.stack, ns, totals);
+        // It did not go on.
+        waited(&greenlet.stack, ns, Queued::NONE, totals);
+        slot.pair.queued = Queued::NONE;
         if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
             count(totals, Fault::LabelsFull);
         }

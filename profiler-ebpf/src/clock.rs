@@ -203,8 +203,15 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         if now == 0 {
             now = time();
         }
-        let first = slot.clock.since_ns <= config.started_ns;
+        let slept_ns = slot.clock.since_ns;
+        let first = slept_ns <= config.started_ns;
+        let ready_ns = slept(slot, Off::Preempted as u32);
         slot.clock.enter(now, config.started_ns, runtime_of(comer));
+        if why == Off::Polled as u32 && slot.polls.poller == slot.current {
+            // Since it woke it had to wait for a CPU.
+            let ready_ns = slept(slot, Off::Preempted as u32).wrapping_sub(ready_ns);
+            slot.polls.wake(slept_ns, now.saturating_sub(ready_ns));
+        }
         if first {
             slot.first_sleep_ns = slept(slot, why);
         }

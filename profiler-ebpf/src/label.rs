@@ -18,6 +18,7 @@ use profiler_common::{
     label::{KIND_INHERITED, KIND_SOURCE, Label, MAX_CHAIN, Source},
     limits::MAX_PARTS,
     memory::Memory as _,
+    queue::Queued,
     record::{
         ARMED, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, LabelRecord, RecordHead, TargetConfig, Totals,
         VERSION,
@@ -260,10 +261,12 @@ fn change(from: &mut Greenlet) -> u32 {
 fn add_run(slot: &mut Slot) -> bool {
     slot.pair_key.stack = StackKey { id: 0, check: 0 };
     slot.pair.count = 1;
+    slot.pair.queued = Queued::NONE;
     maps::add_pair(&slot.pair_key, &slot.pair)
 }
 
-/// A wait or a sleep of `ns` in `stack`, that ends at `now`, had that label.
+/// A wait or a sleep of `ns` in `stack`, that ends at `now`, had that label; how much of it was
+/// queued is in `slot.pair`, for a function takes five arguments at most.
 #[inline(never)]
 pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) -> bool {
     slot.pair_key.stack = *stack;

@@ -22,6 +22,7 @@ mod memory;
 mod module;
 mod off;
 mod own;
+mod poll;
 mod slot;
 mod stack;
 mod switch;
@@ -75,6 +76,14 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
 fn greenlet_made(ctx: ProbeContext) -> u32 {
     let object: u64 = ctx.arg(0).unwrap_or_default();
     label::on_made(&ctx, Addr(object));
+    0
+}
+
+/// A call of `epoll_wait` or its like in a library with an event loop.
+#[uprobe]
+fn loop_polls(ctx: ProbeContext) -> u32 {
+    poll::on_poll();
+    maps::keep_normal_stack(&ctx);
     0
 }
 

@@ -19,6 +19,7 @@ use profiler_common::{
         DEFAULT_GREENLETS, MAX_PAIRS, MAX_PROBED, MAX_STACKS, MAX_TARGETS, MAX_THREADS, MAX_UNSTARTED,
         RING_BYTES,
     },
+    queue::Queued,
     record::{
         Greenlet, GreenletKey, Kin, Module, Probed, StackRecord, StackTotals, TargetConfig, Thread, Totals,
     },
@@ -284,7 +285,9 @@ pub fn stack(key: &StackKey) -> Option<&'static mut StackTotals> {
 /// Makes a stack known.
 #[inline(always)]
 pub fn insert_stack(key: &StackKey, target: u64) -> bool {
-    STACKS.insert(key, StackTotals { ns: 0, count: 0, sent: 0, target: target as u32 }, 0).is_ok()
+    STACKS
+        .insert(key, StackTotals { ns: 0, count: 0, sent: 0, target: target as u32, queued: Queued::NONE }, 0)
+        .is_ok()
 }
 
 /// Adds time of a label; false if there is no room for it.
@@ -311,6 +314,7 @@ pub fn add_pair(key: &PairKey, more: &PairTotals) -> bool {
     for (sum, ns) in known.off_ns.iter_mut().zip(more.off_ns) {
         *sum = sum.wrapping_add(ns);
     }
+    known.queued.add(&more.queued);
     true
 }
 

@@ -11,6 +11,7 @@ use profiler_common::{
     greenlet,
     label::{KIND_INHERITED, Label},
     owner::off_owner,
+    queue::Queued,
     record::{CONFIG_STACKS, GreenletKey, Kind, OffRecord, RecordHead, TargetConfig, VERSION},
     walk::{StackKey, Start, Walk},
 };
@@ -53,6 +54,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         if why == Off::Polled
             && entry.as_ref().is_some_and(|current| config.hub_types.contains(&current.type_object))
         {
+            slot.polls.of(slot.current);
             return 0;
         }
     }
@@ -128,6 +130,7 @@ fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
     if label.is_none() {
         return 0;
     }
+    slot.pair.queued = Queued::NONE;
     if !label::add_wait(slot, &key, &label, ns, now)
         && let Some(totals) = maps::totals(slot.target)
     {
@@ -161,6 +164,7 @@ pub fn tell(slot: &mut Slot, greenlet: u64, label: &Label, now: u64, ns: u64) ->
         greenlet,
         stack: slot.pair_key.stack,
         label: *label,
+        queued: slot.pair.queued,
     };
     if !emit::send(&raw const slot.off_record, size_of::<OffRecord>() as u64, false)
         && let Some(totals) = maps::totals(slot.target)

@@ -12,6 +12,7 @@ use profiler_common::{
     clock::{Clock, OFF_KINDS},
     label::{Chain, Label, PairKey, PairTotals},
     limits::MAX_PARTS,
+    queue::Polls,
     record::{
         BlockRecord, EndRecord, Greenlet, GreenletKey, LabelRecord, OffRecord, Run, SLOT_BYTES, SwitchRecord,
         TickRecord, Watch,
@@ -113,6 +114,8 @@ pub struct Slot {
     pub parts: [Part; MAX_PARTS],
     /// Its memory, by the kernel's address of it, since it first came onto a CPU.
     pub memory: u64,
+    /// The polls of its hub.
+    pub polls: Polls,
     /// The last block, if the round after it is not over; else its `ns` is 0.
     pub block: BlockRecord,
     /// Scratch of a tick.

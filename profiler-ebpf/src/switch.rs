@@ -383,11 +383,12 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         let born = fresh && to.flags & GREENLET_BORN != 0;
         let ns = if born { 0 } else { now.saturating_sub(to.since_ns) };
         to.waiting_ns += ns;
+        let queued = slot.polls.resume(slot.from_key.pimpl, now, ns);
         if slot.block.ns != 0 && !fresh {
             let _held = block::held_up(config, slot, to, ns);
         }
         if !fresh {
-            account::waited(&to.stack, ns, totals);
+            account::waited(&to.stack, ns, queued, totals);
         } else if !born {
             to.begun_ns = ns;
         }
@@ -395,6 +396,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             if fresh {
                 to.begun_label = to.label;
             } else {
+                slot.pair.queued = queued;
                 if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
                     count(totals, Fault::LabelsFull);
                 }

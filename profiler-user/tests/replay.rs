@@ -63,6 +63,7 @@ fn target(recorded: &Recorded) -> Target {
             made: None,
             source: String::new(),
         }),
+        loops: Vec::new(),
         warnings: Vec::new(),
     }
 }

@@ -183,6 +183,10 @@ pub struct Stack {
     pub ns: u64,
     /// How often.
     pub count: u64,
+    /// Of completed waits, ready: no less.
+    pub queued_ns: Option<u64>,
+    /// And no more.
+    pub queued_at_most_ns: Option<u64>,
     /// The greenlet of an open wait.
     #[serde(default)]
     pub greenlet: serde_json::Value,

@@ -276,6 +276,8 @@ pod! {
         pub last_ns: u64,
         /// Of a run, off the CPU: by [`crate::clock::Off`].
         pub off_ns: [u64; crate::clock::OFF_KINDS],
+        /// Of a wait: how much of it the greenlet was ready.
+        pub queued: crate::queue::Queued,
     }
 }
 

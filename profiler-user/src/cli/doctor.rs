@@ -147,6 +147,7 @@ fn describe(site: &Site) -> String {
             HowFound::Dynsym => ".dynsym",
             HowFound::Symtab => ".symtab",
             HowFound::Slot => "its type's slot",
+            HowFound::Call => "a call of it",
         },
         if site.emulated { "emulated" } else { "single-stepped (about seven times dearer)" },
         if site.skipped_endbr { ", behind endbr64" } else { "" }

@@ -16,6 +16,9 @@ pub struct Folded {
     pub view: View,
 }
 
+/// The frame of what a wait was queued for certain: it says nothing of what was waited for.
+const QUEUED: &str = "(queued: ready, and the hub busy)";
+
 /// The lines, one for each different stack, with files as `show` shows them. Each label
 /// of a state ends in what `mark` gives for it.
 pub(super) fn lines(
@@ -38,7 +41,12 @@ pub(super) fn lines(
         }
         let mark = mark(row.state);
         let marked: Vec<String> = frames.into_iter().map(|frame| frame + mark).collect();
-        *lines.entry(marked.join(";")).or_default() += row.ns;
+        let line = marked.join(";");
+        let queued_ns = row.queued.map_or(0, |queued| queued.least_ns.min(row.ns));
+        if queued_ns > 0 {
+            *lines.entry(format!("{line};{QUEUED}")).or_default() += queued_ns;
+        }
+        *lines.entry(line).or_default() += row.ns - queued_ns;
     }
     lines
 }

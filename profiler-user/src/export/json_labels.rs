@@ -66,6 +66,8 @@ pub(super) struct Endpoint<'a> {
     #[serde(flatten)]
     clock: Clock,
     waiting_ns: u64,
+    queued_ns: u64,
+    queued_at_most_ns: u64,
     inherited: Inherited,
     top_wait: Option<TopWait<'a>>,
 }
@@ -88,6 +90,8 @@ pub(super) struct Request<'a> {
     #[serde(flatten)]
     clock: Clock,
     waiting_ns: u64,
+    queued_ns: u64,
+    queued_at_most_ns: u64,
     inherited: Inherited,
 }
 
@@ -147,6 +151,7 @@ pub(super) fn endpoint(row: &EndpointRow) -> Endpoint<'_> {
         wall_p95_ns,
         clock: row_clock,
         waiting_ns,
+        queued,
         inherited_clock,
         inherited_waiting_ns,
         top_wait,
@@ -159,6 +164,8 @@ pub(super) fn endpoint(row: &EndpointRow) -> Endpoint<'_> {
         wall_p95_ns: *wall_p95_ns,
         clock: clock(*row_clock),
         waiting_ns: *waiting_ns,
+        queued_ns: queued.least_ns,
+        queued_at_most_ns: queued.most_ns,
         inherited: Inherited { clock: clock(*inherited_clock), waiting_ns: *inherited_waiting_ns },
         top_wait: top_wait.as_ref().map(|(stack, ns)| TopWait { frames: frames(stack), ns: *ns }),
     }
@@ -175,6 +182,7 @@ pub(super) fn request(row: &RequestRow) -> Request<'_> {
         wall_ns,
         clock: row_clock,
         waiting_ns,
+        queued,
         inherited_clock,
         inherited_waiting_ns,
     } = row;
@@ -188,6 +196,8 @@ pub(super) fn request(row: &RequestRow) -> Request<'_> {
         wall_ns: *wall_ns,
         clock: clock(*row_clock),
         waiting_ns: *waiting_ns,
+        queued_ns: queued.least_ns,
+        queued_at_most_ns: queued.most_ns,
         inherited: Inherited { clock: clock(*inherited_clock), waiting_ns: *inherited_waiting_ns },
     }
 }

@@ -48,7 +48,7 @@ const fn colour(state: State) -> &'static str {
 }
 
 /// What the colours of the view with several states are.
-const COLOURS: &str = "green: CPU, orange: blocked, preempted, GIL, blue: waiting";
+const COLOURS: &str = "green: CPU, orange: blocked, preempted, GIL, blue: waiting, red: queued";
 
 fn title(profile: &Profile, view: View) -> String {
     let pids: Vec<String> = profile.targets.iter().map(|target| target.pid.to_string()).collect();

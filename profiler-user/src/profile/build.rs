@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::{Frame, Labelled, Sample, StackRow, State};
+use profiler_common::queue;
+
+use super::{Frame, Labelled, Queued, Sample, StackRow, State, queued};
 use crate::timeline::lives::Open;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,10 +22,46 @@ struct Key {
 /// The line for time that no tick was seen for.
 const UNSAMPLED: &str = "(unsampled)";
 
+#[derive(Debug, Default)]
+struct Row {
+    ns: u64,
+    count: u64,
+    queued: Option<Queued>,
+}
+
+/// Waits that are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// Time.
+    pub ns: u64,
+    /// How many.
+    pub count: u64,
+    /// Of the time, ready, as the kernel part counts it.
+    pub queued: queue::Queued,
+}
+
+impl Waits {
+    /// No more of anything than the others have.
+    #[must_use]
+    pub fn at_most(&self, others: &Self) -> Self {
+        Self { ns: self.ns.min(others.ns), count: self.count.min(others.count), queued: self.queued }
+    }
+
+    /// What is left without the others, which are part of these.
+    #[must_use]
+    pub const fn without(&self, others: &Self) -> Self {
+        Self {
+            ns: self.ns.saturating_sub(others.ns),
+            count: self.count.saturating_sub(others.count),
+            queued: self.queued.since(&others.queued),
+        }
+    }
+}
+
 /// Collects time by stack.
 #[derive(Debug, Default)]
 pub struct Builder {
-    rows: FxHashMap<Key, (u64, u64)>,
+    rows: FxHashMap<Key, Row>,
 }
 
 impl Builder {
@@ -38,7 +76,15 @@ impl Builder {
         count: u64,
     ) {
         let key = Key { frames: Arc::clone(frames), state, pid, greenlet: None, open: None, label };
-        self.row(key, ns, count);
+        let _row = self.row(key, ns, count);
+    }
+
+    /// Adds completed waits of one label.
+    pub fn add_waits(&mut self, frames: &Arc<[Frame]>, pid: u32, label: Labelled, waits: &Waits) {
+        let key =
+            Key { frames: Arc::clone(frames), state: State::Wait, pid, greenlet: None, open: None, label };
+        let row = self.row(key, waits.ns, waits.count);
+        row.queued.get_or_insert_default().add(queued(frames, waits.ns, &waits.queued));
     }
 
     /// Adds what a clock measured of `name`, of which `samples` were seen by ticks of
@@ -90,32 +136,26 @@ impl Builder {
             open: Some(Open::Begin),
             label: None,
         };
-        self.row(key, ns, count);
+        let _row = self.row(key, ns, count);
     }
 
-    fn row(&mut self, key: Key, ns: u64, count: u64) {
+    fn row(&mut self, key: Key, ns: u64, count: u64) -> &mut Row {
         let row = self.rows.entry(key).or_default();
-        row.0 += ns;
-        row.1 += count;
+        row.ns += ns;
+        row.count += count;
+        row
     }
 
     /// The rows, most time first; equal ones in an order of their own.
     #[must_use]
     pub fn finish(self) -> Vec<StackRow> {
-        let mut rows: Vec<StackRow> = self
-            .rows
-            .into_iter()
-            .map(|(Key { frames, state, pid, greenlet, open, label }, (ns, count))| StackRow {
-                frames,
-                state,
-                pid,
-                ns,
-                count,
-                greenlet,
-                open,
-                label,
-            })
-            .collect();
+        let mut rows: Vec<StackRow> =
+            self.rows
+                .into_iter()
+                .map(|(Key { frames, state, pid, greenlet, open, label }, Row { ns, count, queued })| {
+                    StackRow { frames, state, pid, ns, count, queued, greenlet, open, label }
+                })
+                .collect();
         rows.sort_by(|a, b| {
             let order = |row: &StackRow| (row.pid, row.state, row.greenlet, row.open, row.label);
             b.ns.cmp(&a.ns).then_with(|| order(a).cmp(&order(b))).then_with(|| a.frames.cmp(&b.frames))

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
-use super::{Clocked, Frame, Profile, State};
+use super::{Clocked, Frame, Profile, Queued, State};
 
 /// The requests to one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +23,14 @@ pub struct EndpointRow {
     pub clock: Option<Clocked>,
     /// Their own greenlets were suspended.
     pub waiting_ns: u64,
+    /// Of this, ready.
+    pub queued: Queued,
     /// The same of greenlets that they made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that they made.
     pub inherited_waiting_ns: u64,
-    /// The stack that they waited in most, and how long.
+    /// The stack that they waited in most, and how long. What they were queued for certain is no
+    /// part of it: it says nothing of what they waited for.
     pub top_wait: Option<(Arc<[Frame]>, u64)>,
 }
 
@@ -41,6 +44,7 @@ impl EndpointRow {
             wall_p95_ns: None,
             clock: None,
             waiting_ns: 0,
+            queued: Queued { least_ns: 0, most_ns: 0 },
             inherited_clock: None,
             inherited_waiting_ns: 0,
             top_wait: None,
@@ -67,6 +71,7 @@ pub fn endpoints(profile: &Profile) -> Vec<EndpointRow> {
         walls.extend(request.wall_ns);
         row.clock = plus(row.clock, request.clock);
         row.waiting_ns += request.waiting_ns;
+        row.queued.add(request.queued);
         row.inherited_clock = plus(row.inherited_clock, request.inherited_clock);
         row.inherited_waiting_ns += request.inherited_waiting_ns;
     }
@@ -74,7 +79,8 @@ pub fn endpoints(profile: &Profile) -> Vec<EndpointRow> {
     for row in profile.stacks.iter().filter(|row| row.state == State::Wait) {
         let label = row.label.and_then(|label| profile.labels.get(usize::try_from(label).ok()?));
         if let Some(label) = label.filter(|label| !label.inherited) {
-            *waits.entry((label.endpoint.as_ref(), &row.frames)).or_default() += row.ns;
+            *waits.entry((label.endpoint.as_ref(), &row.frames)).or_default() +=
+                row.ns.saturating_sub(row.queued.map_or(0, |queued| queued.least_ns));
         }
     }
     for ((endpoint, frames), ns) in waits {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Frame, State, TracerRow};
+use super::{Frame, Queued, State, TracerRow};
 use crate::trace::Called;
 
 /// What has a stack of its own: a greenlet, or a thread without greenlets.
@@ -72,6 +72,8 @@ pub struct Off {
     pub end_ns: u64,
     /// In what: waiting, blocked, waiting for the GIL.
     pub state: State,
+    /// Of a wait, ready.
+    pub queued: Option<Queued>,
     /// The stack, root first, at both ends.
     pub frames: Arc<[Frame]>,
     /// Whose work it was.

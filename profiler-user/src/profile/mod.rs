@@ -6,6 +6,7 @@ mod build;
 mod endpoints;
 pub mod event;
 mod filter;
+mod queued;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,9 +17,10 @@ use crate::{
     trace::{Called, Source},
 };
 
-pub use build::Builder;
+pub use build::{Builder, Waits};
 pub use endpoints::{EndpointRow, endpoints};
 pub use filter::Filter;
+pub use queued::{Queued, queued};
 
 /// The place of a label among [`Profile::labels`]; none for time without one.
 pub type Labelled = Option<u32>;
@@ -145,6 +147,8 @@ pub struct RequestRow {
     pub clock: Option<Clocked>,
     /// A greenlet of its own was suspended.
     pub waiting_ns: u64,
+    /// Of this, ready.
+    pub queued: Queued,
     /// The same of greenlets that it made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that it made.
@@ -281,6 +285,8 @@ pub struct StackRow {
     pub ns: u64,
     /// How often; completed waits only.
     pub count: u64,
+    /// Of completed waits, how long their greenlets were ready. None for everything else.
+    pub queued: Option<Queued>,
     /// Of an open wait: whose, if that one is listed.
     pub greenlet: Option<u64>,
     /// Of an open wait: which end.
@@ -438,6 +444,7 @@ pub(crate) mod tests {
             pid: 1,
             ns,
             count: 1,
+            queued: None,
             greenlet: None,
             open: None,
             label,
@@ -455,6 +462,7 @@ pub(crate) mod tests {
             wall_ns: Some(10),
             clock: Some(Clocked { on_cpu_ns: 4, ..Clocked::default() }),
             waiting_ns: 6,
+            queued: Queued::default(),
             inherited_clock: None,
             inherited_waiting_ns: 0,
         }

@@ -16,7 +16,7 @@ use super::{SessionError, clocked::asleep, finish::state, monotonic_ns, recorded
 use crate::{
     kernel::{Engine, Kept, add_stacks},
     profile::{
-        Frame, State, TracerRow,
+        self, Frame, State, TracerRow,
         event::{Event, Feed, Lane, Off, OffSum, OnCpuSum, Process, Tick, Wants, Work},
     },
     target::GreenletState,
@@ -62,7 +62,7 @@ impl Recorded {
 
     /// A wait or a sleep is over.
     pub(super) fn feed_off(&mut self, off: &OffRecord) {
-        let OffRecord { head, begin_ns, thread, greenlet, stack, label } = off;
+        let OffRecord { head, begin_ns, thread, greenlet, stack, label, queued } = off;
         let Some(work) = self.whose(label) else {
             return;
         };
@@ -77,7 +77,10 @@ impl Recorded {
         };
         let lane = if *greenlet == 0 { Lane::Thread(*thread) } else { Lane::Greenlet(*greenlet) };
         let pid = self.target.pid;
-        let off = Off { pid, lane, begin_ns: *begin_ns, end_ns: head.time_ns, state, frames, work };
+        let end_ns = head.time_ns;
+        let ns = end_ns.saturating_sub(*begin_ns);
+        let queued = (state == State::Wait).then(|| profile::queued(&frames, ns, queued));
+        let off = Off { pid, lane, begin_ns: *begin_ns, end_ns, state, queued, frames, work };
         self.keep(Event::Off(off));
     }
 

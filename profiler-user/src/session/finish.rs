@@ -9,7 +9,7 @@ use profiler_common::{
     label::Label,
     memory::Memory as _,
     owner::off_of,
-    record::{Thread, Totals},
+    record::{StackTotals, Thread, Totals},
     walk::{SCRATCH_WORDS, StackKey},
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -26,7 +26,7 @@ use crate::{
     memory::LiveProcess,
     profile::{
         BlockRow, Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
-        ThreadRow, TotalsRow, Victims,
+        ThreadRow, TotalsRow, Victims, Waits,
     },
     target::{self, GreenletState},
     timeline::{
@@ -415,12 +415,14 @@ impl Closing<'_> {
                     }
                 };
                 *self.seen.entry(state).or_default() += part.ns;
-                if !single {
-                    builder.add(&part.frames, state, pid, None, part.ns, part.count);
-                    continue;
-                }
-                for (label, ns, count) in self.by_label(&key, part.ns, part.count, profile) {
-                    builder.add(&part.frames, state, pid, label, ns, count);
+                let waits = Waits { ns: part.ns, count: part.count, queued: part.queued };
+                let by_label = if single { self.by_label(&key, waits, profile) } else { vec![(None, waits)] };
+                for (label, Waits { ns, count, queued }) in by_label {
+                    if state == State::Wait {
+                        builder.add_waits(&part.frames, pid, label, &Waits { ns, count, queued });
+                    } else {
+                        builder.add(&part.frames, state, pid, label, ns, count);
+                    }
                 }
             }
         }
@@ -428,7 +430,8 @@ impl Closing<'_> {
             if totals.count > 0 && !known.contains(key) {
                 *self.faults.entry(Fault::StackUnknown).or_default() += 1;
                 let unknown: Arc<[Frame]> = Arc::new([Frame::UNKNOWN]);
-                builder.add(&unknown, State::Wait, pid, None, totals.ns, totals.count);
+                let StackTotals { ns, count, queued, .. } = *totals;
+                builder.add_waits(&unknown, pid, None, &Waits { ns, count, queued });
             }
         }
     }

@@ -9,6 +9,7 @@ use profiler_common::{
     },
     memory::Memory as _,
     owner::off_of,
+    queue,
     record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION},
     walk::StackKey,
 };
@@ -17,7 +18,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{finish::Closing, recorded::Recorded, ticks::Samples};
 use crate::{
     memory::Cached,
-    profile::{Clocked, Labelled, Profile, RequestRow, Sample, TotalsRow, TracerRow},
+    profile::{self, Clocked, Labelled, Profile, Queued, RequestRow, Sample, TotalsRow, TracerRow, Waits},
     target::{self, FoundGreenlet, GreenletState},
     timeline::lives::{Life, Open},
     trace::{self, Identity, Request, Tracer},
@@ -107,6 +108,7 @@ impl Work {
             first_ns: greenlet.label_since_ns,
             last_ns: until_ns,
             off_ns,
+            queued: queue::Queued::NONE,
         };
         for (ns, before) in rest.off_ns.iter_mut().zip(greenlet.label_off_ns) {
             *ns = ns.wrapping_sub(before);
@@ -121,6 +123,7 @@ fn merge(known: &mut PairTotals, more: &PairTotals) {
     known.count = known.count.wrapping_add(more.count);
     known.first_ns = known.first_ns.min(more.first_ns);
     known.last_ns = known.last_ns.max(more.last_ns);
+    known.queued.add(&more.queued);
     for (sum, ns) in known.off_ns.iter_mut().zip(more.off_ns) {
         *sum = sum.wrapping_add(ns);
     }
@@ -265,6 +268,7 @@ impl Recorded {
 struct Books {
     own: PairTotals,
     waiting_ns: u64,
+    queued: Queued,
     inherited: PairTotals,
     inherited_waiting_ns: u64,
 }
@@ -275,7 +279,7 @@ pub(super) struct Sorted {
     /// The rows of the labels that were asked for.
     rows: FxHashMap<Label, u32>,
     /// The time of each stack that has a label.
-    of_stack: FxHashMap<StackKey, Vec<(Label, u64, u64)>>,
+    of_stack: FxHashMap<StackKey, Vec<(Label, Waits)>>,
     /// Waits with a label that began before the recording or were not over.
     open: Vec<(Label, u64, Open)>,
     /// The labels of those that are current at the end, when they last were suspended.
@@ -327,11 +331,12 @@ impl Closing<'_> {
         for (PairKey { stack, label }, totals) in &work.pairs {
             if !stack.is_none() {
                 let of_stack = self.sorted.of_stack.entry(*stack).or_default();
-                of_stack.push((*label, totals.ns, totals.count));
+                let PairTotals { ns, count, queued, .. } = *totals;
+                of_stack.push((*label, Waits { ns, count, queued }));
             }
         }
         for pairs in self.sorted.of_stack.values_mut() {
-            pairs.sort_unstable();
+            pairs.sort_unstable_by_key(|(label, waits)| (*label, waits.ns));
         }
         let dropped = work.dropped + work.labels.dropped();
         *self.faults.entry(Fault::LabelsFull).or_default() += dropped;
@@ -341,22 +346,19 @@ impl Closing<'_> {
     pub(super) fn by_label(
         &mut self,
         key: &StackKey,
-        ns: u64,
-        count: u64,
+        mut rest: Waits,
         profile: &mut Profile,
-    ) -> Vec<(Labelled, u64, u64)> {
+    ) -> Vec<(Labelled, Waits)> {
         let pairs = self.sorted.of_stack.get(key).cloned().unwrap_or_default();
-        let (mut ns, mut count) = (ns, count);
         let mut parts = Vec::with_capacity(pairs.len() + 1);
-        for (label, pair_ns, pair_count) in pairs {
+        for (label, pair) in pairs {
             // Not more than the stack has: the two are read one after the other.
-            let (pair_ns, pair_count) = (pair_ns.min(ns), pair_count.min(count));
-            ns -= pair_ns;
-            count -= pair_count;
-            parts.push((self.label(&label, profile), pair_ns, pair_count));
+            let part = pair.at_most(&rest);
+            rest = rest.without(&part);
+            parts.push((self.label(&label, profile), part));
         }
-        if ns > 0 || count > 0 {
-            parts.push((None, ns, count));
+        if rest.ns > 0 || rest.count > 0 {
+            parts.push((None, rest));
         }
         parts
     }
@@ -379,9 +381,16 @@ impl Closing<'_> {
             if stack.is_none() {
                 let sum = if inherited { &mut request.inherited } else { &mut request.own };
                 if sum.count == 0 { *sum = *totals } else { merge(sum, totals) }
-            } else if self.target.stacks.frames(stack).is_some_and(|(_, owner)| off_of(owner).is_none()) {
-                *(if inherited { &mut request.inherited_waiting_ns } else { &mut request.waiting_ns }) +=
-                    totals.ns;
+            } else if let Some((frames, owner)) = self.target.stacks.frames(stack)
+                && off_of(owner).is_none()
+            {
+                if inherited {
+                    request.inherited_waiting_ns += totals.ns;
+                } else {
+                    request.waiting_ns += totals.ns;
+                    let queued = profile::queued(&frames, totals.ns, &totals.queued);
+                    request.queued.add(queued);
+                }
             }
         }
         let mut begun: FxHashMap<Request, (bool, bool)> = FxHashMap::default();
@@ -389,6 +398,7 @@ impl Closing<'_> {
             let (_, request) = books.entry(label.id).or_insert_with(|| (of(&label), Books::default()));
             if label.kind & KIND_INHERITED == 0 {
                 request.waiting_ns += ns;
+                request.queued.most_ns += ns;
                 let ends = begun.entry(label.id).or_default();
                 ends.0 |= open != Open::End;
                 ends.1 |= open != Open::Begin;
@@ -406,7 +416,7 @@ impl Closing<'_> {
         }
         let mut rows: Vec<RequestRow> = books
             .into_values()
-            .map(|(label, Books { own, waiting_ns, inherited, inherited_waiting_ns })| {
+            .map(|(label, Books { own, waiting_ns, queued, inherited, inherited_waiting_ns })| {
                 let called = self.target.work.labels.called(&label);
                 let (begun, open) = begun.get(&label.id).copied().unwrap_or_default();
                 let begun = begun || own.count > 0 && first_seen.contains(&own.first_ns);
@@ -422,6 +432,7 @@ impl Closing<'_> {
                         .then(|| own.last_ns.saturating_sub(own.first_ns)),
                     clock: self.has_clocks.then(|| Clocked::new(own.ns, own.off_ns, false)).flatten(),
                     waiting_ns,
+                    queued,
                     inherited_clock: self
                         .has_clocks
                         .then(|| Clocked::new(inherited.ns, inherited.off_ns, false))

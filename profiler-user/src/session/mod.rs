@@ -80,10 +80,18 @@ pub enum Sites {
 impl Sites {
     const fn probes(self) -> &'static [Probe] {
         match self {
-            Self::Switchstack => &[Probe::Switchstack, Probe::Freed, Probe::Made, Probe::Module, Probe::Up],
-            Self::Pair => {
-                &[Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made, Probe::Module, Probe::Up]
+            Self::Switchstack => {
+                &[Probe::Switchstack, Probe::Freed, Probe::Made, Probe::Poll, Probe::Module, Probe::Up]
             }
+            Self::Pair => &[
+                Probe::Switch,
+                Probe::Initialstub,
+                Probe::Freed,
+                Probe::Made,
+                Probe::Poll,
+                Probe::Module,
+                Probe::Up,
+            ],
             // The engine always has it.
             Self::Empty => &[],
         }

@@ -50,6 +50,7 @@ impl Probes {
     ) -> Result<(), SessionError> {
         let mut sites = sites(target, self.choice, self.inherit, engine.has_clocks())?;
         self.attach_python(target, cookie, engine);
+        self.attach_loops(target, cookie, engine);
         if !self.every {
             let scope = Scope::Process { pid: target.pid, target: cookie };
             return sites.iter().try_for_each(|site| Ok(engine.attach(scope, site)?));
@@ -74,10 +75,11 @@ impl Probes {
     /// Sets the probes in CPython that tell of new programs and of greenlet. Without them both
     /// are found by looks.
     fn attach_python(&mut self, target: &Target, cookie: u32, engine: &mut Engine) {
+        let choice = self.choice;
         let PythonSites { module, up } = &target.python.sites;
         let (module, up) = (module.as_ref(), up.as_ref().filter(|_| self.every));
         let wanted = [(Probe::Module, module), (Probe::Up, up)];
-        for (probe, found) in wanted.into_iter().filter(|_| self.choice != Sites::Empty) {
+        for (probe, found) in wanted.into_iter().filter(|_| choice != Sites::Empty) {
             let Some(found) = found else {
                 continue;
             };
@@ -88,12 +90,34 @@ impl Probes {
                 offset: found.file_offset,
                 probed: Probed::zeroed(),
             };
-            let scope =
-                if self.every { Scope::Every } else { Scope::Process { pid: target.pid, target: cookie } };
-            let key = (probe, site.file, site.offset);
-            if !self.set.contains(&key) && engine.attach(scope, &site).is_ok() && self.every {
-                self.set.insert(key);
-            }
+            self.attach_one(target, cookie, &site, engine);
+        }
+    }
+
+    /// Sets a probe that can be done without.
+    fn attach_one(&mut self, target: &Target, cookie: u32, site: &Site, engine: &mut Engine) {
+        let scope =
+            if self.every { Scope::Every } else { Scope::Process { pid: target.pid, target: cookie } };
+        let key = (site.probe, site.file, site.offset);
+        if !self.set.contains(&key) && engine.attach(scope, site).is_ok() && self.every {
+            self.set.insert(key);
+        }
+    }
+
+    /// Sets the probes where event loops poll. Without them less is known of how long greenlets
+    /// were queued.
+    fn attach_loops(&mut self, target: &Target, cookie: u32, engine: &mut Engine) {
+        let choice = self.choice;
+        let sites = target.loops.iter().flat_map(|found| found.sites.iter().map(|site| (&found.file, site)));
+        for (file, found) in sites.filter(|_| choice != Sites::Empty) {
+            let site = Site {
+                probe: Probe::Poll,
+                path: file.open.clone(),
+                file: file.id(),
+                offset: found.file_offset,
+                probed: Probed::zeroed(),
+            };
+            self.attach_one(target, cookie, &site, engine);
         }
     }
 

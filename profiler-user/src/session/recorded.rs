@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytemuck::Zeroable as _;
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
@@ -551,7 +552,7 @@ impl Recorded {
         let taken = Taken { key, type_object: head.type_object, frames };
         self.stacks.take(taken, &mut self.memory, || {
             // Not there or not readable: nothing was counted that could be split.
-            engine.stack(&key).ok().flatten().unwrap_or(StackTotals { ns: 0, count: 0, sent: 0, target: 0 })
+            engine.stack(&key).ok().flatten().unwrap_or_else(StackTotals::zeroed)
         });
     }
 }

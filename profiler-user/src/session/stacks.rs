@@ -12,6 +12,7 @@ use profiler_common::{
     fault::Fault,
     layout::PythonLayout,
     memory::Memory,
+    queue::Queued,
     record::StackTotals,
     walk::{self, SCRATCH_WORDS, StackKey, code_is},
 };
@@ -42,6 +43,8 @@ pub(super) struct Part {
     pub(super) type_object: Addr,
     pub(super) ns: u64,
     pub(super) count: u64,
+    /// How much of it was queued, if polls tell of it.
+    pub(super) queued: Queued,
 }
 
 #[derive(Debug)]
@@ -56,6 +59,7 @@ struct Known {
     /// What `past` has of the totals.
     past_ns: u64,
     past_count: u64,
+    past_queued: Queued,
     past: Vec<Part>,
 }
 
@@ -85,7 +89,7 @@ pub(super) struct Stacks {
     elders: Vec<LiveProcess>,
 }
 
-const NOTHING: StackTotals = StackTotals { ns: 0, count: 0, sent: 0, target: 0 };
+const NOTHING: StackTotals = StackTotals { ns: 0, count: 0, sent: 0, target: 0, queued: Queued::NONE };
 
 impl Stacks {
     pub(super) fn new(python: PythonLayout, objects: ObjectLayout) -> Self {
@@ -153,6 +157,7 @@ impl Stacks {
                     validated: NOTHING,
                     past_ns: 0,
                     past_count: 0,
+                    past_queued: Queued::NONE,
                     past: Vec::new(),
                 };
                 self.known.insert(key, known);
@@ -304,6 +309,7 @@ impl Stacks {
                     type_object: known.taken.type_object,
                     ns: now.ns.saturating_sub(known.past_ns),
                     count: now.count.saturating_sub(known.past_count),
+                    queued: now.queued.since(&known.past_queued),
                 });
                 (*key, parts)
             })
@@ -325,12 +331,14 @@ impl Known {
             type_object: self.taken.type_object,
             ns: self.validated.ns.saturating_sub(self.past_ns),
             count: self.validated.count.saturating_sub(self.past_count),
+            queued: self.validated.queued.since(&self.past_queued),
         };
         let unsure = Part {
             frames: self.unsure(holds),
             type_object: self.taken.type_object,
             ns: now.ns.saturating_sub(self.validated.ns),
             count: now.count.saturating_sub(self.validated.count),
+            queued: now.queued.since(&self.validated.queued),
         };
         if unsure.count > 0 {
             *faults.entry(Fault::CodeReused).or_default() += unsure.count;
@@ -338,6 +346,7 @@ impl Known {
         self.past.extend([sure, unsure].into_iter().filter(|part| part.ns > 0 || part.count > 0));
         self.past_ns = now.ns;
         self.past_count = now.count;
+        self.past_queued = now.queued;
     }
 
     fn unsure(&self, holds: impl Fn(&walk::Frame) -> bool) -> Arc<[Frame]> {

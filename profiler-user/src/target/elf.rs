@@ -119,6 +119,8 @@ pub enum HowFound {
     Symtab,
     /// In a slot of a type object in the process.
     Slot,
+    /// A call of a function that another library has.
+    Call,
 }
 
 /// The defined symbols of these names, in their order.

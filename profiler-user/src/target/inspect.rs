@@ -5,11 +5,12 @@ use std::{fs, ops::Range, path::Path};
 use profiler_common::{address::Addr, clock::Gil, memory::Memory as _};
 
 use super::{
-    Greenlet, MappedFile, Python, Target, TargetError, Version, Warning,
+    Greenlet, Loop, MappedFile, Python, Target, TargetError, Version, Warning,
     debug_offsets::DebugOffsets,
     elf::{self, Elf, HowFound, Source},
     extract, layouts,
     maps::Mapping,
+    polls,
     process::Facts,
     site::{PythonSites, Site, Sites},
 };
@@ -32,9 +33,22 @@ pub fn inspect(pid: u32) -> Result<Target, TargetError> {
     let mut look = Look { pid, facts: &facts, memory, warnings: Vec::new() };
     let python = look.python()?;
     let greenlet = look.greenlet(&python)?;
+    let loops = if greenlet.is_some() { look.loops(&python) } else { Vec::new() };
     let Look { warnings, .. } = look;
     let Facts { incarnation, exe, program, command, namespaces, threads, maps: _ } = facts;
-    Ok(Target { pid, incarnation, exe, program, command, namespaces, threads, python, greenlet, warnings })
+    Ok(Target {
+        pid,
+        incarnation,
+        exe,
+        program,
+        command,
+        namespaces,
+        threads,
+        python,
+        greenlet,
+        loops,
+        warnings,
+    })
 }
 
 struct Look<'f> {
@@ -249,6 +263,26 @@ impl Look<'_> {
         let class = file.address(type_vaddr);
         let init = self.memory.word(field(class, python.objects.type_init)).ok()?;
         Site::at(elf, "green_init", init.wrapping_sub(file.bias), HowFound::Slot)
+    }
+
+    /// The libraries with an event loop. One that can't be read is left out: then its polls are
+    /// seen only where they sleep.
+    fn loops(&self, python: &Python) -> Vec<Loop> {
+        let is_python = |mapping: &Mapping| (mapping.device, mapping.inode) == python.file.id();
+        let mut loops = Vec::new();
+        for mapping in self.files(|mapping| polls::is_loop(mapping) || is_python(mapping)) {
+            let Ok(source) = Source::open(self.pid, mapping) else {
+                continue;
+            };
+            let Ok(elf) = source.parse() else {
+                continue;
+            };
+            let sites = polls::find(&elf);
+            if let Some(file) = self.mapped_file(&source, &elf, mapping).filter(|_| !sites.is_empty()) {
+                loops.push(Loop { file, sites });
+            }
+        }
+        loops
     }
 
     /// From the first to the last mapping of a file.

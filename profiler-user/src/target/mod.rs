@@ -14,6 +14,7 @@ pub mod layouts;
 pub mod layouts_generated;
 pub mod maps;
 mod natives;
+mod polls;
 mod process;
 mod python_threads;
 mod site;
@@ -65,8 +66,19 @@ pub struct Target {
     pub python: Python,
     /// Its greenlet library, if it has loaded one.
     pub greenlet: Option<Greenlet>,
+    /// The libraries with an event loop that it has loaded, and where they poll.
+    pub loops: Vec<Loop>,
     /// What is odd about it.
     pub warnings: Vec<Warning>,
+}
+
+/// A library with an event loop.
+#[derive(Clone, Debug)]
+pub struct Loop {
+    /// The library.
+    pub file: MappedFile,
+    /// Where it calls a poll.
+    pub sites: Vec<Site>,
 }
 
 /// The CPython of a target.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use crate::profile::{Clocked, Frame, Profile, StackRow, State, Victims, endpoints};
+use crate::profile::{Clocked, Frame, Profile, Queued, StackRow, State, Victims, endpoints};
 
 /// Stacks and runs shown.
 const SHOWN: usize = 10;
@@ -158,9 +158,12 @@ fn top(profile: &Profile, state: State, title: &str, unit: &str, out: &mut Strin
     let total: u64 = rows.iter().map(|row| row.ns).sum();
     writeln!(out, "\n{title}, of {} in all:", time(total))?;
     for row in merged(&rows).into_iter().take(SHOWN) {
-        let Merged { ns, count, open, frames } = row;
+        let Merged { ns, count, open, queued, frames } = row;
         let open = if open > 0 { format!(", {open} open") } else { String::new() };
-        writeln!(out, "  {:>9}  {count:>7} {unit}{open}  {}", time(ns), leaf(frames))?;
+        // What can't be seen in the digits that are shown is left out.
+        let queued =
+            if queued.least_ns > ns / 1_000 { format!(", {} queued", bounds(queued)) } else { String::new() };
+        writeln!(out, "  {:>9}  {count:>7} {unit}{open}{queued}  {}", time(ns), leaf(frames))?;
     }
     Ok(())
 }
@@ -181,8 +184,8 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  endpoint, and where it waited most",
-        "requests", "p50", "p95", "on CPU", "blocked", "GIL wait", "preempted", "waiting"
+        "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>20}  endpoint, and where it waited most",
+        "requests", "p50", "p95", "on CPU", "blocked", "GIL wait", "preempted", "waiting", "of it queued"
     )?;
     let or = |ns: Option<u64>| ns.map_or_else(|| "-".to_owned(), time);
     for row in rows.iter().take(SHOWN) {
@@ -191,7 +194,7 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
             row.top_wait.as_ref().map_or_else(String::new, |(frames, _)| format!(": {}", leaf(frames)));
         writeln!(
             out,
-            "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  {endpoint}{waited}",
+            "  {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>20}  {endpoint}{waited}",
             row.requests,
             or(row.wall_p50_ns),
             or(row.wall_p95_ns),
@@ -200,6 +203,7 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
             or(row.clock.map(|clock| clock.gil_wait_ns)),
             or(row.clock.map(|clock| clock.preempted_ns)),
             time(row.waiting_ns),
+            bounds(row.queued),
         )?;
     }
     Ok(())
@@ -222,6 +226,7 @@ struct Merged<'a> {
     ns: u64,
     count: u64,
     open: u64,
+    queued: Queued,
     frames: &'a [Frame],
 }
 
@@ -229,8 +234,9 @@ struct Merged<'a> {
 fn merged<'a>(rows: &[&'a StackRow]) -> Vec<Merged<'a>> {
     let mut by_frames: std::collections::HashMap<&'a [Frame], Merged<'a>> = std::collections::HashMap::new();
     for row in rows {
-        let merged =
-            by_frames.entry(&row.frames).or_insert(Merged { ns: 0, count: 0, open: 0, frames: &row.frames });
+        let new = Merged { ns: 0, count: 0, open: 0, queued: Queued::default(), frames: &row.frames };
+        let merged = by_frames.entry(&row.frames).or_insert(new);
+        merged.queued.add(row.queued.unwrap_or_default());
         merged.ns += row.ns;
         if row.open.is_some() {
             merged.open += row.count;
@@ -271,6 +277,11 @@ fn name(frame: &Frame) -> String {
         (Some(file), Some(line)) => format!("{function} {file}:{line}"),
         _ => function.to_owned(),
     }
+}
+
+/// Between what and what.
+fn bounds(Queued { least_ns, most_ns }: Queued) -> String {
+    if most_ns == 0 { time(0) } else { format!("{} to {}", time(least_ns), time(most_ns)) }
 }
 
 /// Three digits that matter.

@@ -17,6 +17,7 @@ mod oracle;
 mod outputs;
 mod prefork;
 mod programs;
+mod queued;
 mod refusals;
 mod service;
 mod sleeps;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let mut cases = Cases::default();
     switches::cases(&mut cases);
     waits::cases(&mut cases);
+    queued::cases(&mut cases);
     clocks::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     export::{labelled, short},
-    profile::{State, event::Off},
+    profile::{Queued, State, event::Off},
     trace::Source,
 };
 
@@ -46,7 +46,7 @@ impl SpanEvents {
     /// The event of a wait that is over; none if it was short, or not in a span that
     /// SkyWalking's agent reports.
     pub fn of(&mut self, off: &Off) -> Option<SpanAttachedEvent> {
-        let Off { begin_ns, end_ns, state, frames, work, .. } = off;
+        let Off { begin_ns, end_ns, state, queued, frames, work, .. } = off;
         let called = &work.called;
         let ns = end_ns.saturating_sub(*begin_ns);
         if u128::from(ns) < self.longer_than.as_nanos() || called.source != Some(Source::Agent) {
@@ -69,6 +69,10 @@ impl SpanEvents {
             value: clean(value).into_owned(),
         };
         let mut tags = vec![tag("state", name)];
+        if let Some(Queued { least_ns, most_ns }) = queued {
+            tags.push(tag("queued at least, ns", &least_ns.to_string()));
+            tags.push(tag("queued at most, ns", &most_ns.to_string()));
+        }
         tags.extend((1..).zip(&lines).map(|(number, line)| tag(&format!("frame {number}"), line)));
         Some(SpanAttachedEvent {
             start_time: Some(instant(begin)),
@@ -140,6 +144,7 @@ mod tests {
             begin_ns,
             end_ns,
             state: State::Wait,
+            queued: Some(Queued { least_ns: 3, most_ns: 7 }),
             frames: Arc::new([frame("main", 1), frame("query", 7)]),
             work: Work { called, began_unix_ms: None },
         }
@@ -158,7 +163,8 @@ mod tests {
         assert_eq!(event.summary.first().map(|ns| ns.value), Some(20_000_000));
         let context = event.trace_context.unwrap();
         assert_eq!((context.trace_segment_id.as_str(), context.span_id.as_str()), ("segment", "1"));
-        assert_eq!(event.tags.get(1).map(|tag| tag.value.as_str()), Some("query (app/shop.py:7)"));
+        let tags: Vec<&str> = event.tags.iter().map(|tag| tag.value.as_str()).collect();
+        assert_eq!(tags.get(..4), Some(&["greenlet waited", "3", "7", "query (app/shop.py:7)"][..]));
     }
 
     #[test]

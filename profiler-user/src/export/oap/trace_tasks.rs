@@ -371,6 +371,7 @@ mod tests {
             begin_ns: begin_ms * MS,
             end_ns: end_ms * MS,
             state: State::Wait,
+            queued: None,
             frames: Arc::new([Frame::label("wait")]),
             work: Work { called, began_unix_ms: Some(UNIX_MS + begin_ms) },
         };

@@ -93,6 +93,7 @@ fn off(begin_ns: u64, end_ns: u64) -> Event {
         begin_ns,
         end_ns,
         state: State::Wait,
+        queued: None,
         frames: Arc::new([frame]),
         work: Work {
             called: Called {

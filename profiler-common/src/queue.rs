@@ -1,0 +1,226 @@
+//! How long a greenlet that its hub resumes had been ready: between two bounds.
+//!
+//! A busy hub resumes one greenlet after another. What its poll reports became ready after the
+//! poll before looked for it, or it would have been reported then, and before anything was
+//! resumed after this poll. What another greenlet makes ready (an event, a queue) became so after
+//! the hub last slept: it does not while there is something to resume. That is all that can be
+//! known without a look at the hub itself.
+
+use crate::address::Addr;
+
+/// How much earlier than it wakes a poll's timeout may have been due: a loop rounds up to whole
+/// milliseconds, and the kernel waits for up to 50 us more (`timer_slack_ns`).
+/// <https://github.com/torvalds/linux/blob/v6.12/init/init_task.c>
+const ROUNDED_UP_NS: u64 = 1_100_000;
+
+/// How much of a wait its greenlet was ready to go on, and its hub busy elsewhere.
+#[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Queued {
+    /// No less than this if a poll of the hub reported what it waited for.
+    pub least_ns: u64,
+    /// And then no more.
+    pub most_ns: u64,
+    /// No more than this whatever made it ready.
+    pub any_most_ns: u64,
+}
+
+impl Queued {
+    /// It was not ready before it went on.
+    pub const NONE: Self = Self { least_ns: 0, most_ns: 0, any_most_ns: 0 };
+
+    /// Adds another wait.
+    #[inline(always)]
+    pub const fn add(&mut self, more: &Self) {
+        self.least_ns = self.least_ns.wrapping_add(more.least_ns);
+        self.most_ns = self.most_ns.wrapping_add(more.most_ns);
+        self.any_most_ns = self.any_most_ns.wrapping_add(more.any_most_ns);
+    }
+
+    /// What came since it was `before`, which was read earlier.
+    #[inline(always)]
+    #[must_use]
+    pub const fn since(&self, before: &Self) -> Self {
+        Self {
+            least_ns: self.least_ns.saturating_sub(before.least_ns),
+            most_ns: self.most_ns.saturating_sub(before.most_ns),
+            any_most_ns: self.any_most_ns.saturating_sub(before.any_most_ns),
+        }
+    }
+}
+
+/// The polls of a thread's hub.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Polls {
+    /// The greenlet that polls, by its C++ object; null if none was seen to.
+    pub poller: Addr,
+    /// When its last poll began; 0 if polls are not seen, unless they sleep.
+    began_ns: u64,
+    /// When it last woke in one at the latest; 0 if it did not.
+    woke_ns: u64,
+    /// What the last poll reports became ready no earlier, if it did not sleep; 0 if that is not
+    /// known.
+    since_ns: u64,
+    /// And no later: then something was resumed for the first time after it. 0 until then.
+    by_ns: u64,
+}
+
+impl Polls {
+    /// The greenlet `poller` begins to poll.
+    #[inline(always)]
+    pub fn begin(&mut self, poller: Addr, now_ns: u64) {
+        self.of(poller);
+        // Else nothing came of the last poll, and both are taken for one: it may also be the same
+        // one, told twice.
+        if self.by_ns != 0 || self.woke_ns > self.began_ns {
+            self.since_ns = if self.woke_ns > self.began_ns { self.woke_ns } else { self.began_ns };
+        }
+        self.began_ns = now_ns;
+        self.by_ns = 0;
+    }
+
+    /// The greenlet `poller` is the one that polls.
+    #[inline(always)]
+    pub fn of(&mut self, poller: Addr) {
+        if self.poller != poller {
+            *self = Self { poller, ..Self::default() };
+        }
+    }
+
+    /// A poll that slept since `slept_ns` wakes at `now_ns`.
+    #[inline(always)]
+    pub const fn wake(&mut self, slept_ns: u64, now_ns: u64) {
+        let due_ns = now_ns.saturating_sub(ROUNDED_UP_NS);
+        self.woke_ns = if due_ns > slept_ns { due_ns } else { slept_ns };
+    }
+
+    /// The greenlet `leaver` switches to one that waited for `waited_ns`.
+    #[inline(always)]
+    #[must_use]
+    pub fn resume(&mut self, leaver: Addr, now_ns: u64, waited_ns: u64) -> Queued {
+        if self.poller.is_null() {
+            return Queued { least_ns: 0, most_ns: waited_ns, any_most_ns: waited_ns };
+        }
+        if leaver != self.poller {
+            // Not the hub: it went on as soon as it was asked to.
+            return Queued::NONE;
+        }
+        let since_ns = if self.woke_ns > self.began_ns { self.woke_ns } else { self.since_ns };
+        if self.began_ns != 0 && self.by_ns == 0 {
+            self.by_ns = now_ns;
+        }
+        let within = |ns: u64| if ns < waited_ns { ns } else { waited_ns };
+        let after = |ns: u64| if ns == 0 { waited_ns } else { within(now_ns.saturating_sub(ns)) };
+        Queued {
+            least_ns: if self.by_ns == 0 { 0 } else { within(now_ns.saturating_sub(self.by_ns)) },
+            most_ns: after(since_ns),
+            // It would not have slept.
+            any_most_ns: after(self.woke_ns),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HUB: Addr = Addr(8);
+
+    fn queued(least_ns: u64, most_ns: u64, any_most_ns: u64) -> Queued {
+        Queued { least_ns, most_ns, any_most_ns }
+    }
+
+    #[test]
+    fn without_a_poller_nothing_is_known() {
+        assert_eq!(Polls::default().resume(HUB, 100, 7), queued(0, 7, 7));
+    }
+
+    #[test]
+    fn what_no_hub_resumes_was_not_queued() {
+        let mut polls = Polls::default();
+        polls.begin(HUB, 10);
+        assert_eq!(polls.resume(Addr(16), 100, 7), Queued::NONE);
+    }
+
+    /// What a loop does: it polls, then resumes what is ready.
+    #[derive(Clone, Debug)]
+    struct Turn {
+        /// When the greenlets of this turn become ready, after the poll before.
+        ready_ns: Vec<u64>,
+        /// How long each of them runs.
+        runs_ns: u64,
+        /// The poll's probe is hit twice.
+        twice: bool,
+    }
+
+    fn turns() -> impl Strategy<Value = Vec<Turn>> {
+        let turn = (prop::collection::vec(0_u64..9_000_000, 0..5), 1_u64..4_000_000, any::<bool>())
+            .prop_map(|(ready_ns, runs_ns, twice)| Turn { ready_ns, runs_ns, twice });
+        prop::collection::vec(turn, 1..30)
+    }
+
+    proptest! {
+        /// A loop whose polls report what became ready since the last one, and sleep when that is
+        /// nothing: the truth lies between the bounds.
+        #[test]
+        fn the_truth_lies_between_the_bounds(turns in turns(), seen in any::<bool>()) {
+            let mut polls = Polls::default();
+            if !seen {
+                polls.of(HUB);
+            }
+            let mut now = 1_000_000_u64;
+            let mut looked = now;
+            let mut waiting: Vec<(u64, u64)> = Vec::new();
+            for turn in turns {
+                waiting.extend(turn.ready_ns.iter().map(|after| (looked, looked + 1 + after)));
+                if seen {
+                    polls.begin(HUB, now);
+                    if turn.twice {
+                        polls.begin(HUB, now + 1);
+                    }
+                }
+                now += 10;
+                if let Some(first) = waiting.iter().map(|(_, ready)| *ready).min()
+                    && first > now
+                {
+                    let slept = now;
+                    now = first;
+                    polls.wake(slept, now);
+                }
+                looked = now;
+                now += 10;
+                let (ready, left): (Vec<_>, Vec<_>) =
+                    waiting.into_iter().partition(|(_, ready)| *ready <= looked);
+                waiting = left;
+                for (since, ready) in ready {
+                    let queued = polls.resume(HUB, now, now - since);
+                    let truth = now - ready;
+                    prop_assert!(queued.least_ns <= truth, "{queued:?} {truth}");
+                    prop_assert!(queued.most_ns >= truth, "{queued:?} {truth}");
+                    prop_assert!(queued.any_most_ns >= queued.most_ns);
+                    prop_assert!(queued.any_most_ns <= now - since);
+                    now += turn.runs_ns;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_busy_hub_has_both_bounds() {
+        let mut polls = Polls::default();
+        polls.begin(HUB, 10);
+        let _first = polls.resume(HUB, 20, 5);
+        polls.begin(HUB, 50);
+        assert_eq!(polls.resume(HUB, 55, 100), queued(0, 45, 100));
+        assert_eq!(polls.resume(HUB, 85, 100), queued(30, 75, 100));
+        assert_eq!(polls.resume(HUB, 85, 20), queued(20, 20, 20));
+    }
+}
