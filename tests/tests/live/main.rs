@@ -21,6 +21,7 @@ mod refusals;
 mod service;
 mod sleeps;
 mod stacks;
+mod starved;
 mod states;
 mod switches;
 mod unticked;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     switches::cases(&mut cases);
     waits::cases(&mut cases);
     clocks::cases(&mut cases);
+    starved::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
