@@ -12,7 +12,8 @@ pub enum Off {
     Polled = 1,
     /// It waits for its interpreter's GIL.
     Gil = 2,
-    /// It could run and may not: it was preempted, has just been made, or is stopped.
+    /// It could run and may not: it was preempted, was woken (or its group may use the CPU again)
+    /// and waits for its turn, has just been made, or is stopped.
     Preempted = 3,
 }
 
@@ -41,10 +42,32 @@ pub struct Clock {
     pub off_ns: [u64; OFF_KINDS],
     /// What it is in since then: [`ON_CPU`] or an [`Off`].
     pub state: u32,
-    /// None.
-    pub padding: u32,
+    /// Not 0 once `delay_ns` is known.
+    pub delay_known: u32,
     /// The scheduler's own sum of its time on CPUs at the last change; 0 if not known.
     pub runtime_ns: u64,
+    /// The scheduler's own sum of its time ready and on no CPU, when it left the CPU last.
+    pub delay_ns: u64,
+}
+
+/// What the scheduler has counted of a thread; 0 what the kernel does not tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scheduled {
+    /// On CPUs.
+    pub runtime_ns: u64,
+    /// Ready and on none, up to when it was last made ready.
+    /// <https://github.com/torvalds/linux/blob/v6.12/kernel/sched/stats.h> (`sched_info_arrive`)
+    pub delay_ns: u64,
+    /// And since then, if it is about to come onto a CPU.
+    pub queued_ns: u64,
+}
+
+impl Scheduled {
+    /// Nothing but its time on CPUs.
+    #[must_use]
+    pub const fn ran(runtime_ns: u64) -> Self {
+        Self { runtime_ns, delay_ns: 0, queued_ns: 0 }
+    }
 }
 
 impl Clock {
@@ -59,12 +82,13 @@ impl Clock {
             on_cpu_ns: 0,
             off_ns: [0; OFF_KINDS],
             state,
-            padding: 0,
+            delay_known: 0,
             runtime_ns: 0,
+            delay_ns: 0,
         }
     }
 
-    /// The thread leaves the CPU, and has had `runtime_ns` of it by the scheduler's sum.
+    /// The thread leaves the CPU, and has had `had` by the scheduler's sums.
     /// Nothing before `started_ns` counts.
     ///
     /// The scheduler stops its own clock before it looks for another thread, which can
@@ -74,7 +98,8 @@ impl Clock {
     /// where the hypervisor took the CPU in between: that is taken from the time off that
     /// follows.
     #[inline(always)]
-    pub fn leave(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64, why: Off) {
+    pub fn leave(&mut self, now_ns: u64, started_ns: u64, had: Scheduled, why: Off) {
+        let Scheduled { runtime_ns, delay_ns, queued_ns: _ } = had;
         let elapsed = self.elapsed(now_ns, started_ns);
         let ran = runtime_ns.wrapping_sub(self.runtime_ns);
         // Of a run that was not seen from its begin the sum is not known then. (It is 0 when
@@ -87,6 +112,8 @@ impl Clock {
             *off += elapsed.saturating_sub(ran);
         }
         self.runtime_ns = runtime_ns;
+        self.delay_ns = delay_ns;
+        self.delay_known = 1;
         let ahead_ns = self.since_ns.saturating_sub(now_ns) + ran.saturating_sub(elapsed);
         self.turn(now_ns + ahead_ns, why as u32);
     }
@@ -103,37 +130,61 @@ impl Clock {
         elapsed.saturating_sub(if known { runtime_ns.wrapping_sub(self.runtime_ns) } else { 0 })
     }
 
-    /// It was not seen to come, and leaves now: puts in order what was before.
+    /// How much of the last `off_ns`, which the thread was off the CPU, it was ready to run: the
+    /// end of a sleep, from when it was woken. A thread whose group has used up its share of the
+    /// CPUs is ready, too.
     #[inline(always)]
-    pub fn came_unseen(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64) {
-        let off_ns = self.off_unseen(now_ns, started_ns, runtime_ns);
-        self.on_cpu_ns += self.elapsed(now_ns, started_ns) - off_ns;
-        if let Some(off) = self.off_ns.get_mut(self.state as usize & (OFF_KINDS - 1)) {
-            *off += off_ns;
-        }
-        self.runtime_ns = runtime_ns;
-        self.turn(now_ns, ON_CPU);
+    #[must_use]
+    pub fn queued(&self, had: &Scheduled, off_ns: u64) -> u64 {
+        let before = if self.delay_known == 0 { 0 } else { had.delay_ns.saturating_sub(self.delay_ns) };
+        let queued = before.saturating_add(had.queued_ns);
+        if queued < off_ns { queued } else { off_ns }
     }
 
-    /// The thread comes onto a CPU, and has had `runtime_ns` by the scheduler's sum.
+    /// Adds `off_ns` off the CPU for that reason, but what of it the thread was ready to run.
+    /// That is returned.
+    #[inline(always)]
+    fn add_off(&mut self, why: u32, off_ns: u64, had: &Scheduled) -> u64 {
+        let queued = if why == Off::Preempted as u32 { 0 } else { self.queued(had, off_ns) };
+        if let Some(off) = self.off_ns.get_mut(why as usize & (OFF_KINDS - 1)) {
+            *off += off_ns - queued;
+        }
+        let [.., preempted] = &mut self.off_ns;
+        *preempted += queued;
+        queued
+    }
+
+    /// It was not seen to come, and leaves now: puts in order what was before. Returns how much
+    /// of that it was ready to run and no more asleep.
+    #[inline(always)]
+    pub fn came_unseen(&mut self, now_ns: u64, started_ns: u64, had: Scheduled) -> u64 {
+        let off_ns = self.off_unseen(now_ns, started_ns, had.runtime_ns);
+        self.on_cpu_ns += self.elapsed(now_ns, started_ns) - off_ns;
+        let queued = self.add_off(self.state, off_ns, &had);
+        self.runtime_ns = had.runtime_ns;
+        self.turn(now_ns, ON_CPU);
+        queued
+    }
+
+    /// The thread comes onto a CPU, and has had `had` by the scheduler's sums. Returns how long
+    /// it was ready to run and no more asleep.
     /// Nothing before `started_ns` counts.
     #[inline(always)]
-    pub fn enter(&mut self, now_ns: u64, started_ns: u64, runtime_ns: u64) {
+    pub fn enter(&mut self, now_ns: u64, started_ns: u64, had: Scheduled) -> u64 {
         let mut ns = self.elapsed(now_ns, started_ns);
         let mut why = self.state;
         if why == ON_CPU {
             // It was not seen to leave; or it seemed to run when it was first watched, and
             // could.
-            let off_ns = self.off_unseen(now_ns, started_ns, runtime_ns);
+            let off_ns = self.off_unseen(now_ns, started_ns, had.runtime_ns);
             self.on_cpu_ns += ns - off_ns;
             ns = off_ns;
             why = Off::Preempted as u32;
         }
-        self.runtime_ns = runtime_ns;
-        if let Some(off) = self.off_ns.get_mut(why as usize & (OFF_KINDS - 1)) {
-            *off += ns;
-        }
+        let queued = self.add_off(why, ns, &had);
+        self.runtime_ns = had.runtime_ns;
         self.turn(now_ns, ON_CPU);
+        queued
     }
 
     /// The clock as it stands at `now_ns`, in the state that it is in.
@@ -144,7 +195,8 @@ impl Clock {
         if state == ON_CPU {
             self.on_cpu_ns += self.elapsed(now_ns, started_ns);
         } else {
-            self.enter(now_ns, started_ns, self.runtime_ns);
+            let had = Scheduled { runtime_ns: self.runtime_ns, delay_ns: self.delay_ns, queued_ns: 0 };
+            let _queued = self.enter(now_ns, started_ns, had);
         }
         self.turn(now_ns, state);
         self
@@ -266,10 +318,10 @@ mod tests {
                 now += ns;
                 expected[at] += now.saturating_sub(before);
                 if at == OFF_KINDS {
-                    clock.leave(now, started_ns, 0, WHY[why]);
+                    clock.leave(now, started_ns, Scheduled::ran(0), WHY[why]);
                     at = why;
                 } else {
-                    clock.enter(now, started_ns, 0);
+                    let _queued = clock.enter(now, started_ns, Scheduled::ran(0));
                     at = OFF_KINDS;
                 }
             }
@@ -291,10 +343,10 @@ mod tests {
             let mut clock = Clock::begin(now, Off::Polled as u32);
             for (off, on, ran) in turns {
                 now += off;
-                clock.enter(now, 500, runtime);
+                let _queued = clock.enter(now, 500, Scheduled::ran(runtime));
                 now += on;
                 runtime += ran;
-                clock.leave(now, 500, runtime, Off::Blocked);
+                clock.leave(now, 500, Scheduled::ran(runtime), Off::Blocked);
             }
             prop_assert_eq!(clock.on_cpu_ns, runtime - 5_000);
             // What it had more than there was is taken from what follows.
@@ -306,52 +358,97 @@ mod tests {
     #[test]
     fn what_seemed_to_run_and_comes_was_runnable() {
         let mut clock = Clock::begin(0, ON_CPU);
-        clock.enter(5, 0, 0);
+        let _queued = clock.enter(5, 0, Scheduled::ran(0));
         assert_eq!((clock.on_cpu_ns, clock.off_ns[Off::Preempted as usize]), (0, 5));
     }
 
     #[test]
     fn what_the_scheduler_did_not_count_is_off_the_cpu() {
         let mut clock = Clock::begin(0, Off::Polled as u32);
-        clock.enter(10, 0, 100);
-        clock.leave(30, 0, 115, Off::Blocked);
+        let _queued = clock.enter(10, 0, Scheduled::ran(100));
+        clock.leave(30, 0, Scheduled::ran(115), Off::Blocked);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [5, 10, 0, 0]));
         // It came a little before it was seen to.
-        clock.enter(50, 0, 115);
-        clock.leave(60, 0, 127, Off::Gil);
-        clock.enter(70, 0, 127);
+        let _queued = clock.enter(50, 0, Scheduled::ran(115));
+        clock.leave(60, 0, Scheduled::ran(127), Off::Gil);
+        let _queued = clock.enter(70, 0, Scheduled::ran(127));
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (27, [25, 10, 8, 0]));
         // It was on the CPU before the recording began.
         let mut clock = Clock::begin(0, ON_CPU);
-        clock.leave(30, 20, 1_000_000, Off::Blocked);
+        clock.leave(30, 20, Scheduled::ran(1_000_000), Off::Blocked);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (10, [0; OFF_KINDS]));
         let mut clock = Clock::begin(0, Off::Preempted as u32);
-        clock.enter(10, 20, 100);
-        clock.leave(30, 20, 115, Off::Blocked);
+        let _queued = clock.enter(10, 20, Scheduled::ran(100));
+        clock.leave(30, 20, Scheduled::ran(115), Off::Blocked);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (10, [0; OFF_KINDS]));
         // It is new, and the scheduler had counted nothing yet.
         let mut clock = Clock::begin(0, Off::Preempted as u32);
-        clock.enter(10, 0, 0);
-        clock.leave(30, 0, 15, Off::Blocked);
+        let _queued = clock.enter(10, 0, Scheduled::ran(0));
+        clock.leave(30, 0, Scheduled::ran(15), Off::Blocked);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [5, 0, 0, 10]));
+    }
+
+    proptest! {
+        #[test]
+        fn what_it_was_ready_is_no_sleep(
+            turns in prop::collection::vec((0_u64..300, 0_u64..300, 0_u64..300, 0_usize..OFF_KINDS), 1..40),
+        ) {
+            let (mut now, mut delay) = (1_000, 77);
+            let mut clock = Clock::begin(now, ON_CPU);
+            let (mut asleep, mut ready, mut ran) = ([0; OFF_KINDS], 0, 0);
+            for (on, sleeps, queued, why) in turns {
+                now += on;
+                ran += on;
+                clock.leave(now, 0, Scheduled { runtime_ns: 0, delay_ns: delay, queued_ns: 0 }, WHY[why]);
+                // It was moved to another CPU while it was queued.
+                let before = queued / 3;
+                now += sleeps + queued;
+                asleep[why] += sleeps;
+                ready += queued;
+                delay += before;
+                let had = Scheduled { runtime_ns: 0, delay_ns: delay, queued_ns: queued - before };
+                let told = clock.enter(now, 0, had);
+                prop_assert_eq!(told, if WHY[why] == Off::Preempted { 0 } else { queued });
+                delay += queued - before;
+            }
+            asleep[Off::Preempted as usize] += ready;
+            prop_assert_eq!(clock.off_ns, asleep);
+            prop_assert_eq!(clock.on_cpu_ns, ran);
+        }
+    }
+
+    #[test]
+    fn it_was_ready_no_longer_than_it_was_off() {
+        // How long it had been ready before is not known, and the recording began in between.
+        let mut clock = Clock::begin(0, Off::Polled as u32);
+        let had = Scheduled { runtime_ns: 0, delay_ns: 1_000, queued_ns: 70 };
+        assert_eq!(clock.enter(100, 50, had), 50);
+        assert_eq!(clock.off_ns, [0, 0, 0, 50]);
+        // It came unseen: the sum tells when it leaves.
+        clock.leave(110, 50, Scheduled { runtime_ns: 500, delay_ns: 1_000, queued_ns: 0 }, Off::Blocked);
+        assert_eq!(
+            clock.came_unseen(140, 50, Scheduled { runtime_ns: 510, delay_ns: 1_005, queued_ns: 0 }),
+            5
+        );
+        assert_eq!((clock.on_cpu_ns, clock.off_ns), (20, [15, 0, 0, 55]));
     }
 
     #[test]
     fn what_was_not_seen_to_come_has_its_run_from_the_scheduler() {
         let mut clock = Clock::begin(0, Off::Polled as u32);
-        clock.enter(0, 0, 100);
-        clock.leave(10, 0, 110, Off::Polled);
+        let _queued = clock.enter(0, 0, Scheduled::ran(100));
+        clock.leave(10, 0, Scheduled::ran(110), Off::Polled);
         assert_eq!(clock.off_unseen(40, 0, 115), 25);
-        clock.came_unseen(50, 0, 120);
-        clock.leave(50, 0, 120, Off::Preempted);
+        let _queued = clock.came_unseen(50, 0, Scheduled::ran(120));
+        clock.leave(50, 0, Scheduled::ran(120), Off::Preempted);
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (20, [0, 30, 0, 0]));
         // Where the scheduler does not tell, it was off.
-        clock.came_unseen(60, 0, 0);
+        let _queued = clock.came_unseen(60, 0, Scheduled::ran(0));
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (20, [0, 30, 0, 10]));
         // Nor seen to leave.
         let mut clock = Clock::begin(0, Off::Blocked as u32);
-        clock.enter(10, 0, 100);
-        clock.enter(50, 0, 115);
+        let _queued = clock.enter(10, 0, Scheduled::ran(100));
+        let _queued = clock.enter(50, 0, Scheduled::ran(115));
         assert_eq!((clock.on_cpu_ns, clock.off_ns), (15, [10, 0, 0, 25]));
     }
 

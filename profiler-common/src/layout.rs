@@ -107,6 +107,17 @@ pub struct KernelLayout {
     pub task_runtime: u32,
     /// `task_struct.se.exec_start`, 0 where it is not known.
     pub task_exec_start: u32,
+    /// `task_struct.sched_info.run_delay`, 0 where that or one of the following four is not known
+    /// (`CONFIG_SCHED_INFO`, `CONFIG_FAIR_GROUP_SCHED`).
+    pub task_delay: u32,
+    /// `task_struct.sched_info.last_queued`.
+    pub task_queued: u32,
+    /// `task_struct.se.cfs_rq`.
+    pub task_queue: u32,
+    /// `cfs_rq.rq`.
+    pub queue_cpu: u32,
+    /// `rq.clock`.
+    pub cpu_clock: u32,
     /// `task_struct.mm`, 0 where it is not known.
     pub task_memory: u32,
     /// `task_struct.thread_pid`, 0 where that or one of the following is not known.

@@ -569,7 +569,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_760;
+pub const SLOT_BYTES: usize = 7_768;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -24,7 +24,7 @@ use profiler_common::{
 };
 
 use crate::{
-    kernel::{exec_start, exec_start_of, runtime, runtime_of},
+    kernel::{exec_start, exec_start_of, scheduled, scheduled_of},
     maps::{self, count},
     off,
     slot::{Reading, Slot},
@@ -83,7 +83,7 @@ fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
     let started_ns = exec_start(task);
     // SAFETY: a word of a map, where only the scheduler's tracepoint writes.
     let lead_ns = maps::lead().map_or(0, |lead| unsafe { ptr::read_volatile(lead) });
-    let runtime_ns = runtime(task);
+    let mut had = scheduled(task);
     // The sum is as old as the scheduler's last tick. The lead has in it how long it took to
     // tell of a switch, which may be longer than this run.
     let since_ns = now.wrapping_sub(lead_ns).wrapping_sub(started_ns);
@@ -92,13 +92,18 @@ fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
         && since_ns <= MAX_SCHEDULER_TICK_NS
         // No tick between the two, and no other CPU.
         && exec_start(task) == started_ns;
-    let (runtime_ns, doubt_ns) =
-        if known { (runtime_ns + since_ns, MAX_DOUBT_NS) } else { (runtime_ns, MAX_SCHEDULER_TICK_NS) };
-    let off_ns = slot.clock.off_unseen(now, config.started_ns, runtime_ns);
-    if let Some(off) = slot.reading.off_ns.get_mut(slot.clock.state as usize & (OFF_KINDS - 1)) {
-        // Not more than the clock will have.
-        *off += off_ns.saturating_sub(doubt_ns);
+    let doubt_ns = if known { MAX_DOUBT_NS } else { MAX_SCHEDULER_TICK_NS };
+    if known {
+        had.runtime_ns += since_ns;
     }
+    // Not more than the clock will have.
+    let off_ns = slot.clock.off_unseen(now, config.started_ns, had.runtime_ns).saturating_sub(doubt_ns);
+    let queued = slot.clock.queued(&had, off_ns);
+    if let Some(off) = slot.reading.off_ns.get_mut(slot.clock.state as usize & (OFF_KINDS - 1)) {
+        *off += off_ns - queued;
+    }
+    let [.., preempted] = &mut slot.reading.off_ns;
+    *preempted += queued;
     0
 }
 
@@ -187,10 +192,10 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         let (why, call) = why(ctx, leaver, config);
         now = time();
         if slot.clock.state != ON_CPU {
-            came_unseen(config, slot, now, runtime_of(leaver));
+            came_unseen(config, slot, now, leaver);
         }
         slot.off_before_ns = slept(slot, why as u32);
-        slot.clock.leave(now, config.started_ns, runtime_of(leaver), why);
+        slot.clock.leave(now, config.started_ns, scheduled_of(leaver, false), why);
         off::take_stack(config, slot, why, call, now);
         publish(slot);
     }
@@ -205,18 +210,16 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         }
         let slept_ns = slot.clock.since_ns;
         let first = slept_ns <= config.started_ns;
-        let ready_ns = slept(slot, Off::Preempted as u32);
-        slot.clock.enter(now, config.started_ns, runtime_of(comer));
+        let queued = slot.clock.enter(now, config.started_ns, scheduled_of(comer, true));
         if why == Off::Polled as u32 && slot.polls.poller == slot.current {
             // Since it woke it had to wait for a CPU.
-            let ready_ns = slept(slot, Off::Preempted as u32).wrapping_sub(ready_ns);
-            slot.polls.wake(slept_ns, now.saturating_sub(ready_ns));
+            slot.polls.wake(slept_ns, now.saturating_sub(queued));
         }
         if first {
             slot.first_sleep_ns = slept(slot, why);
         }
         watched = comer;
-        off::count(slot, why, true);
+        off::count(slot, why, queued, true);
         if slot.thread != 0 {
             publish(slot);
         }
@@ -239,7 +242,7 @@ fn keep_lead(watched: *mut task_struct, now: u64) {
 
 /// A thread leaves that was not seen to come.
 #[inline(never)]
-fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, runtime_ns: u64) -> u32 {
+fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, task: *mut task_struct) -> u32 {
     // In the first moment it may have come before it was watched.
     if slot.clock.runtime_ns != 0
         && let Some(totals) = maps::totals(slot.target)
@@ -248,11 +251,11 @@ fn came_unseen(config: &TargetConfig, slot: &mut Slot, now: u64, runtime_ns: u64
     }
     let why = slot.clock.state;
     let first = slot.clock.since_ns <= config.started_ns;
-    slot.clock.came_unseen(now, config.started_ns, runtime_ns);
+    let queued = slot.clock.came_unseen(now, config.started_ns, scheduled(task));
     if first {
         slot.first_sleep_ns = slept(slot, why);
     }
-    off::count(slot, why, false);
+    off::count(slot, why, queued, false);
     0
 }
 

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
-use profiler_common::layout::KernelLayout;
+use profiler_common::{clock::Scheduled, layout::KernelLayout};
 
 /// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/pid_namespace.h>
@@ -14,6 +14,11 @@ const MAX_NAMESPACES: u32 = 33;
 static KERNEL: KernelLayout = KernelLayout {
     task_runtime: 0,
     task_exec_start: 0,
+    task_delay: 0,
+    task_queued: 0,
+    task_queue: 0,
+    queue_cpu: 0,
+    cpu_clock: 0,
     task_memory: 0,
     task_pid: 0,
     pid_level: 0,
@@ -56,16 +61,57 @@ pub fn runtime(task: *mut task_struct) -> u64 {
     read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
 }
 
-/// The same of a task that a tracepoint gave, which the verifier knows for one: it needs no
-/// helper, for the offset is a constant to it.
+/// Loads what lies `offset` bytes into a structure of the kernel's that the verifier knows by
+/// its type: it needs no helper, for the offset is a constant to it.
+///
+/// # Safety
+///
+/// The kernel gave the pointer, or it was loaded so from one that it gave. The kernel handles a
+/// fault of such a load.
 #[inline(always)]
-pub fn runtime_of(task: *mut task_struct) -> u64 {
-    let offset = layout!(task_runtime);
-    if offset == 0 {
-        return 0;
+unsafe fn load<T>(structure: *const u8, offset: u32) -> T {
+    // SAFETY: as above.
+    unsafe { structure.wrapping_add(offset as usize).cast::<T>().read_volatile() }
+}
+
+/// What the scheduler has counted of a task that a tracepoint gave.
+///
+/// Of one that `comes` onto this CPU: when it was made ready lies there until the scheduler
+/// books its arrival, which is after the tracepoint. The clock is the CPU's, as the scheduler
+/// will read it for that.
+/// <https://github.com/torvalds/linux/blob/v6.12/kernel/sched/stats.h> (`sched_info_switch`)
+#[inline(always)]
+pub fn scheduled_of(task: *mut task_struct, comes: bool) -> Scheduled {
+    let task = task.cast::<u8>().cast_const();
+    let mut had = Scheduled::default();
+    let runtime = layout!(task_runtime);
+    if runtime != 0 {
+        // SAFETY: the kernel gave the task.
+        had.runtime_ns = unsafe { load(task, runtime) };
     }
-    // SAFETY: the kernel gave the task, and handles a fault of such a load.
-    unsafe { task.cast::<u8>().wrapping_add(offset as usize).cast::<u64>().read_volatile() }
+    let delay = layout!(task_delay);
+    if delay == 0 {
+        return had;
+    }
+    // SAFETY: as above.
+    had.delay_ns = unsafe { load(task, delay) };
+    if !comes {
+        return had;
+    }
+    let offset = layout!(task_queued);
+    // SAFETY: as above.
+    let queued: u64 = unsafe { load(task, offset) };
+    if queued != 0 {
+        let (queue, cpu, clock) = (layout!(task_queue), layout!(queue_cpu), layout!(cpu_clock));
+        // SAFETY: as above. A task is always of some CPU's queue.
+        let queue: *const u8 = unsafe { load(task, queue) };
+        // SAFETY: as above.
+        let cpu: *const u8 = unsafe { load(queue, cpu) };
+        // SAFETY: as above.
+        let clock: u64 = unsafe { load(cpu, clock) };
+        had.queued_ns = clock.saturating_sub(queued);
+    }
+    had
 }
 
 /// [`exec_start`] of such a task.
@@ -76,7 +122,18 @@ pub fn exec_start_of(task: *mut task_struct) -> u64 {
         return 0;
     }
     // SAFETY: as above.
-    unsafe { task.cast::<u8>().wrapping_add(offset as usize).cast::<u64>().read_volatile() }
+    unsafe { load(task.cast::<u8>(), offset) }
+}
+
+/// The same of the current task, anywhere: see [`runtime`].
+#[inline(always)]
+pub fn scheduled(task: *mut task_struct) -> Scheduled {
+    let mut had = Scheduled::ran(runtime(task));
+    let offset = layout!(task_delay);
+    if offset != 0 {
+        had.delay_ns = read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default();
+    }
+    had
 }
 
 /// When the scheduler last brought that sum up to date, by its own clock; 0 if that is not

@@ -96,18 +96,19 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
 
 /// The thread is back: counts what it slept since for the stack that it slept with.
 ///
-/// `seen` is false where it has run since, and perhaps another greenlet on it.
+/// It was awake `queued` ns before it came onto a CPU: that is no part of the sleep. `seen` is
+/// false where it has run since, and perhaps another greenlet on it.
 #[inline(always)]
-pub fn count(slot: &mut Slot, why: u32, seen: bool) {
+pub fn count(slot: &mut Slot, why: u32, queued: u64, seen: bool) {
     if !slot.off_stack.is_none() {
-        let _counted = add(slot, why, seen);
+        let _counted = add(slot, why, queued, seen);
     }
 }
 
 /// Out of line: the scheduler's program and all that it calls to take a sleep's stack have 512
 /// bytes of stack together.
 #[inline(never)]
-fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
+fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
     let key = slot.off_stack;
     slot.off_stack = StackKey { id: 0, check: 0 };
     let ns = clock::slept(slot, why).wrapping_sub(slot.off_before_ns);
@@ -131,7 +132,8 @@ fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
         return 0;
     }
     slot.pair.queued = Queued::NONE;
-    if !label::add_wait(slot, &key, &label, ns, now)
+    let woken = now.wrapping_sub(queued);
+    if !label::add_wait(slot, &key, &label, ns, woken)
         && let Some(totals) = maps::totals(slot.target)
     {
         maps::count(totals, Fault::LabelsFull);
@@ -140,7 +142,7 @@ fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
         && wants_told(config, &label, ns)
     {
         let greenlet = slot.off_greenlet;
-        let _told = tell(slot, greenlet, &label, now, ns);
+        let _told = tell(slot, greenlet, &label, woken, ns);
     }
     0
 }

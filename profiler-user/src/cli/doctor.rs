@@ -31,7 +31,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     .map_err(crate::session::SessionError::from);
     match &engine {
         Ok(engine) => match engine.clocks_refused() {
-            None => println!("kernel   every program is accepted"),
+            None => {
+                println!("kernel   every program is accepted");
+                if !engine.tells_ready() {
+                    println!("kernel   a sleep counts until its thread runs again: no CONFIG_SCHED_INFO,");
+                    println!("         or no CONFIG_FAIR_GROUP_SCHED");
+                }
+            }
             Some(error) => {
                 println!("kernel   no times on and off the CPU, and no children:");
                 for line in tail(&error.to_string(), REASON_LINES) {

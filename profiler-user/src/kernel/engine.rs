@@ -67,6 +67,7 @@ pub struct Engine {
     ring: RingBuf<MapData>,
     clocks: Result<(), KernelError>,
     follows: bool,
+    tells_ready: bool,
     // While it is open the kernel counts the programs' runs and their time.
     stats: Option<OwnedFd>,
     #[cfg(feature = "kernel-log")]
@@ -134,6 +135,7 @@ impl Engine {
             ring,
             follows: clocks.is_ok() && layout.task_pid != 0,
             clocks,
+            tells_ready: layout.task_delay != 0,
             stats: None,
             #[cfg(feature = "kernel-log")]
             log,
@@ -156,6 +158,17 @@ impl Engine {
     #[must_use]
     pub fn clocks_refused(&self) -> Option<&KernelError> {
         self.clocks.as_ref().err()
+    }
+
+    /// Whether it is known since when a thread is ready that comes onto a CPU. Else what it
+    /// waited there counts as sleep.
+    ///
+    /// # Kernel
+    ///
+    /// With `CONFIG_SCHED_INFO`, `CONFIG_FAIR_GROUP_SCHED` and BTF.
+    #[must_use]
+    pub const fn tells_ready(&self) -> bool {
+        self.tells_ready
     }
 
     /// Whether processes that targets fork are followed.

@@ -21,6 +21,17 @@ pub(super) fn of_this_kernel() -> KernelLayout {
     let task_exec_start = types.offset("task_struct", &["se", "exec_start"]).unwrap_or_default();
     let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
     let known = KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() };
+    let queued = || {
+        Some(KernelLayout {
+            task_delay: types.offset("task_struct", &["sched_info", "run_delay"])?,
+            task_queued: types.offset("task_struct", &["sched_info", "last_queued"])?,
+            task_queue: types.offset("task_struct", &["se", "cfs_rq"])?,
+            queue_cpu: types.offset("cfs_rq", &["rq"])?,
+            cpu_clock: types.offset("rq", &["clock"])?,
+            ..known
+        })
+    };
+    let known = queued().unwrap_or(known);
     let pids = || {
         Some(KernelLayout {
             task_pid: types.offset("task_struct", &["thread_pid"])?,

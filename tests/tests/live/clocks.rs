@@ -123,13 +123,30 @@ pub(crate) fn recorded_by(command: Command, mut target: Target, options: &[&str]
     target.finish()?;
     let ledger = done.pointer("/cpu").or_else(|| done.pointer("/books/cpu")).cloned().context("no ledger")?;
     let ledger = serde_json::from_value(ledger).context("the target's ledger")?;
-    let spent = after.into_iter().map(|(tid, ns)| (tid, ns - before.get(&tid).copied().unwrap_or(0)));
+    let ran = |sums: Option<&Sums>| sums.map_or(0, |sums| sums.ran_ns);
+    let spent = after.iter().map(|(tid, sums)| (*tid, sums.ran_ns - ran(before.get(tid))));
     Ok(Recorded { profile, ledger, spent: spent.collect(), said: said.text(), done })
 }
 
-/// `se.sum_exec_runtime` of each thread, once all of them sleep: of one that runs it lacks
-/// the time since the last tick.
-fn scheduled(pid: u32) -> Result<BTreeMap<u32, u64>> {
+/// The scheduler's own sums of a thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    /// On a CPU: `se.sum_exec_runtime`.
+    pub(crate) ran_ns: u64,
+    /// Ready and on none: `sched_info.run_delay`.
+    pub(crate) delay_ns: u64,
+}
+
+impl Sums {
+    /// What came to them since.
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { ran_ns: self.ran_ns - before.ran_ns, delay_ns: self.delay_ns - before.delay_ns }
+    }
+}
+
+/// The sums of each thread, once all of them sleep: of one that runs they lack the time since
+/// the last tick.
+pub(crate) fn scheduled(pid: u32) -> Result<BTreeMap<u32, Sums>> {
     Deadline::usual().until("every thread asleep", || {
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let stat = fs::read_to_string(task?.path().join("stat"))?;
@@ -144,7 +161,9 @@ fn scheduled(pid: u32) -> Result<BTreeMap<u32, u64>> {
         let path = task?.path();
         let tid = path.file_name().and_then(|name| name.to_str()).context("a tid")?.parse()?;
         let text = fs::read_to_string(path.join("schedstat"))?;
-        threads.insert(tid, text.split_whitespace().next().context("schedstat")?.parse()?);
+        let mut sums = text.split_whitespace().map(str::parse);
+        let mut sum = || anyhow::Ok(sums.next().context("schedstat")??);
+        threads.insert(tid, Sums { ran_ns: sum()?, delay_ns: sum()? });
     }
     Ok(threads)
 }

@@ -22,6 +22,7 @@ mod refusals;
 mod service;
 mod sleeps;
 mod stacks;
+mod starved;
 mod states;
 mod switches;
 mod unticked;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     waits::cases(&mut cases);
     queued::cases(&mut cases);
     clocks::cases(&mut cases);
+    starved::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
