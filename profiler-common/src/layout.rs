@@ -138,6 +138,8 @@ pub struct KernelLayout {
     pub own_namespace: u32,
     /// `linux_binprm.file`, 0 where that or one of the following is not known.
     pub program_file: u32,
+    /// `vm_area_struct.vm_file`, 0 where that or the next is not known.
+    pub mapping_file: u32,
     /// `file.f_inode`.
     pub file_inode: u32,
     /// `inode.i_ino`.

@@ -38,8 +38,11 @@ pub const CONFIG_CHILDREN: u32 = 8;
 pub const CONFIG_WIRE: u32 = 16;
 
 /// In the attach cookie of a probe that fires in every process: which target a hit is of,
-/// its thread's slot tells, or its process. The rest is the number of its [`Probed`].
+/// its thread's slot tells, or its process. The lower half is the number of its [`Probed`].
 pub const ANY_TARGET: u64 = 1 << 32;
+
+/// From this bit on of such a cookie: [`Probed::library`].
+pub const COOKIE_LIBRARY: u32 = 33;
 
 /// What a slot belongs to when its process is recorded no more, and what a process was that
 /// was no target.
@@ -145,6 +148,9 @@ pod! {
         pub end: Addr,
         /// Not 0 once user space was told of a library that is not the expected one.
         pub told: u64,
+        /// Whose probes are believed, of those that are set in every process: the library of
+        /// the first that was hit in the module; 0 while none was.
+        pub owner: u64,
     }
 
     /// What is known of an instruction that is probed in every process.

@@ -20,6 +20,7 @@ use crate::{
     clock, emit, label,
     maps::{self, count},
     memory::UserMemory,
+    module,
     slot::Slot,
     switch, thread,
 };
@@ -178,7 +179,7 @@ pub fn on_freed(ctx: &ProbeContext, this: Addr) {
     let Some(totals) = maps::totals(target) else {
         return;
     };
-    if config.started_ns == ARMED {
+    if config.started_ns == ARMED || !module::owns(ctx, config, target) {
         return;
     }
     totals.hits += 1;

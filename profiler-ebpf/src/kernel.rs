@@ -1,8 +1,11 @@
 //! What is read of the kernel's own structures, whose layout the loader tells.
 
-use core::ptr;
+use core::{ffi::c_void, ptr};
 
-use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_kernel};
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::{bpf_probe_read_kernel, generated::bpf_find_vma},
+};
 use profiler_common::{clock::Scheduled, layout::KernelLayout};
 
 /// Pid namespaces inside of each other, the first one included (`MAX_PID_NS_LEVEL`).
@@ -29,6 +32,7 @@ static KERNEL: KernelLayout = KernelLayout {
     namespace_inode: 0,
     own_namespace: 0,
     program_file: 0,
+    mapping_file: 0,
     file_inode: 0,
     inode_number: 0,
     inode_super: 0,
@@ -205,6 +209,39 @@ pub fn program(binprm: u64) -> Option<File> {
     let super_block: u64 = read_at(inode, layout!(inode_super))?;
     let device: u32 = read_at(super_block, layout!(super_device))?;
     Some(File { device: device.into(), inode: read_at(inode, layout!(inode_number))? })
+}
+
+/// The inode that lies behind the current process's mapping of a file at `address`, by its
+/// own address in the kernel; 0 if that is not known.
+///
+/// To a uprobe this is the file: of a stack of file systems the lowest one's.
+///
+/// # Kernel
+///
+/// 5.17 (`bpf_find_vma`).
+#[inline(always)]
+pub fn inode_behind(task: *mut task_struct, address: u64) -> u64 {
+    if layout!(mapping_file) == 0 {
+        return 0;
+    }
+    let mut inode = 0_u64;
+    let callback = inode_of as Callback as *mut c_void;
+    // SAFETY: the helper calls `inode_of` with the word, which is borrowed here.
+    unsafe { bpf_find_vma(task, address, callback, (&raw mut inode).cast(), 0) };
+    inode
+}
+
+type Callback = unsafe extern "C" fn(*mut task_struct, *mut u8, *mut c_void) -> i64;
+
+unsafe extern "C" fn inode_of(_task: *mut task_struct, mapping: *mut u8, inode: *mut c_void) -> i64 {
+    let file: Option<u64> = read(mapping.wrapping_add(layout!(mapping_file) as usize).cast());
+    if let Some(file) = file.filter(|file| *file != 0)
+        && let Some(found) = read_at(file, layout!(file_inode))
+    {
+        // SAFETY: `inode_behind` passes its word.
+        unsafe { *inode.cast::<u64>() = found };
+    }
+    0
 }
 
 #[inline(always)]

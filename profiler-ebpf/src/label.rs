@@ -30,6 +30,7 @@ use crate::{
     clock, emit,
     maps::{self, count},
     memory::UserMemory,
+    module,
     slot::Slot,
 };
 
@@ -370,6 +371,9 @@ pub fn on_made(ctx: &ProbeContext, object: Addr) {
         return;
     };
     if slot.epoch != config.epoch || config.started_ns == ARMED {
+        return;
+    }
+    if !module::owns(ctx, config, slot.target) {
         return;
     }
     slot.enter();

@@ -103,6 +103,13 @@ fn python_up(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// A function of greenscope's own: it asks what lies behind a mapping of its own.
+#[uprobe]
+fn mapped(ctx: ProbeContext) -> u32 {
+    module::on_mapped(ctx.arg(0).unwrap_or_default());
+    0
+}
+
 /// An empty program, the yardstick of `cargo xtask bench`.
 #[uprobe]
 fn empty(_ctx: ProbeContext) -> u32 {

@@ -116,6 +116,10 @@ static STACK_RECORDS: TaskStorage<StackRecord> = TaskStorage::new();
 #[btf_map]
 static KIN: TaskStorage<Kin> = TaskStorage::new();
 
+/// The inode behind the mapping that greenscope asked for last.
+#[btf_map]
+static MAPPED: Array<u64, 1> = Array::new();
+
 /// Always empty: see [`keep_normal_stack`].
 #[btf_map]
 static NOTHING: ProgramArray<1> = ProgramArray::new();
@@ -162,6 +166,15 @@ pub fn module(target: u64) -> Option<&'static mut Module> {
     let module = MODULES.get_ptr_mut(target as u32)?;
     // SAFETY: user space writes it before anything counts, and then the holder of the GIL.
     Some(unsafe { &mut *module })
+}
+
+/// Answers greenscope's question for the inode behind a mapping of its own.
+#[inline(always)]
+pub fn tell_mapped(inode: u64) {
+    if let Some(answer) = MAPPED.get_ptr_mut(0) {
+        // SAFETY: an array's element; greenscope asks one question at a time.
+        unsafe { *answer = inode };
+    }
 }
 
 /// What is known of a probed instruction.

@@ -1,4 +1,4 @@
-//! A target loads greenlet after it was looked at.
+//! Which module a hit is of, and whether this probe tells of it; greenlet that is loaded late.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -9,17 +9,58 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     memory::Memory as _,
-    record::{ANY_TARGET, Kind, LoadedRecord, RecordHead, TargetConfig, VERSION},
+    record::{ANY_TARGET, COOKIE_LIBRARY, Kind, LoadedRecord, Module, RecordHead, TargetConfig, VERSION},
 };
 
-use crate::{emit, fork, maps, memory::UserMemory};
+use crate::{emit, fork, kernel, maps, memory::UserMemory};
+
+/// Whether this probe is the one whose hits in `target` count.
+///
+/// To the kernel one instruction can have several: files that look like two may be one to a
+/// uprobe, and then each has its own. The first that is hit in the target's module owns the
+/// target from then on, and the children that it forks; nothing is taken from the others.
+#[inline(always)]
+pub fn owns(ctx: &ProbeContext, config: &TargetConfig, target: u64) -> bool {
+    // SAFETY: the context is this program's.
+    let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    if cookie & ANY_TARGET == 0 {
+        return cookie == target;
+    }
+    let Some(module) = maps::module(target) else {
+        return false;
+    };
+    let library = cookie >> COOKIE_LIBRARY;
+    module.owner == library || module.owner == 0 && claim(ctx, config, target, module, library)
+}
+
+/// Takes a target that is nobody's yet.
+#[inline(always)]
+fn claim(ctx: &ProbeContext, config: &TargetConfig, target: u64, module: &mut Module, library: u64) -> bool {
+    if module.end.is_null() {
+        let _found = find(ctx, config, target);
+        return module.owner == library;
+    }
+    let at = instruction(ctx);
+    // Else it is another library of the same process.
+    let within = at >= module.start.0 && at < module.end.0;
+    if within {
+        module.owner = library;
+    }
+    within
+}
+
+/// Tells greenscope which inode lies behind a mapping of its own.
+#[inline(always)]
+pub fn on_mapped(address: u64) {
+    maps::tell_mapped(kernel::inode_behind(maps::current_task(), address));
+}
 
 /// Finds the module of the library that is hit, which is the first hit of `target`: its
 /// probe is set in every process that maps the file, and where it is tells where the module
 /// begins. Only a library whose layout the target has is good; user space is told in any
 /// case.
 #[inline(never)]
-pub fn find(ctx: &ProbeContext, config: &TargetConfig, target: u64) -> u32 {
+fn find(ctx: &ProbeContext, config: &TargetConfig, target: u64) -> u32 {
     // SAFETY: the context is this program's.
     let cookie = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
     if cookie & ANY_TARGET == 0 {
@@ -36,6 +77,7 @@ pub fn find(ctx: &ProbeContext, config: &TargetConfig, target: u64) -> u32 {
     if probed.library != 0 && probed.library == u64::from(config.library) {
         module.start = Addr(start);
         module.end = Addr(end);
+        module.owner = probed.library;
     } else if module.told != 0 {
         return 0;
     }

@@ -63,6 +63,9 @@ fn account_switch(ctx: &ProbeContext, slot: &mut Slot, this: Addr, via: Via) {
     let Some(config) = maps::config(slot.target) else {
         return;
     };
+    if !module::owns(ctx, config, slot.target) {
+        return;
+    }
     let Some(totals) = maps::totals(slot.target) else {
         return;
     };
@@ -76,9 +79,6 @@ fn account_switch(ctx: &ProbeContext, slot: &mut Slot, this: Addr, via: Via) {
         if via == Via::Switch && thread::is_foreign(slot.target, this) {
             count(totals, Fault::WrongThread);
             return;
-        }
-        if maps::module(slot.target).is_some_and(|module| module.end.is_null()) {
-            let _found = module::find(ctx, config, slot.target);
         }
         if !thread::learn(config, this, now, slot, totals) {
             totals.blind = 1;

@@ -104,6 +104,9 @@ pub struct Totals {
     /// What could not be read, by name.
     #[serde(default)]
     pub faults: BTreeMap<String, u64>,
+    /// Hits of the probes.
+    #[serde(default)]
+    pub probe_hits: u64,
 }
 
 /// A thread.

@@ -73,7 +73,7 @@ impl From<SessionError> for Failure {
                 }
             }
             SessionError::Target(error) => error.into(),
-            SessionError::Gone { .. } | SessionError::NoSite { .. } => {
+            SessionError::Gone { .. } | SessionError::NoSite { .. } | SessionError::Library { .. } => {
                 Self { code: TARGET, text: error.to_string() }
             }
             SessionError::TooMany { .. } => Self { code: USAGE, text: error.to_string() },

@@ -21,8 +21,8 @@ use profiler_common::{
     label::{Label, PairKey, PairTotals},
     limits::{MAX_PROBED, MAX_TARGETS},
     record::{
-        ANY_TARGET, Greenlet, GreenletKey, Kin, Module, Probed, SLOT_BYTES, StackTotals, TargetConfig,
-        Thread, Totals, Watch,
+        ANY_TARGET, COOKIE_LIBRARY, Greenlet, GreenletKey, Kin, Module, Probed, SLOT_BYTES, StackTotals,
+        TargetConfig, Thread, Totals, Watch,
     },
     walk::StackKey,
 };
@@ -54,6 +54,9 @@ pub struct Engine {
     probed: Row<Probed, { size_of::<Probed>() }>,
     /// How many of `probed` are in use.
     probed_count: u32,
+    pub(super) mapped: Row<u64, 8>,
+    /// Whether the function is probed that asks for a mapping's inode.
+    pub(super) asks: bool,
     pub(super) greenlets:
         Table<GreenletKey, Greenlet, { size_of::<GreenletKey>() }, { size_of::<Greenlet>() }>,
     pub(super) stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
@@ -123,6 +126,8 @@ impl Engine {
             modules: Row::take(&mut ebpf, "MODULES")?,
             probed: Row::take(&mut ebpf, "PROBED")?,
             probed_count: 0,
+            mapped: Row::take(&mut ebpf, "MAPPED")?,
+            asks: false,
             greenlets: Table::take(&mut ebpf, "GREENLETS")?,
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
@@ -314,7 +319,10 @@ impl Engine {
                 let pid = NonZeroU32::new(pid).ok_or(KernelError::PidZero)?;
                 (UProbeScope::OneProcess(pid), u64::from(target))
             }
-            Scope::Every => (UProbeScope::AllProcesses, ANY_TARGET | u64::from(self.number(site)?)),
+            Scope::Every => {
+                let library = site.probed.library << COOKIE_LIBRARY;
+                (UProbeScope::AllProcesses, library | ANY_TARGET | u64::from(self.number(site)?))
+            }
         };
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(site.offset),
@@ -410,7 +418,8 @@ impl Engine {
     ///
     /// When the map can't be written.
     pub fn set_module(&mut self, target: u32, module: &Range<u64>) -> Result<(), KernelError> {
-        self.modules.set(target, &Module { start: Addr(module.start), end: Addr(module.end), told: 0 })
+        self.modules
+            .set(target, &Module { start: Addr(module.start), end: Addr(module.end), told: 0, owner: 0 })
     }
 
     /// Hands every waiting record to `take`.
@@ -505,7 +514,7 @@ fn tracepoint(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), Kern
     Ok(())
 }
 
-fn uprobe(ebpf: &mut Ebpf, probe: Probe) -> Result<&mut UProbe, KernelError> {
+pub(super) fn uprobe(ebpf: &mut Ebpf, probe: Probe) -> Result<&mut UProbe, KernelError> {
     let name = probe.program();
     ebpf.program_mut(name)
         .ok_or(KernelError::Missing(name))?

@@ -47,6 +47,14 @@ pub(super) fn of_this_kernel() -> KernelLayout {
         })
     };
     let known = pids().unwrap_or(known);
+    let mapping = || {
+        Some(KernelLayout {
+            mapping_file: types.offset("vm_area_struct", &["vm_file"])?,
+            file_inode: types.offset("file", &["f_inode"])?,
+            ..known
+        })
+    };
+    let known = mapping().unwrap_or(known);
     let program = || {
         Some(KernelLayout {
             program_file: types.offset("linux_binprm", &["file"])?,

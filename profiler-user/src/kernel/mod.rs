@@ -7,6 +7,7 @@ mod books;
 mod btf;
 mod engine;
 mod error;
+mod identity;
 mod layout;
 #[cfg(feature = "kernel-log")]
 mod log;
@@ -20,5 +21,6 @@ pub use batch::{Part, Place};
 pub use books::{Kept, add_stacks};
 pub use engine::Engine;
 pub use error::KernelError;
+pub use identity::Identity;
 pub use site::{Probe, Scope, Site};
 pub use ticks::tick_ns;

@@ -23,12 +23,14 @@ pub enum Probe {
     Module,
     /// At `Py_RunMain`.
     Up,
+    /// At a function of greenscope's own, which asks for the inode behind a mapping.
+    Mapped,
     /// Does nothing: what a probe alone costs.
     Empty,
 }
 
 impl Probe {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Switchstack,
         Self::Switch,
         Self::Initialstub,
@@ -37,6 +39,7 @@ impl Probe {
         Self::Poll,
         Self::Module,
         Self::Up,
+        Self::Mapped,
         Self::Empty,
     ];
 
@@ -50,6 +53,7 @@ impl Probe {
             Self::Poll => "loop_polls",
             Self::Module => "module_made",
             Self::Up => "python_up",
+            Self::Mapped => "mapped",
             Self::Empty => "empty",
         }
     }
@@ -62,8 +66,6 @@ pub struct Site {
     pub probe: Probe,
     /// The file, by a path that leads to the inode that the target maps.
     pub path: PathBuf,
-    /// The file's device and inode.
-    pub file: ((u32, u32), u64),
     /// The instruction's offset in the file.
     pub offset: u64,
     /// What is known of it wherever the file is mapped; its library is 0 if it is in none of

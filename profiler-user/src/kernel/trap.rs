@@ -1,4 +1,4 @@
-//! What a trap costs here and now: a probe on a function of our own.
+//! Functions of our own that are probed: what a trap costs here and now, and a question.
 
 use std::{
     arch::global_asm,
@@ -20,6 +20,11 @@ global_asm!(
     "push rbp",
     "pop rbp",
     "ret",
+    ".globl greenscope_ask",
+    "greenscope_ask:",
+    "push rbp",
+    "pop rbp",
+    "ret",
     ".popsection",
 );
 #[cfg(target_arch = "aarch64")]
@@ -28,11 +33,15 @@ global_asm!(
     ".globl greenscope_trap",
     "greenscope_trap:",
     "ret",
+    ".globl greenscope_ask",
+    "greenscope_ask:",
+    "ret",
     ".popsection",
 );
 
 unsafe extern "C" {
     safe fn greenscope_trap();
+    safe fn greenscope_ask(address: usize);
 }
 
 const CALLS: u32 = 200;
@@ -40,7 +49,20 @@ const ROUNDS: u32 = 9;
 
 /// Where that function lies in our own file.
 pub(super) fn site() -> Option<Site> {
-    let address = greenscope_trap as *const () as u64;
+    site_of(greenscope_trap as *const () as u64, Probe::Empty)
+}
+
+/// Where the function lies that asks.
+pub(super) fn asking_site() -> Option<Site> {
+    site_of(greenscope_ask as *const () as u64, Probe::Mapped)
+}
+
+/// Asks about the mapping at that address.
+pub(super) fn ask(address: usize) {
+    greenscope_ask(address);
+}
+
+fn site_of(address: u64, probe: Probe) -> Option<Site> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace();
@@ -49,9 +71,8 @@ pub(super) fn site() -> Option<Site> {
         let end = u64::from_str_radix(end, 16).ok()?;
         let offset = u64::from_str_radix(fields.nth(1)?, 16).ok()?;
         (start..end).contains(&address).then(|| Site {
-            probe: Probe::Empty,
+            probe,
             path: "/proc/self/exe".into(),
-            file: Default::default(),
             offset: address - start + offset,
             probed: Probed::zeroed(),
         })

@@ -1,6 +1,6 @@
 //! What can end a recording before it gave a profile.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use crate::{kernel::KernelError, target::TargetError};
 
@@ -33,6 +33,16 @@ pub enum SessionError {
     Memory {
         /// Which.
         pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The library that it has mapped can't be reached.
+    #[error("pid {pid}: {} can't be opened: {source}", path.display())]
+    Library {
+        /// Whose.
+        pid: u32,
+        /// By which path.
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },

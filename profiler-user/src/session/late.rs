@@ -64,9 +64,8 @@ impl Session {
                 old.fault(Fault::GreenletLate);
                 continue;
             };
-            let file = target.greenlet.as_ref().map(|greenlet| greenlet.file.id());
-            let expected = self.probes.library(old.library()).map(|known| known.file.id());
-            if file.is_none() || file == expected {
+            let number = old.library();
+            if target.greenlet.is_none() || self.probes.is(number, &target, &mut self.engine) {
                 // Of the expected one the first hit tells.
                 continue;
             }

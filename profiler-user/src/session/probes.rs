@@ -1,13 +1,16 @@
 //! Which instructions are probed, and in which processes.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
 
 use bytemuck::Zeroable as _;
 use profiler_common::record::Probed;
 
 use super::{Labels, Options, SessionError, Sites, recorded::Recorded};
 use crate::{
-    kernel::{Engine, Probe, Scope, Site},
+    kernel::{Engine, Identity, Probe, Scope, Site},
     target::{self, Greenlet, PythonSites, Target, Version},
 };
 
@@ -19,17 +22,20 @@ pub(super) struct Probes {
     every: bool,
     /// Whether greenlets inherit labels.
     inherit: bool,
-    set: HashSet<(Probe, File, u64)>,
+    set: HashSet<(Probe, Identity, u64)>,
     /// The libraries that are probed in every process. A library's number is its place here,
     /// from 1.
     libraries: Vec<Library>,
+    /// Which of them each target has, by the target's number.
+    numbers: HashMap<u32, u32>,
+    /// By which paths Pythons are reached that tell of modules.
+    telling: HashSet<PathBuf>,
 }
-
-/// A file's device and inode.
-type File = ((u32, u32), u64);
 
 /// A greenlet library, as it was found in one process.
 struct Library {
+    /// To a uprobe it is this file, whatever it is called and wherever it is mounted.
+    identity: Identity,
     /// The Python that can load it.
     python: (u8, u8),
     greenlet: Greenlet,
@@ -38,7 +44,15 @@ struct Library {
 impl Probes {
     pub(super) fn new(options: &Options, every: bool) -> Self {
         let inherit = options.inherit && options.labels != Labels::None;
-        Self { choice: options.sites, every, inherit, set: HashSet::new(), libraries: Vec::new() }
+        Self {
+            choice: options.sites,
+            every,
+            inherit,
+            set: HashSet::new(),
+            libraries: Vec::new(),
+            numbers: HashMap::new(),
+            telling: HashSet::new(),
+        }
     }
 
     /// Sets those of a target.
@@ -55,19 +69,25 @@ impl Probes {
             let scope = Scope::Process { pid: target.pid, target: cookie };
             return sites.iter().try_for_each(|site| Ok(engine.attach(scope, site)?));
         }
-        let fresh = self.libraries.len() as u64 + 1;
-        sites.retain(|site| !self.set.contains(&(site.probe, site.file, site.offset)));
-        // Before them: should one fail, the number is used.
-        if let Some(greenlet) = &target.greenlet
-            && !sites.is_empty()
-        {
-            let python = (target.python.version.major, target.python.version.minor);
-            self.libraries.push(Library { python, greenlet: greenlet.clone() });
-        }
+        self.numbers.remove(&cookie);
+        let Some(greenlet) = target.greenlet.as_ref().filter(|_| !sites.is_empty()) else {
+            return Ok(());
+        };
+        let identity = identity(target, greenlet, engine)?;
+        let number = match self.number(identity) {
+            0 => {
+                let python = (target.python.version.major, target.python.version.minor);
+                self.libraries.push(Library { identity, python, greenlet: greenlet.clone() });
+                self.libraries.len() as u32
+            }
+            known => known,
+        };
+        self.numbers.insert(cookie, number);
+        sites.retain(|site| !self.set.contains(&(site.probe, identity, site.offset)));
         for site in &mut sites {
-            site.probed.library = fresh;
+            site.probed.library = number.into();
             engine.attach(Scope::Every, site)?;
-            self.set.insert((site.probe, site.file, site.offset));
+            self.set.insert((site.probe, identity, site.offset));
         }
         Ok(())
     }
@@ -79,29 +99,41 @@ impl Probes {
         let PythonSites { module, up } = &target.python.sites;
         let (module, up) = (module.as_ref(), up.as_ref().filter(|_| self.every));
         let wanted = [(Probe::Module, module), (Probe::Up, up)];
+        let path = &target.python.file.open;
+        // Of another process before, perhaps.
+        self.telling.remove(path);
         for (probe, found) in wanted.into_iter().filter(|_| choice != Sites::Empty) {
             let Some(found) = found else {
                 continue;
             };
-            let site = Site {
-                probe,
-                path: target.python.file.open.clone(),
-                file: target.python.file.id(),
-                offset: found.file_offset,
-                probed: Probed::zeroed(),
-            };
-            self.attach_one(target, cookie, &site, engine);
+            let set = self.attach_one(target, cookie, probe, path, found, engine);
+            if probe == Probe::Module && set {
+                self.telling.insert(path.clone());
+            }
         }
     }
 
-    /// Sets a probe that can be done without.
-    fn attach_one(&mut self, target: &Target, cookie: u32, site: &Site, engine: &mut Engine) {
+    /// Sets a probe that can be done without; true if it fires in every process.
+    fn attach_one(
+        &mut self,
+        target: &Target,
+        cookie: u32,
+        probe: Probe,
+        path: &Path,
+        found: &target::Site,
+        engine: &mut Engine,
+    ) -> bool {
+        let Ok(identity) = engine.identity(path) else {
+            return false;
+        };
+        let site = Site { probe, path: path.to_owned(), offset: found.file_offset, probed: Probed::zeroed() };
         let scope =
             if self.every { Scope::Every } else { Scope::Process { pid: target.pid, target: cookie } };
-        let key = (site.probe, site.file, site.offset);
-        if !self.set.contains(&key) && engine.attach(scope, site).is_ok() && self.every {
+        let key = (probe, identity, site.offset);
+        if !self.set.contains(&key) && engine.attach(scope, &site).is_ok() && self.every {
             self.set.insert(key);
         }
+        self.set.contains(&key)
     }
 
     /// Sets the probes where event loops poll. Without them less is known of how long greenlets
@@ -110,23 +142,13 @@ impl Probes {
         let choice = self.choice;
         let sites = target.loops.iter().flat_map(|found| found.sites.iter().map(|site| (&found.file, site)));
         for (file, found) in sites.filter(|_| choice != Sites::Empty) {
-            let site = Site {
-                probe: Probe::Poll,
-                path: file.open.clone(),
-                file: file.id(),
-                offset: found.file_offset,
-                probed: Probed::zeroed(),
-            };
-            self.attach_one(target, cookie, &site, engine);
+            let _set = self.attach_one(target, cookie, Probe::Poll, &file.open, found, engine);
         }
     }
 
     /// Whether the kernel part tells when that process loads greenlet.
     pub(super) fn tell_modules_of(&self, target: &Target) -> bool {
-        let site = target.python.sites.module.as_ref();
-        site.is_some_and(|site| {
-            self.set.contains(&(Probe::Module, target.python.file.id(), site.file_offset))
-        })
+        self.telling.contains(&target.python.file.open)
     }
 
     /// Tells targets the number of their library. One without greenlet is told which it will
@@ -139,7 +161,7 @@ impl Probes {
         for target in recorded.iter_mut().filter(|target| target.library() == 0) {
             let version = target.target.python.version;
             let number = match &target.target.greenlet {
-                Some(own) => Some(self.number(own)),
+                Some(_) => self.numbers.get(&target.cookie).copied(),
                 None => {
                     let mut numbers = std::iter::once(near).chain(1..).take(self.libraries.len() + 1);
                     numbers.find(|number| fits(number, version))
@@ -153,11 +175,16 @@ impl Probes {
         }
     }
 
+    /// Whether a target's library is the one with that number.
+    pub(super) fn is(&self, number: u32, target: &Target, engine: &mut Engine) -> bool {
+        let own = target.greenlet.as_ref().and_then(|greenlet| identity(target, greenlet, engine).ok());
+        own.is_some() && own == self.known(number).map(|known| known.identity)
+    }
+
     /// The number of a library; 0 if it is not probed in every process.
-    pub(super) fn number(&self, greenlet: &Greenlet) -> u32 {
+    fn number(&self, identity: Identity) -> u32 {
         let mut numbered = self.libraries.iter().zip(1..);
-        let same = numbered.find(|(known, _)| known.greenlet.file.id() == greenlet.file.id());
-        same.map_or(0, |(_, number)| number)
+        numbered.find(|(known, _)| known.identity == identity).map_or(0, |(_, number)| number)
     }
 
     /// A library by its number, as it is mapped in some process.
@@ -170,6 +197,15 @@ impl Probes {
     }
 }
 
+fn identity(target: &Target, greenlet: &Greenlet, engine: &mut Engine) -> Result<Identity, SessionError> {
+    let path = &greenlet.file.open;
+    engine.identity(path).map_err(|source| SessionError::Library {
+        pid: target.pid,
+        path: path.clone(),
+        source,
+    })
+}
+
 fn sites(target: &Target, choice: Sites, inherit: bool, has_clocks: bool) -> Result<Vec<Site>, SessionError> {
     if target.greenlet.is_none() && has_clocks {
         // Its threads are recorded.
@@ -179,7 +215,6 @@ fn sites(target: &Target, choice: Sites, inherit: bool, has_clocks: bool) -> Res
     let site = |probe, site: &target::Site| Site {
         probe,
         path: found.file.open.clone(),
-        file: found.file.id(),
         offset: site.file_offset,
         probed: Probed {
             from_start: found.file.address(site.vaddr).0.wrapping_sub(found.module.start),

@@ -6,6 +6,7 @@
 
 mod children;
 mod clocks;
+mod containers;
 mod departures;
 mod ends;
 mod labels;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     names::cases(&mut cases);
     labels::cases(&mut cases);
     namespaces::cases(&mut cases);
+    containers::cases(&mut cases);
     oap::cases(&mut cases);
     outputs::cases(&mut cases);
     unticked::cases(&mut cases);

@@ -63,10 +63,9 @@ fn between(python: &Python, kind: &str) -> Result<()> {
         let found = found(&profile, function)?;
         println!("      {function}: {truth:?}, {found:?}");
         ensure!(truth.count > 10, "{function}: {truth:?}");
-        // A receipt that found its message there is no wait for the target, whatever it did.
-        ensure!(found.count >= truth.count, "{function}: {truth:?}, {found:?}");
         ensure!(found.least_ns <= truth.queued_ns, "{function}: {truth:?}, {found:?}");
-        // The target reads its clock a moment after it goes on.
+        // The target reads its clock a moment after it goes on, and takes a receipt for a wait
+        // whose message came just before.
         let late_ns = truth.ns.saturating_sub(found.ns);
         ensure!(found.most_ns + late_ns >= truth.queued_ns, "{function}: {truth:?}, {found:?}");
         ensure!(found.most_ns <= found.ns, "{function}: {found:?}");
