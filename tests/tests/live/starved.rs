@@ -82,7 +82,11 @@ fn starved(python: &Python, workload: &str, neighbours: &str, quota: Option<&Quo
     let throttled_ns = quota.map_or(Ok(0), Quota::throttled_ns)?;
     let profile = recording.stop()?;
     target.finish()?;
-    let fact = |name: &str| done["books"][name].as_u64().with_context(|| format!("no {name}"));
+    let fact = |name: &str| {
+        done.pointer(&format!("/books/{name}"))
+            .and_then(serde_json::Value::as_u64)
+            .with_context(|| format!("no {name}"))
+    };
     let truth = after
         .into_iter()
         .map(|(tid, sums)| (tid, sums.since(before.get(&tid).copied().unwrap_or_default())))
