@@ -11,6 +11,7 @@
 mod account;
 mod block;
 mod clock;
+mod code;
 mod emit;
 mod exec;
 mod fork;
@@ -75,6 +76,14 @@ fn greenlet_freed(ctx: ProbeContext) -> u32 {
 fn greenlet_made(ctx: ProbeContext) -> u32 {
     let object: u64 = ctx.arg(0).unwrap_or_default();
     label::on_made(&ctx, Addr(object));
+    0
+}
+
+/// CPython's `code_dealloc(PyCodeObject *)`: a code object is freed.
+#[uprobe]
+fn code_freed(ctx: ProbeContext) -> u32 {
+    code::on_freed(&ctx, Addr(ctx.arg(0).unwrap_or_default()));
+    maps::keep_normal_stack(&ctx);
     0
 }
 

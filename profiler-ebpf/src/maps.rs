@@ -13,6 +13,7 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use profiler_common::{
+    code::Codes,
     fault::Fault,
     label::{Label, PairKey, PairTotals},
     limits::{
@@ -82,6 +83,8 @@ static MODULES: Array<Module, { MAX_TARGETS as usize }> = Array::new();
 static PROBED: Array<Probed, { MAX_PROBED as usize }> = Array::new();
 #[btf_map]
 static TOTALS: Array<Totals, { MAX_TARGETS as usize }> = Array::new();
+#[btf_map]
+static CODES: Array<Codes, { MAX_TARGETS as usize }> = Array::new();
 #[btf_map]
 static GREENLETS: HashMap<GreenletKey, Greenlet, { DEFAULT_GREENLETS as usize }> = HashMap::new();
 #[btf_map]
@@ -237,6 +240,17 @@ pub fn totals(cookie: u64) -> Option<&'static mut Totals> {
     // SAFETY: the holder of the target's GIL writes it, and a thread's exit, which may
     // lose one of its own counts against it and touches no switch's.
     Some(unsafe { &mut *totals })
+}
+
+/// What is known of a target's code objects by their addresses.
+///
+/// The holder of the target's GIL says what is freed. What was told, and how many stacks have
+/// texts, others write as well: what is lost is told again, or not counted.
+#[inline(always)]
+pub fn codes(target: u64) -> Option<&'static mut Codes> {
+    let codes = CODES.get_ptr_mut(target as u32)?;
+    // SAFETY: an array's element lives as long as the program; see above.
+    Some(unsafe { &mut *codes })
 }
 
 /// Counts a fault.

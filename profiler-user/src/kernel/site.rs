@@ -17,6 +17,8 @@ pub enum Probe {
     Freed,
     /// At the function that makes a greenlet ready to start.
     Made,
+    /// At the function that frees a code object.
+    CodeFreed,
     /// At `PyModule_Create2`.
     Module,
     /// At `Py_RunMain`.
@@ -26,12 +28,13 @@ pub enum Probe {
 }
 
 impl Probe {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Switchstack,
         Self::Switch,
         Self::Initialstub,
         Self::Freed,
         Self::Made,
+        Self::CodeFreed,
         Self::Module,
         Self::Up,
         Self::Empty,
@@ -44,6 +47,7 @@ impl Probe {
             Self::Initialstub => "g_initialstub",
             Self::Freed => "greenlet_freed",
             Self::Made => "greenlet_made",
+            Self::CodeFreed => "code_freed",
             Self::Module => "module_made",
             Self::Up => "python_up",
             Self::Empty => "empty",

@@ -398,9 +398,12 @@ impl Closing<'_> {
         let mut known = FxHashSet::default();
         for (key, parts) in parts {
             known.insert(key);
-            // Time that was split because a code became another can't be split by label.
-            let single = parts.len() == 1;
-            for part in parts {
+            for part in self.joined(&key, parts) {
+                // Where each key stands for the same codes from first to last, that one of them is
+                // unknown was counted when its stack came, and not how much waited in it.
+                if self.target.stacks.are_for_good() && part.frames.iter().any(Frame::is_unknown) {
+                    *self.faults.entry(Fault::CodeReused).or_default() += part.count;
+                }
                 if part.count == 0 && part.ns == 0 {
                     continue;
                 }
@@ -415,10 +418,6 @@ impl Closing<'_> {
                     }
                 };
                 *self.seen.entry(state).or_default() += part.ns;
-                if !single {
-                    builder.add(&part.frames, state, pid, None, part.ns, part.count);
-                    continue;
-                }
                 for (label, ns, count) in self.by_label(&key, part.ns, part.count, profile) {
                     builder.add(&part.frames, state, pid, label, ns, count);
                 }
@@ -428,7 +427,9 @@ impl Closing<'_> {
             if totals.count > 0 && !known.contains(key) {
                 *self.faults.entry(Fault::StackUnknown).or_default() += 1;
                 let unknown: Arc<[Frame]> = Arc::new([Frame::UNKNOWN]);
-                builder.add(&unknown, State::Wait, pid, None, totals.ns, totals.count);
+                for (label, ns, count) in self.by_label(key, totals.ns, totals.count, profile) {
+                    builder.add(&unknown, State::Wait, pid, label, ns, count);
+                }
             }
         }
     }

@@ -18,6 +18,7 @@ mod recorded;
 mod records;
 mod sleeps;
 mod stacks;
+mod texts;
 mod ticks;
 mod watch;
 
@@ -80,10 +81,18 @@ pub enum Sites {
 impl Sites {
     const fn probes(self) -> &'static [Probe] {
         match self {
-            Self::Switchstack => &[Probe::Switchstack, Probe::Freed, Probe::Made, Probe::Module, Probe::Up],
-            Self::Pair => {
-                &[Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made, Probe::Module, Probe::Up]
+            Self::Switchstack => {
+                &[Probe::Switchstack, Probe::Freed, Probe::Made, Probe::CodeFreed, Probe::Module, Probe::Up]
             }
+            Self::Pair => &[
+                Probe::Switch,
+                Probe::Initialstub,
+                Probe::Freed,
+                Probe::Made,
+                Probe::CodeFreed,
+                Probe::Module,
+                Probe::Up,
+            ],
             // The engine always has it.
             Self::Empty => &[],
         }
@@ -209,6 +218,7 @@ pub fn record(
         probes.attach(&target.target, target.cookie, &mut engine)?;
     }
     probes.tell(&mut recorded, 0);
+    probes.tell_codes(&mut recorded);
     let mut wired = false;
     start_wire(&recorded, &mut wired, &mut engine, progress);
     let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {

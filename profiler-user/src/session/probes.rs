@@ -20,6 +20,9 @@ pub(super) struct Probes {
     /// Whether greenlets inherit labels.
     inherit: bool,
     set: HashSet<(Probe, File, u64)>,
+    /// Where they fire in one process: the targets of whose code objects it is told when they are
+    /// freed.
+    codes_of: HashSet<u32>,
     /// The libraries that are probed in every process. A library's number is its place here,
     /// from 1.
     libraries: Vec<Library>,
@@ -38,7 +41,14 @@ struct Library {
 impl Probes {
     pub(super) fn new(options: &Options, every: bool) -> Self {
         let inherit = options.inherit && options.labels != Labels::None;
-        Self { choice: options.sites, every, inherit, set: HashSet::new(), libraries: Vec::new() }
+        Self {
+            choice: options.sites,
+            every,
+            inherit,
+            set: HashSet::new(),
+            codes_of: HashSet::new(),
+            libraries: Vec::new(),
+        }
     }
 
     /// Sets those of a target.
@@ -74,9 +84,11 @@ impl Probes {
     /// Sets the probes in CPython that tell of new programs and of greenlet. Without them both
     /// are found by looks.
     fn attach_python(&mut self, target: &Target, cookie: u32, engine: &mut Engine) {
-        let PythonSites { module, up } = &target.python.sites;
-        let (module, up) = (module.as_ref(), up.as_ref().filter(|_| self.every));
-        let wanted = [(Probe::Module, module), (Probe::Up, up)];
+        self.codes_of.remove(&cookie);
+        let PythonSites { module, up, code_freed, code_type: _ } = &target.python.sites;
+        let up = up.as_ref().filter(|_| self.every);
+        let wanted =
+            [(Probe::CodeFreed, code_freed.as_ref()), (Probe::Module, module.as_ref()), (Probe::Up, up)];
         for (probe, found) in wanted.into_iter().filter(|_| self.choice != Sites::Empty) {
             let Some(found) = found else {
                 continue;
@@ -91,8 +103,13 @@ impl Probes {
             let scope =
                 if self.every { Scope::Every } else { Scope::Process { pid: target.pid, target: cookie } };
             let key = (probe, site.file, site.offset);
-            if !self.set.contains(&key) && engine.attach(scope, &site).is_ok() && self.every {
+            if self.set.contains(&key) || engine.attach(scope, &site).is_err() {
+                continue;
+            }
+            if self.every {
                 self.set.insert(key);
+            } else if probe == Probe::CodeFreed {
+                self.codes_of.insert(cookie);
             }
         }
     }
@@ -103,6 +120,19 @@ impl Probes {
         site.is_some_and(|site| {
             self.set.contains(&(Probe::Module, target.python.file.id(), site.file_offset))
         })
+    }
+
+    /// Tells targets of whose code objects it is told when they are freed.
+    pub(super) fn tell_codes(&self, recorded: &mut [Recorded]) {
+        for target in recorded {
+            let python = &target.target.python;
+            let told = python.sites.code_freed.as_ref().is_some_and(|site| {
+                self.set.contains(&(Probe::CodeFreed, python.file.id(), site.file_offset))
+            });
+            if told || self.codes_of.contains(&target.cookie) {
+                target.expect_texts();
+            }
+        }
     }
 
     /// Tells targets the number of their library. One without greenlet is told which it will

@@ -6,6 +6,7 @@
 
 mod children;
 mod clocks;
+mod codes;
 mod departures;
 mod ends;
 mod labels;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
+    codes::cases(&mut cases);
     lives::cases(&mut cases);
     ends::cases(&mut cases);
     service::cases(&mut cases);
