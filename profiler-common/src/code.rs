@@ -318,7 +318,7 @@ fn part(words: &[u64; 32], offset: u32) -> u64 {
 /// The same of a code object.
 #[inline(always)]
 fn of_code(words: &[u64; 32], offset: u32) -> u64 {
-    part(words, offset.wrapping_sub(TYPE_AT as u32))
+    part(words, offset.wrapping_sub(u32::from(TYPE_AT)))
 }
 
 /// No string has as many bytes.
