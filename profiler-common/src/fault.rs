@@ -56,7 +56,8 @@ pub enum Fault {
     StackUnknown = 22,
     /// The map of threads is full: this thread is missing from the list.
     ThreadsFull = 23,
-    /// A wait was counted for a code object whose address was reused meanwhile.
+    /// A wait was counted for a code object that is not known: its address was reused, or its text
+    /// is too long or one too many.
     CodeReused = 24,
     /// There was no more room for intervals: the timeline ends before this switch.
     IntervalsFull = 25,

@@ -11,6 +11,7 @@
 
 pub mod address;
 pub mod clock;
+pub mod code;
 pub mod fault;
 pub mod greenlet;
 pub mod label;

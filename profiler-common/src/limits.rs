@@ -73,6 +73,14 @@ pub const MAX_ENUMERATIONS: u32 = 8;
 /// Different stacks over all targets.
 pub const MAX_STACKS: u32 = 65_536;
 
+/// Words of the set of addresses at which a target's code objects were freed: with a thousand
+/// of them two in a hundred other codes are taken for such as well.
+pub const FREED_WORDS: usize = 1_024;
+
+/// Stacks of a target whose keys have a code's text in them; in what comes later such a code is
+/// unknown. Half of what there is room for.
+pub const MAX_TEXT_STACKS: u64 = 32_768;
+
 /// Times of a (stack, label) between two looks of user space, over all targets.
 pub const MAX_PAIRS: u32 = 65_536;
 

@@ -1,6 +1,10 @@
 //! Reading the memory of the profiled process.
 
-use crate::{address::Addr, fault::Fault};
+use crate::{
+    address::Addr,
+    code::{self, Room},
+    fault::Fault,
+};
 
 /// A source of a process's memory: the kernel's, a live process, a recording.
 ///
@@ -31,6 +35,13 @@ pub trait Memory {
             at = at.at(8);
         }
         Ok(())
+    }
+
+    /// Hashes a text, word by word: [`code::hash_word`]. The kernel's verifier wants such a loop
+    /// in a way of its own.
+    #[inline(always)]
+    fn hash_text(&mut self, room: &mut Room) {
+        while code::hash_word(room) {}
     }
 
     /// One word.

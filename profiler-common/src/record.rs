@@ -3,6 +3,7 @@
 use crate::{
     address::Addr,
     clock::{Clock, Gil, OFF_KINDS},
+    code::TextLayout,
     fault::Fault,
     label::{About, Blank, Label, LabelConfig},
     layout::Layout,
@@ -36,6 +37,9 @@ pub const CONFIG_CHILDREN: u32 = 8;
 
 /// [`TargetConfig::flags`]: requests are seen on the sockets that greenlets read.
 pub const CONFIG_WIRE: u32 = 16;
+
+/// [`TargetConfig::flags`]: it is told when a code object is freed.
+pub const CONFIG_CODES: u32 = 32;
 
 /// In the attach cookie of a probe that fires in every process: which target a hit is of,
 /// its thread's slot tells, or its process. The lower half is the number of its [`Probed`].
@@ -134,6 +138,8 @@ pod! {
         /// The greenlet library whose layout this is: [`Probed::library`]; 0 for none. It may
         /// not be loaded yet.
         pub library: u32,
+        /// Where the codes' texts are.
+        pub texts: TextLayout,
         /// Where the labels are.
         pub label: LabelConfig,
     }
@@ -572,10 +578,12 @@ pub enum Kind {
     Up = 12,
     /// [`OffRecord`].
     Off = 13,
+    /// A code's text: [`crate::code`].
+    Code = 14,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_768;
+pub const SLOT_BYTES: usize = 7_776;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

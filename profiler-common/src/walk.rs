@@ -14,9 +14,10 @@
 
 use crate::{
     address::Addr,
+    code::{self, Codes, TextLayout},
     fault::Fault,
     layout::PythonLayout,
-    limits::{MAX_FRAMES, WINDOW_SLACK_WORDS, WINDOW_WORDS},
+    limits::{MAX_FRAMES, MAX_TEXT_STACKS, WINDOW_SLACK_WORDS, WINDOW_WORDS},
     memory::Memory,
 };
 
@@ -54,7 +55,7 @@ pub(crate) struct RawFrame {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Frame {
-    /// The code object.
+    /// The code object; or, with [`code::BY_TEXT`], what stands for its text.
     pub code: Addr,
     /// Bytes from the code's first instruction to the current one; -1 before the first.
     pub instr: i32,
@@ -139,6 +140,13 @@ impl Window {
     #[inline(always)]
     pub const fn room(&mut self) -> &mut [u64; WINDOW_WORDS + WINDOW_SLACK_WORDS] {
         self.clear();
+        &mut self.words
+    }
+
+    /// What was made of it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&mut self) -> &mut [u64; WINDOW_WORDS + WINDOW_SLACK_WORDS] {
         &mut self.words
     }
 
@@ -276,6 +284,10 @@ pub struct Walk {
     /// The last frame was a shim: at the end, that the chain led to the root of its
     /// thread (CPython 3.12 on).
     pub rooted: bool,
+    /// What stands for the text in the window, if the last step left one there.
+    pub text: u64,
+    /// A code's text is in the key.
+    pub by_text: bool,
     /// The next frame, if it is outside the window, is taken for one in the data stack.
     data_stack: bool,
 }
@@ -301,6 +313,8 @@ impl Walk {
         self.fault = None;
         self.top_frame_only = start.top_frame_only;
         self.rooted = false;
+        self.text = 0;
+        self.by_text = false;
         self.data_stack = true;
     }
 
@@ -313,9 +327,23 @@ impl Walk {
         }
     }
 
-    /// The next frame.
+    /// The next frame, where no code object is freed.
     #[inline(always)]
     pub fn step<M: Memory>(&mut self, python: &PythonLayout, window: &mut Window, memory: &mut M) -> Step {
+        self.step_among(python, None, false, window, memory)
+    }
+
+    /// The next frame. If its code's address was another's before, its text is left in the
+    /// window; where the stack is being recorded (`telling`), also if it was not told yet.
+    #[inline(always)]
+    pub fn step_among<M: Memory>(
+        &mut self,
+        python: &PythonLayout,
+        codes: Option<(&Codes, &TextLayout)>,
+        telling: bool,
+        window: &mut Window,
+        memory: &mut M,
+    ) -> Step {
         let at = self.frame;
         if at == 0 {
             return Step::End;
@@ -339,8 +367,26 @@ impl Walk {
         let first = raw.code.0.wrapping_add(u64::from(python.code_instrs));
         let instr = raw.instr.wrapping_sub(first) as i32;
         self.depth += 1;
-        self.key.add(raw.code, instr);
-        Step::Frame(Frame { code: raw.code, instr, check: 0 })
+        let mut code = raw.code;
+        self.text = 0;
+        if let Some((codes, texts)) = codes {
+            let freed = codes.is_freed(code);
+            if freed && codes.text_stacks >= MAX_TEXT_STACKS {
+                code = Addr(code::TEXTS_FULL);
+            } else if freed || telling && !codes.is_told(code) {
+                // The copy of the data stack is gone, and is made again for the next frame.
+                self.data_stack = true;
+                self.text = code::text(texts, code, window.room(), memory);
+            }
+            if freed {
+                self.by_text = true;
+                if self.text != 0 {
+                    code = Addr(self.text);
+                }
+            }
+        }
+        self.key.add(code, instr);
+        Step::Frame(Frame { code, instr, check: 0 })
     }
 
     /// No more steps are taken ([`crate::limits::MAX_STEPS`]): a chain that goes on is cut.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use profiler_common::{
     address::Addr,
     clock::Gil,
+    code::TextLayout,
     fault::Fault,
     label::LabelConfig,
     layout::{ABSENT, GreenletLayout, Layout, PythonLayout},
@@ -93,6 +94,7 @@ fn config(python: PythonLayout) -> TargetConfig {
         namespace_inode: 0,
         made_ns: 0,
         library: 0,
+        texts: TextLayout::default(),
         label: LabelConfig::default(),
         hub_types: [Addr(0); 4],
         flags: 0,

@@ -11,6 +11,7 @@
 mod account;
 mod block;
 mod clock;
+mod code;
 mod emit;
 mod exec;
 mod fork;
@@ -83,6 +84,14 @@ fn greenlet_made(ctx: ProbeContext) -> u32 {
 #[uprobe]
 fn loop_polls(ctx: ProbeContext) -> u32 {
     poll::on_poll();
+    maps::keep_normal_stack(&ctx);
+    0
+}
+
+/// CPython's `code_dealloc(PyCodeObject *)`: a code object is freed.
+#[uprobe]
+fn code_freed(ctx: ProbeContext) -> u32 {
+    code::on_freed(&ctx, Addr(ctx.arg(0).unwrap_or_default()));
     maps::keep_normal_stack(&ctx);
     0
 }

@@ -13,6 +13,7 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use profiler_common::{
+    code::Codes,
     fault::Fault,
     label::{Label, PairKey, PairTotals},
     limits::{
@@ -83,6 +84,8 @@ static MODULES: Array<Module, { MAX_TARGETS as usize }> = Array::new();
 static PROBED: Array<Probed, { MAX_PROBED as usize }> = Array::new();
 #[btf_map]
 static TOTALS: Array<Totals, { MAX_TARGETS as usize }> = Array::new();
+#[btf_map]
+static CODES: Array<Codes, { MAX_TARGETS as usize }> = Array::new();
 #[btf_map]
 static GREENLETS: HashMap<GreenletKey, Greenlet, { DEFAULT_GREENLETS as usize }> = HashMap::new();
 #[btf_map]
@@ -253,6 +256,17 @@ pub fn totals(cookie: u64) -> Option<&'static mut Totals> {
     Some(unsafe { &mut *totals })
 }
 
+/// What is known of a target's code objects by their addresses.
+///
+/// The holder of the target's GIL says what is freed. What was told, and how many stacks have
+/// texts, others write as well: what is lost is told again, or not counted.
+#[inline(always)]
+pub fn codes(target: u64) -> Option<&'static mut Codes> {
+    let codes = CODES.get_ptr_mut(target as u32)?;
+    // SAFETY: an array's element lives as long as the program; see above.
+    Some(unsafe { &mut *codes })
+}
+
 /// Counts a fault.
 #[inline(always)]
 pub fn count(totals: &mut Totals, fault: Fault) {
@@ -296,7 +310,9 @@ pub fn stack(key: &StackKey) -> Option<&'static mut StackTotals> {
 }
 
 /// Makes a stack known.
-#[inline(always)]
+///
+/// Out of line: the row lies on the stack, and its caller's is scarce.
+#[inline(never)]
 pub fn insert_stack(key: &StackKey, target: u64) -> bool {
     STACKS
         .insert(key, StackTotals { ns: 0, count: 0, sent: 0, target: target as u32, queued: Queued::NONE }, 0)

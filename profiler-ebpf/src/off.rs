@@ -62,10 +62,9 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
     if leaf_frame(config, slot, &mut frame) != FOUND {
         return 0;
     }
-    let python = &config.layout.python;
     let mut empty = StackKey::empty(slot.target, owner);
     empty.add(Addr(slot.thread), 0);
-    stack::walk_on(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    stack::walk_on(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
     let Walk { key, fault, .. } = slot.scratch.walk;
     if fault.is_some() {
         return 0;
@@ -87,7 +86,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         return 0;
     }
     switch::about(config, slot, now, owner, empty);
-    if stack::ensure_sent(python, &mut slot.scratch, totals) {
+    if stack::ensure_sent(config, &mut slot.scratch, totals) {
         slot.sent_stack = key;
         slot.sent = config.sending;
     }

@@ -231,8 +231,8 @@ pub struct About {
     pub key: StackKey,
     /// [`profiler_common::record::TargetConfig::sending`].
     pub sending: u32,
-    /// None.
-    pub padding: u32,
+    /// Not 0 if there was no room to send all texts.
+    pub texts_lost: u32,
 }
 
 // User space writes it whole. (An error here names the size.)

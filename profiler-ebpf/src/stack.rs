@@ -4,15 +4,15 @@ use core::{ffi::c_void, mem::offset_of, ptr};
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use profiler_common::{
+    code::{BY_TEXT, Codes},
     fault::Fault,
-    layout::PythonLayout,
     limits::{MAX_FRAMES, MAX_STEPS},
-    record::{Kind, StackHead, StackRecord, Totals, VERSION},
+    record::{CONFIG_CODES, Kind, StackHead, StackRecord, TargetConfig, Totals, VERSION},
     walk::{Frame, StackKey, Start, Step, Walk, code_check},
 };
 
 use crate::{
-    emit,
+    code, emit,
     maps::{self, count},
     memory::{StagedMemory, UserMemory},
     slot::Scratch,
@@ -20,7 +20,8 @@ use crate::{
 
 /// What the iterations of a walk share.
 struct Iteration<'a> {
-    python: &'a PythonLayout,
+    config: &'a TargetConfig,
+    codes: &'a mut Codes,
     scratch: &'a mut Scratch,
     record: *mut StackRecord,
 }
@@ -29,8 +30,10 @@ type Callback = unsafe extern "C" fn(u32, *mut c_void) -> i64;
 
 unsafe extern "C" fn hash_frame(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `iterate` passes its `Iteration`.
-    let Iteration { python, scratch, record: _ } = unsafe { &mut *context.cast::<Iteration<'_>>() };
-    match scratch.walk.step(python, &mut scratch.window, &mut StagedMemory) {
+    let Iteration { config, codes, scratch, record: _ } = unsafe { &mut *context.cast::<Iteration<'_>>() };
+    let among = Some((&**codes, &config.texts));
+    match scratch.walk.step_among(&config.layout.python, among, false, &mut scratch.window, &mut StagedMemory)
+    {
         Step::Frame(_) | Step::Shim => 0,
         Step::End => 1,
     }
@@ -38,15 +41,25 @@ unsafe extern "C" fn hash_frame(_index: u32, context: *mut c_void) -> i64 {
 
 unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
     // SAFETY: `iterate` passes its `Iteration`.
-    let Iteration { python, scratch, record } = unsafe { &mut *context.cast::<Iteration<'_>>() };
+    let Iteration { config, codes, scratch, record } = unsafe { &mut *context.cast::<Iteration<'_>>() };
+    let python = &config.layout.python;
     let index = scratch.walk.depth;
-    match scratch.walk.step(python, &mut scratch.window, &mut UserMemory) {
+    let among = Some((&**codes, &config.texts));
+    let telling = config.flags & CONFIG_CODES != 0;
+    match scratch.walk.step_among(python, among, telling, &mut scratch.window, &mut UserMemory) {
         Step::Frame(frame) => {
             if index >= MAX_FRAMES {
                 return 1;
             }
             // 0 is no check value: user space will not name this frame.
-            let check = code_check(python, frame.code, &mut UserMemory, &mut scratch.words).unwrap_or(0);
+            // 0 is no check value: user space will not name this frame without its text.
+            let mut check = 0;
+            if frame.code.0 & BY_TEXT == 0 {
+                check = code_check(python, frame.code, &mut UserMemory, &mut scratch.words).unwrap_or(0);
+            }
+            if scratch.walk.text != 0 {
+                code::tell(scratch, codes, frame.code);
+            }
             let frames = (*record).cast::<u8>().wrapping_add(offset_of!(StackRecord, frames)).cast::<Frame>();
             let place = frames.wrapping_add(index as usize);
             // SAFETY: `index` is below the length of `frames`, which are this task's own.
@@ -70,19 +83,27 @@ fn iterate(iteration: &mut Iteration<'_>, callback: Callback) {
 
 /// Walks from `start`; the result is in `scratch.walk`.
 #[inline(always)]
-pub fn walk(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Scratch) {
+pub fn walk(start: Start, key: StackKey, config: &TargetConfig, target: u64, scratch: &mut Scratch) {
     scratch.window.clear();
     scratch.start = start;
     scratch.walk.begin(&start, key);
-    iterate(&mut Iteration { python, scratch, record: ptr::null_mut() }, hash_frame);
+    hash(config, target, scratch);
+}
+
+#[inline(always)]
+fn hash(config: &TargetConfig, target: u64, scratch: &mut Scratch) {
+    // A target's number is in range.
+    if let Some(codes) = maps::codes(target) {
+        iterate(&mut Iteration { config, codes, scratch, record: ptr::null_mut() }, hash_frame);
+    }
 }
 
 /// The same where what lies around its leaf is in the window, copied just now.
 #[inline(always)]
-pub fn walk_on(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut Scratch) {
+pub fn walk_on(start: Start, key: StackKey, config: &TargetConfig, target: u64, scratch: &mut Scratch) {
     scratch.start = start;
-    scratch.walk.begin_in(&start, key, python, &scratch.window);
-    iterate(&mut Iteration { python, scratch, record: ptr::null_mut() }, hash_frame);
+    scratch.walk.begin_in(&start, key, &config.layout.python, &scratch.window);
+    hash(config, target, scratch);
 }
 
 /// Makes the stack just walked known, and sends its frames if they were not sent yet.
@@ -90,12 +111,18 @@ pub fn walk_on(start: Start, key: StackKey, python: &PythonLayout, scratch: &mut
 /// `scratch.about` says what goes into the record. Returns whether they are sent. Out
 /// of line: it happens once per stack.
 #[inline(never)]
-pub fn ensure_sent(python: &PythonLayout, scratch: &mut Scratch, totals: &mut Totals) -> bool {
+pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut Totals) -> bool {
     let key = scratch.about.key;
     let sending = scratch.about.sending;
-    if maps::stack(&key).is_none() && !maps::insert_stack(&key, scratch.about.target) {
-        count(totals, Fault::StacksFull);
+    let Some(codes) = maps::codes(scratch.about.target) else {
         return false;
+    };
+    if maps::stack(&key).is_none() {
+        if !maps::insert_stack(&key, scratch.about.target) {
+            count(totals, Fault::StacksFull);
+            return false;
+        }
+        codes.text_stacks += u64::from(scratch.walk.by_text);
     }
     let Some(known) = maps::stack(&key) else {
         return false;
@@ -109,8 +136,9 @@ pub fn ensure_sent(python: &PythonLayout, scratch: &mut Scratch, totals: &mut To
     };
     let record = record.as_ptr();
     scratch.window.clear();
+    scratch.about.texts_lost = 0;
     scratch.walk.begin(&scratch.start, scratch.about.empty);
-    iterate(&mut Iteration { python, scratch, record }, record_frame);
+    iterate(&mut Iteration { config, codes, scratch, record }, record_frame);
     let Walk { key: again, depth, fault, .. } = scratch.walk;
     if again != key {
         count(totals, Fault::StackMoved);
@@ -131,6 +159,11 @@ pub fn ensure_sent(python: &PythonLayout, scratch: &mut Scratch, totals: &mut To
     head.fault = fault.map_or(0, |fault| fault as u32 + 1);
     let bytes = size_of::<StackHead>() as u64 + u64::from(depth) * size_of::<Frame>() as u64;
     if !emit::send(record, bytes, true) {
+        count(totals, Fault::RingFullStack);
+        return false;
+    }
+    if scratch.about.texts_lost != 0 {
+        // Its frames' names come with the next ones.
         count(totals, Fault::RingFullStack);
         return false;
     }

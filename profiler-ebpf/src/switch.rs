@@ -287,9 +287,8 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
         count(totals, Fault::ReadState);
         return 0;
     };
-    let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, greenlet.type_object);
-    stack::walk(start, empty, python, &mut slot.scratch);
+    stack::walk(start, empty, config, slot.target, &mut slot.scratch);
     let Walk { key, depth, fault, .. } = slot.scratch.walk;
     if let Some(fault) = fault {
         count(totals, fault);
@@ -309,7 +308,7 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
         }
     }
     about(config, slot, *now, greenlet.type_object, empty);
-    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+    let _sent = stack::ensure_sent(config, &mut slot.scratch, totals);
     0
 }
 
@@ -445,9 +444,8 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
         count(totals, Fault::ThreadState);
         return is_dead(config, slot, from);
     };
-    let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, from.type_object);
-    stack::walk(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    stack::walk(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
     let Walk { key, depth, fault, .. } = slot.scratch.walk;
     if let Some(fault) = fault {
         count(totals, fault);
@@ -463,7 +461,7 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     }
     if key != previous || from.sent != config.sending {
         about(config, slot, *now, from.type_object, empty);
-        let sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+        let sent = stack::ensure_sent(config, &mut slot.scratch, totals);
         from.sent = if sent { config.sending } else { 0 };
     }
     from.stack = key;

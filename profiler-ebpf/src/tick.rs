@@ -119,7 +119,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
     }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, ON_CPU_OWNER);
-    stack::walk_on(Start { frame, top_frame_only: false }, empty, python, &mut slot.scratch);
+    stack::walk_on(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
     let Walk { key, fault, rooted, .. } = slot.scratch.walk;
     // From CPython 3.12 on a chain ends in a shim.
     let whole = rooted || python.tstate_status == ABSENT;
@@ -130,7 +130,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
         None | Some(_) => return Err(Fault::TickTorn),
     }
     switch::about(config, slot, now, ON_CPU_OWNER, empty);
-    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+    let _sent = stack::ensure_sent(config, &mut slot.scratch, totals);
     slot.tick.stack = key;
     let given = current.as_ref().map_or(Label::NONE, |current| current.given);
     if label::wanted(config, &given) {

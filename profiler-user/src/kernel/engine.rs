@@ -18,6 +18,7 @@ use aya::{
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
+    code::Codes,
     label::{Label, PairKey, PairTotals},
     limits::{MAX_PROBED, MAX_TARGETS},
     record::{
@@ -50,6 +51,7 @@ pub struct Engine {
     pub(super) ebpf: Ebpf,
     configs: Row<TargetConfig, { size_of::<TargetConfig>() }>,
     pub(super) totals: Row<Totals, { size_of::<Totals>() }>,
+    codes: Row<Codes, { size_of::<Codes>() }>,
     modules: Row<Module, { size_of::<Module>() }>,
     probed: Row<Probed, { size_of::<Probed>() }>,
     /// How many of `probed` are in use.
@@ -123,6 +125,7 @@ impl Engine {
         Ok(Self {
             configs: Row::take(&mut ebpf, "CONFIGS")?,
             totals: Row::take(&mut ebpf, "TOTALS")?,
+            codes: Row::take(&mut ebpf, "CODES")?,
             modules: Row::take(&mut ebpf, "MODULES")?,
             probed: Row::take(&mut ebpf, "PROBED")?,
             probed_count: 0,
@@ -492,6 +495,7 @@ impl Engine {
         self.totals.set(target, &nothing)?;
         self.modules.set(target, &bytemuck::Zeroable::zeroed())?;
         self.configs.set(target, &bytemuck::Zeroable::zeroed())?;
+        self.codes.set(target, &bytemuck::Zeroable::zeroed())?;
         self.free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })
     }
 }

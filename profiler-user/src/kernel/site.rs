@@ -19,6 +19,8 @@ pub enum Probe {
     Made,
     /// Where an event loop polls.
     Poll,
+    /// At the function that frees a code object.
+    CodeFreed,
     /// At `PyModule_Create2`.
     Module,
     /// At `Py_RunMain`.
@@ -30,13 +32,14 @@ pub enum Probe {
 }
 
 impl Probe {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Switchstack,
         Self::Switch,
         Self::Initialstub,
         Self::Freed,
         Self::Made,
         Self::Poll,
+        Self::CodeFreed,
         Self::Module,
         Self::Up,
         Self::Mapped,
@@ -51,6 +54,7 @@ impl Probe {
             Self::Freed => "greenlet_freed",
             Self::Made => "greenlet_made",
             Self::Poll => "loop_polls",
+            Self::CodeFreed => "code_freed",
             Self::Module => "module_made",
             Self::Up => "python_up",
             Self::Mapped => "mapped",

@@ -56,6 +56,12 @@ impl Frame {
 
     /// A frame of which nothing is known.
     pub const UNKNOWN: Self = Self { function: None, file: None, line: None };
+
+    /// Whether it is one of these.
+    #[must_use]
+    pub const fn is_unknown(&self) -> bool {
+        self.function.is_none()
+    }
 }
 
 /// What a stack's time was spent in.

@@ -84,12 +84,20 @@ fn decode(
     Ok(Code {
         qualname: text::string(memory, layout, qualname)?,
         filename: text::string(memory, layout, filename)?,
-        // A line is never negative; CPython's own synthetic code has 0 or 1.
-        firstlineno: if firstlineno > i32::MAX as u32 { 0 } else { firstlineno },
+        firstlineno: first_line(firstlineno),
         linetable: text::bytes(memory, layout, linetable)?,
-        // Of two bytes each; what can't be hides nothing.
-        first_traceable: if first_traceable < MAX_FIRST_TRACEABLE { 2 * first_traceable } else { 0 },
+        first_traceable: first_traceable_at(first_traceable),
     })
+}
+
+/// A line is never negative; CPython's own synthetic code has 0 or 1.
+pub(crate) const fn first_line(firstlineno: u32) -> u32 {
+    if firstlineno > i32::MAX as u32 { 0 } else { firstlineno }
+}
+
+/// The offset of an instruction, of two bytes each; what can't be hides nothing.
+pub(crate) const fn first_traceable_at(first_traceable: u32) -> u32 {
+    if first_traceable < MAX_FIRST_TRACEABLE { 2 * first_traceable } else { 0 }
 }
 
 fn is_code(memory: &mut impl Bytes, layout: &ObjectLayout, at: Addr) -> Result<(), Fault> {

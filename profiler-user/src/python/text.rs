@@ -46,7 +46,7 @@ pub fn string(memory: &mut impl Bytes, layout: &ObjectLayout, at: Addr) -> Resul
 }
 
 /// Code points of `width` bytes as text; lone surrogates become U+FFFD.
-fn decode(bytes: &[u8], width: u32, ascii: bool) -> Option<String> {
+pub(crate) fn decode(bytes: &[u8], width: u32, ascii: bool) -> Option<String> {
     let shown = |point: u32| char::from_u32(point).unwrap_or(char::REPLACEMENT_CHARACTER);
     match width {
         1 if ascii && !bytes.is_ascii() => None,

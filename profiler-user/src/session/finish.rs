@@ -398,9 +398,12 @@ impl Closing<'_> {
         let mut known = FxHashSet::default();
         for (key, parts) in parts {
             known.insert(key);
-            // Time that was split because a code became another can't be split by label.
-            let single = parts.len() == 1;
-            for part in parts {
+            for part in self.joined(&key, parts) {
+                // Where each key stands for the same codes from first to last, that one of them is
+                // unknown was counted when its stack came, and not how much waited in it.
+                if self.target.stacks.are_for_good() && part.frames.iter().any(Frame::is_unknown) {
+                    *self.faults.entry(Fault::CodeReused).or_default() += part.count;
+                }
                 if part.count == 0 && part.ns == 0 {
                     continue;
                 }
@@ -416,8 +419,7 @@ impl Closing<'_> {
                 };
                 *self.seen.entry(state).or_default() += part.ns;
                 let waits = Waits { ns: part.ns, count: part.count, queued: part.queued };
-                let by_label = if single { self.by_label(&key, waits, profile) } else { vec![(None, waits)] };
-                for (label, Waits { ns, count, queued }) in by_label {
+                for (label, Waits { ns, count, queued }) in self.by_label(&key, waits, profile) {
                     if state == State::Wait {
                         builder.add_waits(&part.frames, pid, label, &Waits { ns, count, queued });
                     } else {
@@ -431,7 +433,9 @@ impl Closing<'_> {
                 *self.faults.entry(Fault::StackUnknown).or_default() += 1;
                 let unknown: Arc<[Frame]> = Arc::new([Frame::UNKNOWN]);
                 let StackTotals { ns, count, queued, .. } = *totals;
-                builder.add_waits(&unknown, pid, None, &Waits { ns, count, queued });
+                for (label, waits) in self.by_label(key, Waits { ns, count, queued }, profile) {
+                    builder.add_waits(&unknown, pid, label, &waits);
+                }
             }
         }
     }

@@ -236,6 +236,7 @@ impl Session {
             attached.push(self.probes.attach(&target.target, target.cookie, &mut self.engine));
         }
         self.probes.tell(&mut armed, near);
+        self.probes.tell_codes(&mut armed);
         // There may be a library more than before.
         self.probes.tell(recorded, 0);
         for (mut target, attached) in armed.into_iter().zip(attached) {

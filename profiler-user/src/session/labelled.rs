@@ -1,5 +1,7 @@
 //! Whose work was done: the tracer of a target, its labels, and their times.
 
+use std::sync::Arc;
+
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
@@ -15,10 +17,12 @@ use profiler_common::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{finish::Closing, recorded::Recorded, ticks::Samples};
+use super::{finish::Closing, recorded::Recorded, stacks::Part, ticks::Samples};
 use crate::{
     memory::Cached,
-    profile::{self, Clocked, Labelled, Profile, Queued, RequestRow, Sample, TotalsRow, TracerRow, Waits},
+    profile::{
+        self, Clocked, Frame, Labelled, Profile, Queued, RequestRow, Sample, TotalsRow, TracerRow, Waits,
+    },
     target::{self, FoundGreenlet, GreenletState},
     timeline::lives::{Life, Open},
     trace::{self, Identity, Request, Tracer},
@@ -340,6 +344,34 @@ impl Closing<'_> {
         }
         let dropped = work.dropped + work.labels.dropped();
         *self.faults.entry(Fault::LabelsFull).or_default() += dropped;
+    }
+
+    /// The parts of a stack's time, as one where some of it has a label: time that was split
+    /// because a code became another can't be split by label, and which code it was matters less
+    /// than whose work. The frames in which the parts differ are unknown then.
+    pub(super) fn joined(&mut self, key: &StackKey, mut parts: Vec<Part>) -> Vec<Part> {
+        if parts.len() < 2 || !self.sorted.of_stack.contains_key(key) {
+            return parts;
+        }
+        let Some(mut whole) = parts.pop() else {
+            return parts;
+        };
+        for part in parts {
+            let same = part.frames.len() == whole.frames.len();
+            let both = part.frames.iter().zip(whole.frames.iter());
+            whole.frames = if same {
+                both.map(|(a, b)| if a == b { a.clone() } else { Frame::UNKNOWN }).collect()
+            } else {
+                Arc::new([Frame::UNKNOWN])
+            };
+            whole.ns += part.ns;
+            whole.count += part.count;
+            // What was unknown before was counted then.
+            if !part.frames.iter().any(Frame::is_unknown) {
+                *self.faults.entry(Fault::CodeReused).or_default() += part.count;
+            }
+        }
+        vec![whole]
     }
 
     /// A stack's completed time by label; the rest of it has none.

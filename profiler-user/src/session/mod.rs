@@ -18,6 +18,7 @@ mod recorded;
 mod records;
 mod sleeps;
 mod stacks;
+mod texts;
 mod ticks;
 mod watch;
 
@@ -80,15 +81,22 @@ pub enum Sites {
 impl Sites {
     const fn probes(self) -> &'static [Probe] {
         match self {
-            Self::Switchstack => {
-                &[Probe::Switchstack, Probe::Freed, Probe::Made, Probe::Poll, Probe::Module, Probe::Up]
-            }
+            Self::Switchstack => &[
+                Probe::Switchstack,
+                Probe::Freed,
+                Probe::Made,
+                Probe::CodeFreed,
+                Probe::Poll,
+                Probe::Module,
+                Probe::Up,
+            ],
             Self::Pair => &[
                 Probe::Switch,
                 Probe::Initialstub,
                 Probe::Freed,
                 Probe::Made,
                 Probe::Poll,
+                Probe::CodeFreed,
                 Probe::Module,
                 Probe::Up,
             ],
@@ -217,6 +225,7 @@ pub fn record(
         probes.attach(&target.target, target.cookie, &mut engine)?;
     }
     probes.tell(&mut recorded, 0);
+    probes.tell_codes(&mut recorded);
     let mut wired = false;
     start_wire(&recorded, &mut wired, &mut engine, progress);
     let rate = options.rate.filter(|rate| match engine.start_ticks(*rate) {

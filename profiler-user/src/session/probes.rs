@@ -23,6 +23,8 @@ pub(super) struct Probes {
     /// Whether greenlets inherit labels.
     inherit: bool,
     set: HashSet<(Probe, Identity, u64)>,
+    /// The targets of whose code objects it is told when they are freed.
+    codes_of: HashSet<u32>,
     /// The libraries that are probed in every process. A library's number is its place here,
     /// from 1.
     libraries: Vec<Library>,
@@ -49,6 +51,7 @@ impl Probes {
             every,
             inherit,
             set: HashSet::new(),
+            codes_of: HashSet::new(),
             libraries: Vec::new(),
             numbers: HashMap::new(),
             telling: HashSet::new(),
@@ -96,24 +99,30 @@ impl Probes {
     /// are found by looks.
     fn attach_python(&mut self, target: &Target, cookie: u32, engine: &mut Engine) {
         let choice = self.choice;
-        let PythonSites { module, up } = &target.python.sites;
-        let (module, up) = (module.as_ref(), up.as_ref().filter(|_| self.every));
-        let wanted = [(Probe::Module, module), (Probe::Up, up)];
+        let PythonSites { module, up, code_freed, code_type: _ } = &target.python.sites;
+        let up = up.as_ref().filter(|_| self.every);
+        let wanted =
+            [(Probe::CodeFreed, code_freed.as_ref()), (Probe::Module, module.as_ref()), (Probe::Up, up)];
         let path = &target.python.file.open;
         // Of another process before, perhaps.
         self.telling.remove(path);
+        self.codes_of.remove(&cookie);
         for (probe, found) in wanted.into_iter().filter(|_| choice != Sites::Empty) {
             let Some(found) = found else {
                 continue;
             };
-            let set = self.attach_one(target, cookie, probe, path, found, engine);
-            if probe == Probe::Module && set {
+            if !self.attach_one(target, cookie, probe, path, found, engine) {
+                continue;
+            }
+            if probe == Probe::CodeFreed {
+                self.codes_of.insert(cookie);
+            } else if probe == Probe::Module && self.every {
                 self.telling.insert(path.clone());
             }
         }
     }
 
-    /// Sets a probe that can be done without; true if it fires in every process.
+    /// Sets a probe that can be done without; true if it is set.
     fn attach_one(
         &mut self,
         target: &Target,
@@ -130,10 +139,14 @@ impl Probes {
         let scope =
             if self.every { Scope::Every } else { Scope::Process { pid: target.pid, target: cookie } };
         let key = (probe, identity, site.offset);
-        if !self.set.contains(&key) && engine.attach(scope, &site).is_ok() && self.every {
+        if self.set.contains(&key) {
+            return true;
+        }
+        let set = engine.attach(scope, &site).is_ok();
+        if set && self.every {
             self.set.insert(key);
         }
-        self.set.contains(&key)
+        set
     }
 
     /// Sets the probes where event loops poll. Without them less is known of how long greenlets
@@ -149,6 +162,13 @@ impl Probes {
     /// Whether the kernel part tells when that process loads greenlet.
     pub(super) fn tell_modules_of(&self, target: &Target) -> bool {
         self.telling.contains(&target.python.file.open)
+    }
+
+    /// Tells targets of whose code objects it is told when they are freed.
+    pub(super) fn tell_codes(&self, recorded: &mut [Recorded]) {
+        for target in recorded.iter_mut().filter(|target| self.codes_of.contains(&target.cookie)) {
+            target.expect_texts();
+        }
     }
 
     /// Tells targets the number of their library. One without greenlet is told which it will

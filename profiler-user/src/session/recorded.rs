@@ -6,15 +6,16 @@ use bytemuck::Zeroable as _;
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
+    code::TextLayout,
     fault::Fault,
     label::{Label, LabelConfig},
     layout::Layout,
     limits::{HUB_TYPES, MAX_ENUMERATIONS},
     owner::{ON_CPU_OWNER, off_of},
     record::{
-        ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, CONFIG_WIRE,
-        EndRecord, ForkRecord, GREENLET_FIRST, Greenlet as KernelGreenlet, Kin, StackHead, StackTotals,
-        TargetConfig, TickRecord, Totals,
+        ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_CODES, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES,
+        CONFIG_WIRE, EndRecord, ForkRecord, GREENLET_FIRST, Greenlet as KernelGreenlet, Kin, StackHead,
+        StackTotals, TargetConfig, TickRecord, Totals,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -35,7 +36,7 @@ use crate::{
     kernel::{Engine, Kept},
     memory::{Cached, LiveProcess},
     profile::Frame,
-    python::field,
+    python::{field, objects::ObjectLayout},
     target::{self, Faults, FoundGreenlet, Greenlet, Kinds, Target, TypeInfo},
     timeline::intervals::Intervals,
 };
@@ -171,6 +172,7 @@ impl Recorded {
             code_framesize: target.python.objects.code_framesize,
             code_nlocalsplus: target.python.objects.code_nlocalsplus,
             code_stacksize: target.python.objects.code_stacksize,
+            texts: texts_of(&target.python.objects, target.python.sites.code_type),
             label: LabelConfig::default(),
             namespace_device: device,
             namespace_inode: inode,
@@ -303,6 +305,13 @@ impl Recorded {
         self.config.library = library;
         self.config.layout.greenlet = greenlet.layout;
         self.config_changed = true;
+    }
+
+    /// It is told when one of its code objects is freed.
+    pub(super) fn expect_texts(&mut self) {
+        self.config.flags |= CONFIG_CODES;
+        self.config_changed = true;
+        self.stacks.expect_texts();
     }
 
     /// It has loaded a library since it was looked at.
@@ -554,5 +563,26 @@ impl Recorded {
             // Not there or not readable: nothing was counted that could be split.
             engine.stack(&key).ok().flatten().unwrap_or_else(StackTotals::zeroed)
         });
+    }
+}
+
+/// Where the kernel part finds what code objects show.
+pub(super) const fn texts_of(objects: &ObjectLayout, code_type: Addr) -> TextLayout {
+    TextLayout {
+        code_type,
+        code_firstlineno: objects.code_firstlineno,
+        code_firsttraceable: objects.code_firsttraceable,
+        code_filename: objects.code_filename,
+        str_length: objects.str_length,
+        str_state: objects.str_state,
+        str_kind_bit: objects.str_kind_bit,
+        str_kind_bits: objects.str_kind_bits,
+        str_compact_bit: objects.str_compact_bit,
+        str_ascii_bit: objects.str_ascii_bit,
+        str_ascii_data: objects.str_ascii_data,
+        str_compact_data: objects.str_compact_data,
+        object_size: objects.object_size,
+        bytes_data: objects.bytes_data,
+        padding: 0,
     }
 }

@@ -10,7 +10,7 @@ use profiler_common::{
 };
 use rustc_hash::FxHashMap;
 
-use super::recorded::Recorded;
+use super::{recorded::Recorded, texts};
 use crate::{kernel::Engine, timeline::intervals::Switch};
 
 /// What a record was.
@@ -125,6 +125,10 @@ pub(super) fn take(
         && let Some(off) = part::<OffRecord>(record)
     {
         target.feed_off(&off);
+    } else if known == Kind::Code as u32
+        && let Some((code, text)) = texts::parse(record)
+    {
+        target.stacks.tell(code, text);
     } else {
         target.fault(Fault::BadRecord);
     }

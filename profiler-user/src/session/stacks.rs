@@ -1,14 +1,19 @@
 //! The stacks of one target: their frames' names, and how long they hold.
 //!
-//! A stack's key is made of code addresses, and addresses are reused. So every frame
-//! comes with a check value of its code object, the codes are checked again every
-//! turn, and time that a stack got while one of its codes became another is shown
-//! with that frame unknown ([`Fault::CodeReused`]).
+//! A stack's key is made of code addresses, and addresses are reused. Where the kernel part is
+//! told of each code object that is freed, what is met at such an address is known by its
+//! text ([`profiler_common::code`]): then a key's frames are the same from first to last, and
+//! their names come with the first of them.
+//!
+//! Where it is not told every frame comes with a check value of its code object, the codes are
+//! checked again every turn, and time that a stack got while one of its codes became another is
+//! shown with that frame unknown ([`Fault::CodeReused`]).
 
 use std::{collections::HashMap, sync::Arc};
 
 use profiler_common::{
     address::Addr,
+    code::BY_TEXT,
     fault::Fault,
     layout::PythonLayout,
     memory::Memory,
@@ -84,6 +89,9 @@ pub(super) struct Stacks {
     /// one since, when its names' hashes were computed.
     checks: FxHashMap<Addr, u32>,
     faults: HashMap<Fault, u64>,
+    /// By what stands for them in keys, the codes that were met: each stands for one code only.
+    /// None where it is not told which are freed.
+    texts: Option<FxHashMap<Addr, Arc<Named>>>,
     /// The processes that it was forked from, the last one first: what is not there any
     /// more may be there.
     elders: Vec<LiveProcess>,
@@ -101,6 +109,7 @@ impl Stacks {
             codes: FxHashMap::default(),
             checks: FxHashMap::default(),
             faults: HashMap::new(),
+            texts: None,
             elders: Vec::new(),
         }
     }
@@ -112,7 +121,25 @@ impl Stacks {
             elders: std::iter::once(elder).chain(self.elders.iter().cloned()).collect(),
             codes: self.codes.clone(),
             checks: self.checks.clone(),
+            texts: self.texts.as_ref().map(|_| FxHashMap::default()),
             ..Self::new(self.python, self.objects)
+        }
+    }
+
+    /// It is told from now on which codes are freed.
+    pub(super) fn expect_texts(&mut self) {
+        self.texts.get_or_insert_default();
+    }
+
+    /// Whether a key's frames are the same from first to last.
+    pub(super) const fn are_for_good(&self) -> bool {
+        self.texts.is_some()
+    }
+
+    /// The text of a code came, of which there are stacks from now on.
+    pub(super) fn tell(&mut self, stands: Addr, code: Code) {
+        if let Some(texts) = &mut self.texts {
+            texts.entry(stands).or_insert_with(|| Named::new(code));
         }
     }
 
@@ -139,6 +166,10 @@ impl Stacks {
         memory: &mut M,
         totals: impl FnOnce() -> StackTotals,
     ) {
+        if self.texts.is_some() {
+            self.take_for_good(taken, memory);
+            return;
+        }
         for frame in &mut taken.frames {
             frame.check = self.check(frame, memory);
         }
@@ -173,6 +204,48 @@ impl Stacks {
                 known.validated = now;
             }
         }
+    }
+
+    /// The same where a key stands for the same codes from first to last.
+    fn take_for_good<M: Bytes>(&mut self, taken: Taken, memory: &mut M) {
+        let whole = |known: &Known| !known.frames.iter().any(Frame::is_unknown);
+        if self.known.get(&taken.key).is_some_and(whole) {
+            return;
+        }
+        let mut shown = Vec::with_capacity(taken.frames.len());
+        for frame in taken.frames.iter().rev() {
+            let code = self.for_good(frame, memory);
+            shown.extend(self.named(code, frame.instr));
+        }
+        let frames = self.shared(shown.into());
+        let known = Known {
+            taken,
+            frames,
+            shown: Vec::new(),
+            validated: NOTHING,
+            past_ns: 0,
+            past_count: 0,
+            past_queued: Queued::NONE,
+            past: Vec::new(),
+        };
+        self.known.insert(known.taken.key, known);
+    }
+
+    /// The code that a frame's address stands for.
+    fn for_good<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Result<Arc<Named>, Fault> {
+        let known = |texts: &FxHashMap<_, _>| texts.get(&frame.code).map(Arc::clone);
+        if let Some(code) = self.texts.as_ref().and_then(known) {
+            return Ok(code);
+        }
+        if frame.code.0 & BY_TEXT != 0 || frame.check == 0 {
+            return Err(Fault::CodeChanged);
+        }
+        // Its text was not sent: another's was, whose address has the same bit; or it is too long.
+        let code = Named::new(self.read(frame, memory)?);
+        if let Some(texts) = &mut self.texts {
+            texts.insert(frame.code, Arc::clone(&code));
+        }
+        Ok(code)
     }
 
     /// The check value by which the frame's code goes, if it is the same code.
@@ -215,13 +288,18 @@ impl Stacks {
 
     /// `None` for a frame that Python does not show.
     fn frame<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Option<Frame> {
-        match self.code(frame, memory) {
-            Ok(code) => code.code.shows(frame.instr).then(|| Frame {
+        let code = self.code(frame, memory);
+        self.named(code, frame.instr)
+    }
+
+    /// The frame of a code, at that instruction; `None` if Python does not show it.
+    fn named(&mut self, code: Result<Arc<Named>, Fault>, instr: i32) -> Option<Frame> {
+        match code {
+            Ok(code) => code.code.shows(instr).then(|| Frame {
                 function: Some(Arc::clone(&code.function)),
                 file: Some(Arc::clone(&code.file)),
                 // Before its first instruction a frame is at its first line.
-                line: u32::try_from(frame.instr)
-                    .map_or(Some(code.code.firstlineno), |instr| code.code.line(instr)),
+                line: u32::try_from(instr).map_or(Some(code.code.firstlineno), |instr| code.code.line(instr)),
             }),
             Err(fault) => {
                 *self.faults.entry(fault).or_default() += 1;
@@ -241,11 +319,7 @@ impl Stacks {
             let mut elders = self.elders.iter().cloned();
             elders.find_map(|mut elder| self.read(frame, &mut elder).ok()).ok_or(fault)
         })?;
-        let code = Arc::new(Named {
-            function: code.qualname.as_str().into(),
-            file: code.filename.as_str().into(),
-            code,
-        });
+        let code = Named::new(code);
         self.codes.insert((frame.code, frame.check), Arc::clone(&code));
         self.checks.insert(frame.code, frame.check);
         Ok(code)
@@ -260,8 +334,15 @@ impl Stacks {
         Ok(code)
     }
 
-    /// The codes that are not what they were.
-    pub(super) fn gone<M: Memory>(&self, memory: &mut M) -> FxHashSet<(Addr, u32)> {
+    /// The codes that are not what they were, where nothing tells of them.
+    pub(super) fn gone<M: Memory>(&mut self, memory: &mut M) -> FxHashSet<(Addr, u32)> {
+        if self.texts.is_some() {
+            // These are of stacks that were read, each once. What is there the next time is
+            // read anew.
+            self.codes.clear();
+            self.checks.clear();
+            return FxHashSet::default();
+        }
         let mut words = [0; SCRATCH_WORDS];
         self.codes
             .keys()
@@ -314,6 +395,12 @@ impl Stacks {
                 (*key, parts)
             })
             .collect()
+    }
+}
+
+impl Named {
+    fn new(code: Code) -> Arc<Self> {
+        Arc::new(Self { function: code.qualname.as_str().into(), file: code.filename.as_str().into(), code })
     }
 }
 

@@ -134,10 +134,29 @@ impl Look<'_> {
                 let exact = Some(version.to_string()).filter(|_| version_vaddr.is_some());
                 return Err(self.unsupported(exact.or(by_name).as_deref()));
             }
-            return self.interpreter(version, file, runtime, PythonSites::find(&elf));
+            let mut python = self.interpreter(version, file, runtime, PythonSites::find(&elf))?;
+            self.find_codes(&mut python, &elf);
+            return Ok(python);
         }
         let (pid, exe) = (self.pid, self.facts.exe.clone());
         Err(last_error.unwrap_or(TargetError::NotPython { pid, exe }))
+    }
+
+    /// `code_dealloc`, which has no name in a stripped program, by the type's `tp_dealloc`.
+    fn find_codes(&mut self, python: &mut Python, elf: &Elf<'_>) {
+        let [Some((class, _))] = elf::symbols(elf, ["PyCode_Type"]) else {
+            return;
+        };
+        let class = python.file.address(class);
+        // `tp_itemsize` and `tp_dealloc` follow `tp_basicsize`.
+        // https://github.com/python/cpython/blob/v3.13.0/Include/cpython/object.h#L147
+        let slot = field(class, python.objects.type_basicsize.saturating_add(16));
+        let Ok(dealloc) = self.memory.word(slot) else {
+            return;
+        };
+        let site = Site::at(elf, "code_dealloc", dealloc.wrapping_sub(python.file.bias), HowFound::Slot);
+        python.sites.code_freed = site;
+        python.sites.code_type = class;
     }
 
     fn unsupported(&self, found: Option<&str>) -> TargetError {

@@ -3,6 +3,8 @@
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind};
 
+use profiler_common::address::Addr;
+
 use super::elf::{self, Elf, HowFound};
 
 /// `endbr64`: the landing mark of builds with CET. The kernel steps it instead of
@@ -67,6 +69,10 @@ pub struct PythonSites {
     pub module: Option<Site>,
     /// The interpreter is up.
     pub up: Option<Site>,
+    /// A code object is freed.
+    pub code_freed: Option<Site>,
+    /// `PyCode_Type`.
+    pub code_type: Addr,
 }
 
 impl PythonSites {
@@ -75,7 +81,7 @@ impl PythonSites {
         let site = |symbol, found: Option<(u64, HowFound)>| {
             found.and_then(|(address, how_found)| Site::at(elf, symbol, address, how_found))
         };
-        Self { module: site(MODULE, module), up: site(RUN_MAIN, up) }
+        Self { module: site(MODULE, module), up: site(RUN_MAIN, up), ..Self::default() }
     }
 }
 

@@ -6,7 +6,9 @@
 
 mod children;
 mod clocks;
+mod codes;
 mod containers;
+
 mod departures;
 mod ends;
 mod labels;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
+    codes::cases(&mut cases);
     lives::cases(&mut cases);
     ends::cases(&mut cases);
     service::cases(&mut cases);
