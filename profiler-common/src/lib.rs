@@ -13,6 +13,7 @@ pub mod address;
 pub mod clock;
 pub mod fault;
 pub mod greenlet;
+pub mod http;
 pub mod label;
 pub mod layout;
 pub mod limits;

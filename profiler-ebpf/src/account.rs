@@ -61,8 +61,10 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.label_running_ns = 0;
     sight.label_off_ns = [0; OFF_KINDS];
     sight.label_since_ns = sight.since_ns;
-    sight.socket = 0;
-    sight.body_bytes = 0;
+    sight.connection = 0;
+    sight.reading = 0;
+    sight.alone = 0;
+    sight.shared_ns = 0;
     maps::take_unstarted(key, &mut sight.given);
     if sight.flags & GREENLET_BORN == 0 {
         // Its start was not seen: whose that is nobody knows.
@@ -228,7 +230,8 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
         // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
         waited(&greenlet.stack, ns, totals);
-        if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
+        let labelled = !greenlet.label.is_none() && !greenlet.was_answered_for();
+        if labelled && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
             count(totals, Fault::LabelsFull);
         }
     }

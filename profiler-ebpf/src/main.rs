@@ -10,7 +10,9 @@
 
 mod account;
 mod block;
+mod buffers;
 mod clock;
+mod connection;
 mod emit;
 mod exec;
 mod fork;

@@ -9,7 +9,7 @@ use profiler_common::{
     clock::Off,
     fault::Fault,
     greenlet,
-    label::{KIND_INHERITED, Label},
+    label::{KIND_ANSWERED, KIND_INHERITED, Label},
     owner::off_owner,
     record::{CONFIG_STACKS, GreenletKey, Kind, OffRecord, RecordHead, TargetConfig, VERSION},
     walk::{StackKey, Start, Walk},
@@ -20,7 +20,7 @@ use crate::{
     memory::UserMemory,
     own::{FOUND, leaf_frame},
     slot::Slot,
-    stack, switch,
+    stack, switch, wire,
 };
 
 /// Takes the stack of the current thread, which goes to sleep, into `slot.off_stack`;
@@ -54,6 +54,17 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
             && entry.as_ref().is_some_and(|current| config.hub_types.contains(&current.type_object))
         {
             return 0;
+        }
+        if let Some(current) = entry.as_deref_mut()
+            && why != Off::Gil
+        {
+            // No other program of this thread is at work.
+            if why == Off::Polled {
+                wire::on_poll(slot, current, owner.0 & 0xffff, now);
+            }
+            if current.given.kind & KIND_ANSWERED != 0 {
+                label::end_answered(slot, current, now);
+            }
         }
     }
     let mut frame = Addr::NULL;

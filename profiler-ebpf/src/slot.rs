@@ -20,7 +20,7 @@ use profiler_common::{
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
-use crate::{kernel, wire::Scan};
+use crate::{buffers::Cursor, kernel};
 
 /// How to take the last switch back, should it turn out not to have happened.
 ///
@@ -155,10 +155,8 @@ pub struct Slot {
     pub pair_key: PairKey,
     /// Scratch.
     pub pair: PairTotals,
-    /// Scratch: a socket.
-    pub socket: u64,
-    /// Scratch: the head of a request.
-    pub scan: Scan,
+    /// Scratch: what a system call received or sent.
+    pub cursor: Cursor,
     /// Scratch.
     pub label_record: LabelRecord,
     /// Scratch.

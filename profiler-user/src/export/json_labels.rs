@@ -65,7 +65,7 @@ pub(super) struct Endpoint<'a> {
     wall_p95_ns: Option<u64>,
     #[serde(flatten)]
     clock: Clock,
-    waiting_ns: u64,
+    waiting_ns: Option<u64>,
     inherited: Inherited,
     top_wait: Option<TopWait<'a>>,
 }
@@ -87,7 +87,7 @@ pub(super) struct Request<'a> {
     wall_ns: Option<u64>,
     #[serde(flatten)]
     clock: Clock,
-    waiting_ns: u64,
+    waiting_ns: Option<u64>,
     inherited: Inherited,
 }
 

@@ -199,7 +199,7 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
             or(row.clock.map(|clock| clock.blocked_ns)),
             or(row.clock.map(|clock| clock.gil_wait_ns)),
             or(row.clock.map(|clock| clock.preempted_ns)),
-            time(row.waiting_ns),
+            or(row.waiting_ns),
         )?;
     }
     Ok(())
