@@ -124,6 +124,32 @@ impl Cursor {
         Next::Byte((word >> ((at & 7) * 8)) as u8)
     }
 
+    /// The next eight bytes, if they are in the window and begin at one of its words.
+    #[inline(always)]
+    pub fn word<const N: usize>(&self, window: &[u64; N]) -> Option<u64> {
+        let at = self.window_at;
+        if at & 7 != 0 || at.wrapping_add(8) > self.window {
+            return None;
+        }
+        window.get(at as usize >> 3 & 511).copied()
+    }
+
+    /// They were taken.
+    #[inline(always)]
+    pub fn took_word(&mut self) {
+        self.window_at = self.window_at.wrapping_add(8);
+        self.left = self.left.wrapping_sub(8);
+    }
+
+    /// The first word, before anything else is read.
+    #[inline(always)]
+    pub fn peek(&mut self) -> Option<u64> {
+        if self.segment_left == 0 && !self.next_segment() {
+            return None;
+        }
+        UserMemory.word(self.segment).ok()
+    }
+
     /// Leaves out at most so many bytes; how many. Of those of another buffer the next time.
     #[inline(always)]
     pub fn skip(&mut self, most: u64) -> u64 {

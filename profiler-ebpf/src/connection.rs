@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Requests of a connection that are not answered yet.
-pub const PENDING: usize = 4;
+pub const PENDING: usize = 8;
 /// Steps of a reading: more are a head of many small buffers, or many small chunks.
 const STEPS: u32 = 2 * MAX_HEAD;
 
@@ -26,6 +26,11 @@ pub const SERVED: u32 = 1;
 pub const LOST: u32 = 2;
 /// No requests come over it (any more).
 pub const CLOSED: u32 = 3;
+
+/// [`Connection::flags`]: a Unix socket, whose close is not told.
+pub const UNIX: u32 = 1;
+/// [`Connection::flags`]: there were too many requests at once to tell whose an answer is.
+pub const UNMATCHED: u32 = 2;
 
 /// A request that is not answered yet.
 #[derive(Clone, Copy)]
@@ -65,8 +70,10 @@ pub struct Connection {
     pub own: u64,
     /// `NEW`, `SERVED` or one of the others.
     pub mode: u32,
-    /// Not 0: a Unix socket, whose close is not told.
-    pub is_unix: u32,
+    /// `UNIX` and `UNMATCHED`.
+    pub flags: u32,
+    /// The target.
+    pub target: u64,
     /// Requests that came, and that were answered.
     pub came: u32,
     /// The same.
@@ -84,12 +91,13 @@ pub struct Connection {
 impl Connection {
     /// Begins anew.
     #[inline(always)]
-    pub fn begin(&mut self, made_ns: u64, seen_ns: u64, mode: u32, is_unix: bool) {
+    pub fn begin(&mut self, target: u64, made_ns: u64, seen_ns: u64, mode: u32, flags: u32) {
+        self.target = target;
         self.made_ns = made_ns;
         self.seen_ns = seen_ns;
         self.own = 0;
         self.mode = mode;
-        self.is_unix = is_unix.into();
+        self.flags = flags;
         self.came = 0;
         self.answered = 0;
         self.requests = Reader::requests();
@@ -123,6 +131,13 @@ unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
     let Cursor { left, .. } = *cursor;
     if left == 0 {
         return 1;
+    }
+    if reader.is_plain()
+        && let Some(word) = cursor.word(scratch.window.room())
+        && reader.plain(word)
+    {
+        cursor.took_word();
+        return 0;
     }
     let event = if reader.skip != 0 {
         let some = cursor.skip(reader.skip);

@@ -9,7 +9,7 @@ use profiler_common::{
     clock::Off,
     fault::Fault,
     greenlet,
-    label::{KIND_ANSWERED, KIND_INHERITED, Label},
+    label::{KIND_INHERITED, Label},
     owner::off_owner,
     record::{CONFIG_STACKS, GreenletKey, Kind, OffRecord, RecordHead, TargetConfig, VERSION},
     walk::{StackKey, Start, Walk},
@@ -59,12 +59,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
             && why != Off::Gil
         {
             // No other program of this thread is at work.
-            if why == Off::Polled {
-                wire::on_poll(slot, current, owner.0 & 0xffff, now);
-            }
-            if current.given.kind & KIND_ANSWERED != 0 {
-                label::end_answered(slot, current, now);
-            }
+            wire::on_sleep(slot, current, owner.0 & 0xffff, now);
         }
     }
     let mut frame = Addr::NULL;

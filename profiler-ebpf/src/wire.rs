@@ -27,7 +27,7 @@ use profiler_common::{
 use crate::{
     connection::{
         self, CLOSED, Connection, LOST, NEW, PENDING, PENDING_EARLY, PENDING_EXPECTS, PENDING_HEAD,
-        PENDING_OWNED, PENDING_SENT, PENDING_SHARED, Pending, SERVED,
+        PENDING_OWNED, PENDING_SENT, PENDING_SHARED, Pending, SERVED, UNIX, UNMATCHED,
     },
     emit,
     kernel::{self, Stream},
@@ -46,6 +46,9 @@ const MESSAGES: u32 = 8;
 /// A greenlet that takes connections from somewhere has shown that it takes one after the
 /// other when it has answered so many; one that has read of a single one, when it has answered.
 const ENOUGH_OF_SEVERAL: u64 = 4;
+/// What an answer begins with.
+const HTTP_1: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+const HTTP_1_MASK: u64 = (1 << 56) - 1;
 /// The status before another protocol.
 const SWITCHING: u32 = 101;
 
@@ -82,6 +85,7 @@ fn fault(slot: &Slot, fault: Fault) {
 #[inline(always)]
 fn connection(
     config: &TargetConfig,
+    slot: &Slot,
     socket: *mut c_void,
     had: u64,
     mode: u32,
@@ -93,24 +97,18 @@ fn connection(
     {
         return Some(known);
     }
-    meet(config.made_ns, socket, had, mode);
-    maps::connection(socket).filter(|made| made.mode != NEW)
-}
-
-/// Looks at a socket for the first time.
-#[inline(always)]
-fn meet(made_ns: u64, socket: *mut c_void, had: u64, mode: u32) {
     let address = socket as u64;
     let stream = kernel::stream(address);
     if stream == Stream::Other {
-        return;
+        return None;
     }
     // Of a Unix socket nobody tells what it had before.
     let is_unix = stream == Stream::Unix;
     let fresh = if is_unix { mode == SERVED } else { kernel::has_received(address, had) };
-    if let Some(made) = maps::connection_or_create(socket) {
-        made.begin(made_ns, time(), if fresh { mode } else { LOST }, is_unix);
-    }
+    let made = maps::connection_or_create(socket)?;
+    let flags = if is_unix { UNIX } else { 0 };
+    made.begin(slot.target, config.made_ns, time(), if fresh { mode } else { LOST }, flags);
+    Some(made)
 }
 
 /// `sock_recv_length`: bytes were received, or not.
@@ -131,7 +129,7 @@ pub fn on_received(ctx: &BtfTracePointContext) {
     }
     slot.enter();
     let bytes = if status > 0 { status as u64 } else { 0 };
-    if let Some(connection) = connection(config, socket, bytes, SERVED) {
+    if let Some(connection) = connection(config, slot, socket, bytes, SERVED) {
         let _received = received(config, slot, connection, bytes);
     }
     slot.leave();
@@ -139,7 +137,8 @@ pub fn on_received(ctx: &BtfTracePointContext) {
 
 #[inline(never)]
 fn received(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection, bytes: u64) -> u32 {
-    if connection.mode == CLOSED {
+    let waits = connection.first().is_some_and(|first| first.flags & PENDING_SENT != 0);
+    if connection.mode == CLOSED || connection.mode == LOST && !waits {
         return 0;
     }
     let greenlet = label::current(config, slot);
@@ -160,8 +159,8 @@ fn received(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection,
     }
     // Where the end of an answer is not known it is over when the client says more.
     let unknown = connection.answers.gave_up() || connection.answers.ends_with_connection();
-    if unknown && connection.first().is_some_and(|first| first.flags & PENDING_SENT != 0) {
-        finish(slot, connection, 0);
+    if unknown && waits {
+        let _finished = finish(slot.target, connection, 0);
         connection.answers.restart();
     }
     if connection.mode == LOST {
@@ -214,7 +213,8 @@ fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -
     let now = time();
     let id = [now, bpf_get_current_pid_tgid()];
     slot.label = Label { id, span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
-    let alone = connection.came == connection.answered;
+    let matched = connection.flags & UNMATCHED == 0;
+    let alone = matched && connection.came == connection.answered;
     let mut pending = 0;
     if connection.requests.flags & IS_HEAD != 0 {
         pending |= PENDING_HEAD;
@@ -241,14 +241,14 @@ fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -
         fault(slot, if alone { Fault::WireUnowned } else { Fault::WireUnsure });
     }
     if connection.came.wrapping_sub(connection.answered) as usize >= PENDING {
-        // Whose the next answer is can't be told any more.
+        connection.flags |= UNMATCHED;
         connection.answered = connection.came;
-        connection.answers.give_up();
+    } else if matched {
+        if let Some(next) = connection.pending.get_mut(connection.came as usize & (PENDING - 1)) {
+            *next = Pending { id, reader, pimpl: slot.current, flags: pending };
+        }
+        connection.came = connection.came.wrapping_add(1);
     }
-    if let Some(next) = connection.pending.get_mut(connection.came as usize & (PENDING - 1)) {
-        *next = Pending { id, reader, pimpl: slot.current, flags: pending };
-    }
-    connection.came = connection.came.wrapping_add(1);
     let about = &mut slot.label_record.about;
     about.trace = connection.heard.trace;
     about.endpoint = connection.heard.endpoint;
@@ -296,7 +296,7 @@ pub fn on_sent(ctx: &BtfTracePointContext) {
     }
     slot.enter();
     // Who sends before there was anything to receive serves nobody there.
-    if let Some(connection) = connection(config, socket, 0, CLOSED) {
+    if let Some(connection) = connection(config, slot, socket, 0, CLOSED) {
         let _sent = sent(config, slot, connection, status as u64);
     }
     slot.leave();
@@ -304,11 +304,19 @@ pub fn on_sent(ctx: &BtfTracePointContext) {
 
 #[inline(never)]
 fn sent(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection, bytes: u64) -> u32 {
-    if connection.mode == CLOSED {
+    if connection.mode == CLOSED || connection.flags & UNMATCHED != 0 {
         return 0;
     }
     if connection.requests.is_secure() {
         connection.requests.flags |= TURN;
+        return 0;
+    }
+    slot.cursor.begin(bytes);
+    if connection.came == connection.answered
+        && slot.cursor.peek().is_none_or(|first| first & HTTP_1_MASK != HTTP_1)
+    {
+        // No answer, and none is awaited.
+        connection.answers.give_up();
         return 0;
     }
     let sender = label::current(config, slot).map_or(0, |greenlet| greenlet.id);
@@ -318,7 +326,6 @@ fn sent(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection, byt
         // Perhaps the answer of which nothing is known yet, or what comes after it.
         connection.answers.restart();
     }
-    slot.cursor.begin(bytes);
     for _ in 0..MESSAGES {
         let Connection { answers, heard, .. } = connection;
         let mut event = connection::read(slot, answers, heard);
@@ -332,11 +339,16 @@ fn sent(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection, byt
             break;
         }
     }
-    if connection.answers.gave_up() || connection.is_unix != 0 && connection.answers.ends_with_connection() {
+    if slot.cursor.left != 0 {
+        connection.answers.give_up();
+    }
+    if connection.answers.gave_up()
+        || connection.flags & UNIX != 0 && connection.answers.ends_with_connection()
+    {
         // Where it ends will not be seen: it ends early.
         if let Some(first) = connection.first() {
             first.flags |= PENDING_EARLY;
-            let _early = answered(slot, first, sender);
+            let _early = answered(slot.target, first, sender);
         }
     }
     0
@@ -392,6 +404,10 @@ fn answer_head(connection: &mut Connection) -> u32 {
 fn over(slot: &mut Slot, connection: &mut Connection, sender: u64) -> u32 {
     let Some(first) = connection.first() else {
         if connection.mode == LOST {
+            if connection.came == 0 {
+                // Of a request that began before the recording, or before it was known to be one.
+                fault(slot, Fault::WireUnsure);
+            }
             // From here on it is known where requests begin.
             connection.requests.restart();
             connection.mode = SERVED;
@@ -399,8 +415,8 @@ fn over(slot: &mut Slot, connection: &mut Connection, sender: u64) -> u32 {
         return 0;
     };
     let expects = first.flags & PENDING_EXPECTS != 0;
-    let _answered = answered(slot, first, sender);
-    finish(slot, connection, REQUEST_ANSWERED);
+    let _answered = answered(slot.target, first, sender);
+    let _finished = finish(slot.target, connection, REQUEST_ANSWERED);
     if expects && connection.requests.awaits_body() && connection.mode == SERVED {
         // Perhaps there is none any more.
         fault(slot, Fault::WireUnsure);
@@ -415,8 +431,8 @@ fn over(slot: &mut Slot, connection: &mut Connection, sender: u64) -> u32 {
 
 /// The label of a request ends.
 #[inline(never)]
-fn answered(slot: &mut Slot, first: &mut Pending, sender: u64) -> u32 {
-    let key = GreenletKey { target: slot.target, pimpl: first.pimpl };
+fn answered(target: u64, first: &mut Pending, sender: u64) -> u32 {
+    let key = GreenletKey { target, pimpl: first.pimpl };
     let Some(reader) = maps::greenlet(&key) else {
         return 0;
     };
@@ -440,15 +456,9 @@ fn answered(slot: &mut Slot, first: &mut Pending, sender: u64) -> u32 {
     0
 }
 
-/// A request is over.
-#[inline(always)]
-fn finish(slot: &Slot, connection: &mut Connection, flags: u32) {
-    let _sent = tell(slot.target, connection, flags);
-}
-
-/// Tells of the request that was answered last.
+/// The request that is answered next is over.
 #[inline(never)]
-fn tell(target: u64, connection: &mut Connection, flags: u32) -> u32 {
+fn finish(target: u64, connection: &mut Connection, flags: u32) -> u32 {
     let status = connection.answers.status;
     let Some(first) = connection.first() else {
         return 0;
@@ -482,40 +492,47 @@ pub fn on_state(ctx: &BtfTracePointContext) {
     let Some(connection) = maps::connection(socket) else {
         return;
     };
-    let Some((config, slot)) = subject() else {
-        return;
-    };
-    if connection.made_ns != config.made_ns || connection.mode == CLOSED {
+    if connection.mode == NEW || connection.mode == CLOSED {
         return;
     }
-    slot.enter();
-    let sender = label::current(config, slot).map_or(0, |greenlet| greenlet.id);
+    let Some(config) = maps::config(connection.target) else {
+        return;
+    };
+    if connection.made_ns != config.made_ns {
+        return;
+    }
+    // Nobody's doing, if the other side broke it: that comes in any thread.
+    let mut closer = 0;
+    if let Some((own, slot)) = subject()
+        && own.made_ns == config.made_ns
+        && let Some(greenlet) = label::current(own, slot)
+    {
+        closer = greenlet.id;
+    }
+    let whole = connection.answers.ends_with_connection();
     for _ in 0..PENDING {
+        let target = connection.target;
         let Some(first) = connection.first() else {
             break;
         };
-        let _ended = answered(slot, first, sender);
-        let whole = connection.answers.ends_with_connection();
-        finish(slot, connection, if whole { REQUEST_ANSWERED } else { 0 });
+        let _ended = answered(target, first, closer);
+        let _finished = finish(target, connection, if whole { REQUEST_ANSWERED } else { 0 });
     }
     connection.mode = CLOSED;
-    slot.leave();
 }
 
-/// The thread is about to sleep until something happens, in a greenlet.
+/// The thread is about to sleep in a system call, in a greenlet.
 ///
-/// Drivers poll for an answer while they work on a request; who polls for many files, or for
-/// none, has an event loop.
+/// Drivers poll for an answer while they work on a request; who has an event loop waits for
+/// many files.
 #[inline(always)]
-pub fn on_poll(slot: &mut Slot, greenlet: &mut Greenlet, call: u64, now: u64) {
-    let own = greenlet.given.kind & (KIND_SOURCE | KIND_INHERITED | KIND_ANSWERED) == Source::Wire as u32;
-    if own && !EPOLL.contains(&call) {
-        return;
-    }
-    if greenlet.shared_ns == 0 {
+pub fn on_sleep(slot: &mut Slot, greenlet: &mut Greenlet, call: u64, now: u64) {
+    let looping = EPOLL.contains(&call);
+    if looping && greenlet.shared_ns == 0 {
         greenlet.shared_ns = now;
     }
-    if own {
+    let own = greenlet.given.kind & (KIND_SOURCE | KIND_INHERITED) == Source::Wire as u32;
+    if own && looping || greenlet.given.kind & KIND_ANSWERED != 0 {
         label::end_answered(slot, greenlet, now);
     }
 }

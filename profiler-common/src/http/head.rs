@@ -106,6 +106,23 @@ fn is_control(byte: u8) -> bool {
 }
 
 #[inline(always)]
+pub(super) const fn is_value(state: u32) -> bool {
+    state == IN_VALUE
+}
+
+/// Whether eight bytes are all a value's, and none is a control character: each byte's highest
+/// bit tells.
+#[inline(always)]
+pub(super) const fn is_plain(state: u32, word: u64) -> bool {
+    const ONES: u64 = u64::MAX / 0xff;
+    const HIGHS: u64 = ONES << 7;
+    let below_space = word.wrapping_sub(ONES * 0x20) & !word;
+    let deleted = word ^ ONES * 0x7f;
+    let is_deleted = deleted.wrapping_sub(ONES) & !deleted;
+    is_value(state) && (below_space | is_deleted) & HIGHS == 0
+}
+
+#[inline(always)]
 pub(super) fn step(reader: &mut Reader, byte: u8, heard: &mut Heard) -> Event {
     match reader.state {
         IN_START => return start(reader, byte, heard),

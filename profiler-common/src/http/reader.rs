@@ -247,6 +247,23 @@ impl Reader {
         event
     }
 
+    /// Takes eight bytes at once if they are within a value that nobody asks for; else none.
+    #[inline(always)]
+    pub fn plain(&mut self, word: u64) -> bool {
+        if !head::is_plain(self.state, word) {
+            return false;
+        }
+        self.head = self.head.wrapping_add(8);
+        true
+    }
+
+    /// Whether such a word may come.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        head::is_value(self.state)
+    }
+
     #[inline(always)]
     fn step_body(&mut self, byte: u8) -> Event {
         let is = |wanted: u8| byte == wanted;

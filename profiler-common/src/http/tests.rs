@@ -250,3 +250,26 @@ proptest! {
         let _found = answers(&bytes, size, false);
     }
 }
+
+#[test]
+fn plain_words_are_taken_at_once() {
+    let in_value = || {
+        let (mut reader, mut heard) = (Reader::requests(), Heard::default());
+        for byte in b"GET /a HTTP/1.1\r\nHost: " {
+            assert_eq!(reader.step(*byte, &mut heard), Event::None);
+        }
+        reader
+    };
+    for byte in 0..=u8::MAX {
+        for at in 0..8 {
+            let mut bytes = *b"abcdefgh";
+            bytes[at] = byte;
+            let plain = byte >= b' ' && byte != 0x7f;
+            let taken = in_value().plain(u64::from_le_bytes(bytes));
+            // A borrow from the byte below may hide one, never make one of none.
+            assert!(plain || !taken, "{byte} at {at}");
+            assert!(taken || !plain || byte >= 0x80, "{byte} at {at}");
+        }
+    }
+    assert!(!Reader::requests().plain(u64::from_le_bytes(*b"abcdefgh")));
+}
