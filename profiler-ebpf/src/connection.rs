@@ -5,7 +5,7 @@ use core::{ffi::c_void, ptr};
 use aya_ebpf::helpers::generated::bpf_loop;
 use profiler_common::{
     address::Addr,
-    http::{Event, Heard, MAX_HEAD, Reader},
+    http::{Event, Heard, LINE, MAX_HEAD, Reader},
 };
 
 use crate::{
@@ -146,6 +146,8 @@ unsafe extern "C" fn step(_index: u32, context: *mut c_void) -> i64 {
         match cursor.next(scratch.window.room()) {
             Next::Byte(byte) => reader.step(byte, heard),
             Next::None => {
+                // Perhaps a request, which is not told of.
+                reader.flags |= LINE;
                 reader.give_up();
                 Event::Other
             }

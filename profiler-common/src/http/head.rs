@@ -117,7 +117,7 @@ pub(super) const fn is_plain(state: u32, word: u64) -> bool {
     const ONES: u64 = u64::MAX / 0xff;
     const HIGHS: u64 = ONES << 7;
     let below_space = word.wrapping_sub(ONES * 0x20) & !word;
-    let deleted = word ^ ONES * 0x7f;
+    let deleted = word ^ (ONES * 0x7f);
     let is_deleted = deleted.wrapping_sub(ONES) & !deleted;
     is_value(state) && (below_space | is_deleted) & HIGHS == 0
 }
