@@ -79,24 +79,30 @@ pub enum Fault {
     RingFullLabel = 32,
     /// The map of times by label is full: this time has no label.
     LabelsFull = 33,
-    /// A request's head was not whole in what was read at once: its trace is not known.
+    /// What began like the head of a request did not go on like one, was longer than
+    /// [`crate::http::MAX_HEAD`], or could not be read: no request is told of.
     WireCut = 34,
-    /// A request came over TLS or HTTP/2: it has no label.
+    /// A request came over TLS or HTTP/2: it is not told of.
     WireUnreadable = 35,
     /// A process replaced itself by another Python, which was not recorded.
     ExecLeftOut = 36,
     /// A process loaded a greenlet library that was not known: its greenlets' past is missing.
     GreenletLate = 37,
-    /// Requests came together over a socket, or one that waits to be asked for its body: nothing
-    /// that comes over it after the first answer has a label.
+    /// Which bytes of a connection are a request is not known (it was there before the
+    /// recording), or whose time it is is not (several came at once): it has no label.
     WireUnsure = 38,
     /// The ring buffer was full: a wait or a sleep of a request is in its sums and was not told by itself.
     RingFullOff = 39,
+    /// A request was read by a greenlet that is not known to work for one connection at a time:
+    /// it is counted and timed, and no greenlet's time is its.
+    WireUnowned = 40,
+    /// The ring buffer was full: when a request ended is not known.
+    RingFullRequest = 41,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 40;
+    pub const COUNT: usize = 42;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -140,6 +146,8 @@ impl Fault {
         Self::GreenletLate,
         Self::WireUnsure,
         Self::RingFullOff,
+        Self::WireUnowned,
+        Self::RingFullRequest,
     ];
 
     /// The fault of that number.
@@ -192,6 +200,8 @@ impl Fault {
             Self::GreenletLate => "GREENLET_LATE",
             Self::WireUnsure => "WIRE_UNSURE",
             Self::RingFullOff => "RING_FULL_OFF",
+            Self::WireUnowned => "WIRE_UNOWNED",
+            Self::RingFullRequest => "RING_FULL_REQUEST",
         }
     }
 }

@@ -3,9 +3,11 @@
 use crate::{
     address::Addr,
     fault::Fault,
+    label::{KIND_INHERITED, KIND_SOURCE, Source},
     layout::Layout,
     limits::MAX_PARENTS,
     memory::Memory,
+    record,
     walk::{SCRATCH_WORDS, Start},
 };
 
@@ -165,4 +167,15 @@ pub fn suspended_start<M: Memory>(layout: &Layout, memory: &mut M, pimpl: Addr) 
         frame: memory.pointer(pimpl.at(greenlet.current_frame))?,
         top_frame_only: greenlet.top_frame_only != 0,
     })
+}
+
+impl record::Greenlet {
+    /// Suspended, and another greenlet answered the request that it read: how much of the wait
+    /// was the request's nobody knows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn was_answered_for(&self) -> bool {
+        let own = self.label.kind & (KIND_SOURCE | KIND_INHERITED) == Source::Wire as u32;
+        own && self.given.is_none() && self.shared_ns > self.since_ns
+    }
 }

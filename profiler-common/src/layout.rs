@@ -148,4 +148,14 @@ pub struct KernelLayout {
     pub inode_super: u32,
     /// `super_block.s_dev`.
     pub super_device: u32,
+    /// `sock.sk_type` (u16), 0 where that or one of the following is not known.
+    pub sock_type: u32,
+    /// `sock_common.skc_family` (u16).
+    pub sock_family: u32,
+    /// `tcp_sock.bytes_received` (u64).
+    pub tcp_received: u32,
+    /// `tcp_sock.rcv_nxt` (u32).
+    pub tcp_next: u32,
+    /// `tcp_sock.copied_seq` (u32).
+    pub tcp_copied: u32,
 }

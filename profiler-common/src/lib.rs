@@ -14,6 +14,7 @@ pub mod clock;
 pub mod code;
 pub mod fault;
 pub mod greenlet;
+pub mod http;
 pub mod label;
 pub mod layout;
 pub mod limits;

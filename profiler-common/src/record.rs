@@ -64,12 +64,10 @@ pub const GREENLET_FIRST: u32 = 16;
 /// [`Greenlet::flags`]: what its label says could not be sent.
 pub const GREENLET_UNTOLD: u32 = 32;
 
-/// [`Greenlet::socket`]: it was written to since.
-pub const SOCKET_WRITTEN: u64 = 1;
-/// [`Greenlet::socket`]: where one request on it ends and the next begins is not known.
-pub const SOCKET_UNSURE: u64 = 2;
-/// [`Greenlet::socket`]: what is no part of the address, which lies on a word.
-pub const SOCKET_FLAGS: u64 = 7;
+/// [`Greenlet::flags`]: it has tried to receive from a socket.
+pub const GREENLET_RECEIVED: u32 = 64;
+/// [`Greenlet::flags`]: it has read requests of more than one connection.
+pub const GREENLET_SEVERAL: u32 = 128;
 
 /// How a greenlet's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,10 +282,16 @@ pod! {
         pub label_off_ns: [u64; OFF_KINDS],
         /// When that was.
         pub label_since_ns: u64,
-        /// The socket that its request came from, or that it received from last, and `SOCKET_*`.
-        pub socket: u64,
-        /// Bytes of its request's body that did not come yet.
-        pub body_bytes: u64,
+        /// The connection from which it read the head of a request last, by when that was seen
+        /// first.
+        pub connection: u64,
+        /// The request that it read last and that is not answered yet, by its begin; else 0.
+        pub reading: u64,
+        /// Requests that it read and answered alone, one after the other.
+        pub alone: u64,
+        /// When it was seen to work for several connections at a time, or to have others answer
+        /// for it: no request is its own from then on. Else 0.
+        pub shared_ns: u64,
     }
 
     /// Completed waits in one stack.
@@ -494,6 +498,20 @@ pod! {
         pub about: About,
     }
 
+    /// A request that came over a connection is over.
+    pub struct RequestRecord {
+        /// Kind `Request`; `time_ns` is when.
+        pub head: RecordHead,
+        /// [`Label::id`].
+        pub id: [u64; 2],
+        /// The greenlet that read it and had others answer, whose label ended with that; else 0.
+        pub shared: u64,
+        /// The answer's, 0 if it was not read.
+        pub status: u32,
+        /// `REQUEST_*` of [`crate::http`].
+        pub flags: u32,
+    }
+
     /// A greenlet that was suspended, or a thread that slept in one, goes on.
     pub struct OffRecord {
         /// Kind `Off`; `time_ns` is when.
@@ -580,10 +598,12 @@ pub enum Kind {
     Off = 13,
     /// A code's text: [`crate::code`].
     Code = 14,
+    /// [`RequestRecord`].
+    Request = 15,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_776;
+pub const SLOT_BYTES: usize = 7_808;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -63,8 +63,10 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.label_running_ns = 0;
     sight.label_off_ns = [0; OFF_KINDS];
     sight.label_since_ns = sight.since_ns;
-    sight.socket = 0;
-    sight.body_bytes = 0;
+    sight.connection = 0;
+    sight.reading = 0;
+    sight.alone = 0;
+    sight.shared_ns = 0;
     maps::take_unstarted(key, &mut sight.given);
     if sight.flags & GREENLET_BORN == 0 {
         // Its start was not seen: whose that is nobody knows.
@@ -233,7 +235,8 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
         // It did not go on.
         waited(&greenlet.stack, ns, Queued::NONE, totals);
         slot.pair.queued = Queued::NONE;
-        if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
+        let labelled = !greenlet.label.is_none() && !greenlet.was_answered_for();
+        if labelled && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
             count(totals, Fault::LabelsFull);
         }
     }

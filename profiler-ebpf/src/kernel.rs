@@ -37,6 +37,11 @@ static KERNEL: KernelLayout = KernelLayout {
     inode_number: 0,
     inode_super: 0,
     super_device: 0,
+    sock_type: 0,
+    sock_family: 0,
+    tcp_received: 0,
+    tcp_next: 0,
+    tcp_copied: 0,
 };
 
 /// A process's numbers.
@@ -242,6 +247,56 @@ unsafe extern "C" fn inode_of(_task: *mut task_struct, mapping: *mut u8, inode: 
         unsafe { *inode.cast::<u64>() = found };
     }
     0
+}
+
+/// A socket of a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// It is none, or of a family in which no requests come.
+    Other,
+    /// TCP's.
+    Tcp,
+    /// A Unix socket.
+    Unix,
+}
+
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/socket.h>
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+/// <https://github.com/torvalds/linux/blob/v6.12/include/linux/net.h>
+const SOCK_STREAM: u16 = 1;
+
+/// What kind of socket that is.
+#[inline(always)]
+pub fn stream(sock: u64) -> Stream {
+    let offset = layout!(sock_type);
+    if offset == 0 || read_at(sock, offset) != Some(SOCK_STREAM) {
+        return Stream::Other;
+    }
+    match read_at(sock, layout!(sock_family)) {
+        Some(AF_UNIX) => Stream::Unix,
+        Some(AF_INET | AF_INET6) => Stream::Tcp,
+        _ => Stream::Other,
+    }
+}
+
+/// How often the three numbers are read that an arriving packet changes.
+const LOOKS: u32 = 4;
+
+/// Whether the process has had exactly so many bytes from that socket of TCP.
+#[inline(always)]
+pub fn has_received(sock: u64, bytes: u64) -> bool {
+    for _ in 0..LOOKS {
+        let copied: u32 = read_at(sock, layout!(tcp_copied)).unwrap_or_default();
+        let next: u32 = read_at(sock, layout!(tcp_next)).unwrap_or_default();
+        let received: u64 = read_at(sock, layout!(tcp_received)).unwrap_or(u64::MAX);
+        // The end of the stream counts for one, in both.
+        if received.wrapping_sub(next.wrapping_sub(copied).into()) == bytes {
+            return true;
+        }
+    }
+    false
 }
 
 #[inline(always)]

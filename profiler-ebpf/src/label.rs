@@ -15,7 +15,7 @@ use profiler_common::{
     clock::OFF_KINDS,
     fault::Fault,
     greenlet,
-    label::{KIND_INHERITED, KIND_SOURCE, Label, MAX_CHAIN, Source},
+    label::{KIND_ANSWERED, KIND_INHERITED, KIND_SOURCE, Label, MAX_CHAIN, Source},
     limits::MAX_PARTS,
     memory::Memory as _,
     queue::Queued,
@@ -148,6 +148,10 @@ extern "C" fn label_left(
     let totals = unsafe { &mut *totals };
     // SAFETY: as above.
     let from = unsafe { &mut *from };
+    if from.given.kind & KIND_ANSWERED != 0 {
+        let now = from.since_ns;
+        end_answered(slot, from, now);
+    }
     slot.label = Label::NONE;
     if config.label.source != 0 {
         match own(config, slot, slot.tstate) {
@@ -190,7 +194,21 @@ extern "C" fn label_left(
 #[inline(always)]
 fn given(config: &TargetConfig, greenlet: &Greenlet) -> Label {
     let wire = greenlet.given.kind & KIND_SOURCE == Source::Wire as u32;
-    if wire && config.label.source != 0 { Label::NONE } else { greenlet.given }
+    if wire && config.label.source != 0 { Label::NONE } else { own_of(greenlet) }
+}
+
+/// What a greenlet was given, whether it is answered or not.
+#[inline(always)]
+pub fn own_of(greenlet: &Greenlet) -> Label {
+    Label { kind: greenlet.given.kind & !KIND_ANSWERED, ..greenlet.given }
+}
+
+/// What the current greenlet was given is over: up to `now` it had it.
+#[inline(always)]
+pub fn end_answered(slot: &mut Slot, greenlet: &mut Greenlet, now: u64) {
+    let before = own_of(greenlet);
+    observe(slot, &before, now);
+    greenlet.given = Label::NONE;
 }
 
 /// [`change`]: there was no room for the time of a label.
@@ -399,6 +417,7 @@ fn made(config: &TargetConfig, slot: &mut Slot) -> u32 {
         return 0;
     };
     if !wanted(config, &current.given)
+        || current.given.kind & KIND_ANSWERED != 0
         || greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) != Ok(slot.current_object)
     {
         return 0;

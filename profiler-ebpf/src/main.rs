@@ -10,8 +10,10 @@
 
 mod account;
 mod block;
+mod buffers;
 mod clock;
 mod code;
+mod connection;
 mod emit;
 mod exec;
 mod fork;

@@ -1,14 +1,18 @@
 //! The maps, their bounds, and the one way to each.
 
-use core::ptr::{self, NonNull};
+use core::{
+    ffi::c_void,
+    ptr::{self, NonNull},
+};
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
+        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_TASK_STORAGE},
         task_struct,
     },
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf},
-    helpers::generated::{bpf_get_current_task_btf, bpf_task_storage_get},
+    helpers::generated::{bpf_get_current_task_btf, bpf_sk_storage_get, bpf_task_storage_get},
     macros::btf_map,
     programs::ProbeContext,
 };
@@ -27,7 +31,7 @@ use profiler_common::{
     walk::StackKey,
 };
 
-use crate::slot::Slot;
+use crate::{connection::Connection, slot::Slot};
 
 /// Task storage, which aya has no type for.
 ///
@@ -66,6 +70,43 @@ impl<T> TaskStorage<T> {
         // SAFETY: `map` is a task storage map by its definition, `task` a
         // task that the kernel gave, and without an initial value the kernel zeroes the new one.
         let value = unsafe { bpf_task_storage_get(map, task, ptr::null_mut(), flags.into()) };
+        NonNull::new(value.cast())
+    }
+}
+
+/// Socket storage, the same for sockets: it goes with its socket.
+///
+/// Kernel 5.2; in tracepoints from 5.11 on:
+/// <https://github.com/torvalds/linux/commit/8e4597c627fb48f361e2a5b012202cb1b6cbcd5e>
+#[repr(C)]
+pub struct SocketStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the fields only describe the map to the loader; nothing reads them.
+unsafe impl<T> Sync for SocketStorage<T> {}
+
+impl<T> SocketStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    #[inline(always)]
+    fn get(&'static self, socket: *mut c_void, flags: u32) -> Option<NonNull<T>> {
+        let map = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: `map` is a socket storage map by its definition, `socket` one that the
+        // kernel gave, and without an initial value the kernel zeroes the new one.
+        let value = unsafe { bpf_sk_storage_get(map, socket, ptr::null_mut(), flags.into()) };
         NonNull::new(value.cast())
     }
 }
@@ -115,6 +156,9 @@ static SLOTS: TaskStorage<Slot> = TaskStorage::new();
 #[btf_map]
 static STACK_RECORDS: TaskStorage<StackRecord> = TaskStorage::new();
 
+/// The connections of targets.
+#[btf_map]
+static CONNECTIONS: SocketStorage<Connection> = SocketStorage::new();
 /// What processes descend from that are no targets themselves.
 #[btf_map]
 static KIN: TaskStorage<Kin> = TaskStorage::new();
@@ -432,6 +476,23 @@ pub fn slot() -> Option<&'static mut Slot> {
     let mut slot = SLOTS.get(0)?;
     // SAFETY: as in `slot_or_create`.
     Some(unsafe { slot.as_mut() })
+}
+
+/// What is known of a socket that a tracepoint gave.
+#[inline(always)]
+pub fn connection(socket: *mut c_void) -> Option<&'static mut Connection> {
+    let mut connection = CONNECTIONS.get(socket, 0)?;
+    // SAFETY: written by whoever reads or writes there. Two threads that do at once spoil each
+    // other's: numbers only, each within its bounds.
+    Some(unsafe { connection.as_mut() })
+}
+
+/// The same, made if there is none.
+#[inline(always)]
+pub fn connection_or_create(socket: *mut c_void) -> Option<&'static mut Connection> {
+    let mut connection = CONNECTIONS.get(socket, BPF_LOCAL_STORAGE_GET_F_CREATE)?;
+    // SAFETY: as above.
+    Some(unsafe { connection.as_mut() })
 }
 
 /// The current task's room for a stack record.

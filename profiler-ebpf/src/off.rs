@@ -21,7 +21,7 @@ use crate::{
     memory::UserMemory,
     own::{FOUND, leaf_frame},
     slot::Slot,
-    stack, switch,
+    stack, switch, wire,
 };
 
 /// Takes the stack of the current thread, which goes to sleep, into `slot.off_stack`;
@@ -56,6 +56,12 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         {
             slot.polls.of(slot.current);
             return 0;
+        }
+        if let Some(current) = entry.as_deref_mut()
+            && why != Off::Gil
+        {
+            // No other program of this thread is at work.
+            wire::on_sleep(slot, current, owner.0 & 0xffff, now);
         }
     }
     let mut frame = Addr::NULL;

@@ -21,7 +21,7 @@ use profiler_common::{
     walk::{SCRATCH_WORDS, StackKey, Start, Walk, Window},
 };
 
-use crate::{kernel, wire::Scan};
+use crate::{buffers::Cursor, kernel};
 
 /// How to take the last switch back, should it turn out not to have happened.
 ///
@@ -96,8 +96,8 @@ pub struct Slot {
     pub sent_stack: StackKey,
     /// For this [`profiler_common::record::TargetConfig::sending`].
     pub sent: u32,
-    /// None.
-    pub unused: u32,
+    /// The recording that what its switches left here belongs to; 0 for none.
+    pub epoch: u32,
     /// The label that it left the CPU with.
     pub off_label: Label,
     /// Not 0 if it was looked at.
@@ -124,10 +124,6 @@ pub struct Slot {
     pub charged: Reading,
     /// The clock at this hit.
     pub reading: Reading,
-    /// The recording that the rest belongs to; 0 for none.
-    pub epoch: u32,
-    /// None.
-    pub padding: u32,
     /// Its `PyThreadState`.
     pub tstate: Addr,
     /// greenlet's `ThreadState`.
@@ -158,10 +154,8 @@ pub struct Slot {
     pub pair_key: PairKey,
     /// Scratch.
     pub pair: PairTotals,
-    /// Scratch: a socket.
-    pub socket: u64,
-    /// Scratch: the head of a request.
-    pub scan: Scan,
+    /// Scratch: what a system call received or sent.
+    pub cursor: Cursor,
     /// Scratch.
     pub label_record: LabelRecord,
     /// Scratch.

@@ -394,7 +394,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         if !to.label.is_none() && !born {
             if fresh {
                 to.begun_label = to.label;
-            } else {
+            } else if !to.was_answered_for() {
                 slot.pair.queued = queued;
                 if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
                     count(totals, Fault::LabelsFull);

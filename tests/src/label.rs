@@ -146,8 +146,8 @@ pub struct Request {
     pub begin_ns: Option<u64>,
     /// From there to when it was last seen.
     pub wall_ns: Option<u64>,
-    /// How long its own greenlets waited.
-    pub waiting_ns: u64,
+    /// How long its own greenlets waited, if it is known which these are.
+    pub waiting_ns: Option<u64>,
     /// The same of those that they made.
     pub inherited: InheritedTime,
 }

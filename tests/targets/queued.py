@@ -116,7 +116,7 @@ class Flag(Event):
 def burner():
     while not over():
         burn(3)
-        gevent.sleep(0)
+        gevent.sleep(0.0005)
 
 
 def main(kind):

@@ -1,7 +1,7 @@
 """What no label can be read of: TLS and HTTP/2, on gevent's own sockets.
 
-`unreadable.py`: ready, go; two clients ask a server by TLS, two begin with the preface of
-HTTP/2; done.
+`unreadable.py`: ready, go; two clients ask a server three times by TLS, two once by HTTP/2;
+done.
 """
 
 from gevent import monkey
@@ -17,6 +17,8 @@ from gevent.server import StreamServer  # noqa: E402
 import books  # noqa: E402
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+# Empty ones: the settings, and what begins a request.
+FRAMES = b"\0\0\0\x04\0\0\0\0\0" + b"\0\0\0\x01\x05\0\0\0\x01"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -48,7 +50,7 @@ def by_tls(port):
 
 def by_http2(port):
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(PREFACE)
+        connection.sendall(PREFACE + FRAMES)
         assert connection.recv(4096) == ANSWER
 
 

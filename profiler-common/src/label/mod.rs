@@ -68,6 +68,9 @@ pub enum Source {
 pub const KIND_SOURCE: u32 = 0xff;
 /// [`Label::kind`]: the label is the one that the greenlet's maker had.
 pub const KIND_INHERITED: u32 = 1 << 8;
+/// [`Label::kind`] of what a greenlet was given: the request is answered, and only what it runs
+/// until it waits again is still of it.
+pub const KIND_ANSWERED: u32 = 1 << 9;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -287,8 +290,8 @@ pub const ABOUT_ROOT: u64 = 1;
 pub const ABOUT_SW8: u64 = 2;
 /// [`About::flags`]: `trace` is the value of `traceparent`.
 pub const ABOUT_TRACEPARENT: u64 = 4;
-/// [`About::flags`]: where the request ends will not be seen.
-pub const ABOUT_UNSURE: u64 = 8;
+/// [`About::flags`]: the label is no greenlet's: who works for the request is not known.
+pub const ABOUT_UNOWNED: u64 = 8;
 
 impl Label {
     /// No label.

@@ -65,9 +65,9 @@ pub(super) struct Endpoint<'a> {
     wall_p95_ns: Option<u64>,
     #[serde(flatten)]
     clock: Clock,
-    waiting_ns: u64,
-    queued_ns: u64,
-    queued_at_most_ns: u64,
+    waiting_ns: Option<u64>,
+    queued_ns: Option<u64>,
+    queued_at_most_ns: Option<u64>,
     inherited: Inherited,
     top_wait: Option<TopWait<'a>>,
 }
@@ -89,9 +89,9 @@ pub(super) struct Request<'a> {
     wall_ns: Option<u64>,
     #[serde(flatten)]
     clock: Clock,
-    waiting_ns: u64,
-    queued_ns: u64,
-    queued_at_most_ns: u64,
+    waiting_ns: Option<u64>,
+    queued_ns: Option<u64>,
+    queued_at_most_ns: Option<u64>,
     inherited: Inherited,
 }
 
@@ -164,8 +164,8 @@ pub(super) fn endpoint(row: &EndpointRow) -> Endpoint<'_> {
         wall_p95_ns: *wall_p95_ns,
         clock: clock(*row_clock),
         waiting_ns: *waiting_ns,
-        queued_ns: queued.least_ns,
-        queued_at_most_ns: queued.most_ns,
+        queued_ns: queued.map(|queued| queued.least_ns),
+        queued_at_most_ns: queued.map(|queued| queued.most_ns),
         inherited: Inherited { clock: clock(*inherited_clock), waiting_ns: *inherited_waiting_ns },
         top_wait: top_wait.as_ref().map(|(stack, ns)| TopWait { frames: frames(stack), ns: *ns }),
     }
@@ -196,8 +196,8 @@ pub(super) fn request(row: &RequestRow) -> Request<'_> {
         wall_ns: *wall_ns,
         clock: clock(*row_clock),
         waiting_ns: *waiting_ns,
-        queued_ns: queued.least_ns,
-        queued_at_most_ns: queued.most_ns,
+        queued_ns: queued.map(|queued| queued.least_ns),
+        queued_at_most_ns: queued.map(|queued| queued.most_ns),
         inherited: Inherited { clock: clock(*inherited_clock), waiting_ns: *inherited_waiting_ns },
     }
 }

@@ -65,5 +65,19 @@ pub(super) fn of_this_kernel() -> KernelLayout {
             ..known
         })
     };
-    program().unwrap_or(known)
+    let known = program().unwrap_or(known);
+    let sockets = || {
+        Some(KernelLayout {
+            sock_type: types.offset("sock", &["sk_type"])?,
+            sock_family: types.offset("sock_common", &["skc_family"]).or_else(|| {
+                // The first of a socket's parts is that.
+                types.offset("sock", &["__sk_common", "skc_family"])
+            })?,
+            tcp_received: types.offset("tcp_sock", &["bytes_received"])?,
+            tcp_next: types.offset("tcp_sock", &["rcv_nxt"])?,
+            tcp_copied: types.offset("tcp_sock", &["copied_seq"])?,
+            ..known
+        })
+    };
+    sockets().unwrap_or(known)
 }

@@ -21,10 +21,10 @@ pub struct EndpointRow {
     pub wall_p95_ns: Option<u64>,
     /// Where the time of their own greenlets went.
     pub clock: Option<Clocked>,
-    /// Their own greenlets were suspended.
-    pub waiting_ns: u64,
+    /// Their own greenlets were suspended. None if of none of them it is known.
+    pub waiting_ns: Option<u64>,
     /// Of this, ready.
-    pub queued: Queued,
+    pub queued: Option<Queued>,
     /// The same of greenlets that they made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that they made.
@@ -43,8 +43,8 @@ impl EndpointRow {
             wall_p50_ns: None,
             wall_p95_ns: None,
             clock: None,
-            waiting_ns: 0,
-            queued: Queued { least_ns: 0, most_ns: 0 },
+            waiting_ns: None,
+            queued: None,
             inherited_clock: None,
             inherited_waiting_ns: 0,
             top_wait: None,
@@ -70,8 +70,12 @@ pub fn endpoints(profile: &Profile) -> Vec<EndpointRow> {
         row.requests += 1;
         walls.extend(request.wall_ns);
         row.clock = plus(row.clock, request.clock);
-        row.waiting_ns += request.waiting_ns;
-        row.queued.add(request.queued);
+        if let Some(ns) = request.waiting_ns {
+            *row.waiting_ns.get_or_insert_default() += ns;
+        }
+        if let Some(queued) = request.queued {
+            row.queued.get_or_insert_default().add(queued);
+        }
         row.inherited_clock = plus(row.inherited_clock, request.inherited_clock);
         row.inherited_waiting_ns += request.inherited_waiting_ns;
     }
@@ -102,7 +106,7 @@ pub fn endpoints(profile: &Profile) -> Vec<EndpointRow> {
         .collect();
     rows.sort_by_key(|row| {
         let running = row.clock.map_or(0, |clock| clock.on_cpu_ns + clock.blocked_ns);
-        std::cmp::Reverse(running + row.waiting_ns)
+        std::cmp::Reverse(running + row.waiting_ns.unwrap_or_default())
     });
     rows
 }
@@ -130,7 +134,7 @@ mod tests {
         profile.stacks = vec![stack((Some(0), 7)), stack((Some(1), 5)), stack((Some(2), 100))];
         let rows = endpoints(&profile);
         let [b, a] = rows.as_slice() else { panic!("{rows:?}") };
-        assert_eq!((b.endpoint.as_deref(), b.requests, b.waiting_ns), (Some("/b"), 2, 12));
+        assert_eq!((b.endpoint.as_deref(), b.requests, b.waiting_ns), (Some("/b"), 2, Some(12)));
         assert_eq!((b.wall_p50_ns, b.clock.map(|clock| clock.on_cpu_ns)), (Some(10), Some(8)));
         // What a greenlet waited that a request made is not the request's own.
         assert_eq!(b.top_wait.as_ref().map(|(_, ns)| *ns), Some(5));

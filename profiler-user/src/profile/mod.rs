@@ -146,15 +146,15 @@ pub struct RequestRow {
     pub endpoint: Option<Arc<str>>,
     /// From the start of the recording. None if it began before.
     pub begin_ns: Option<u64>,
-    /// From the begin of the run in which it was first seen to the last moment it was. None
-    /// if it was not wholly inside.
+    /// From the begin of the run in which it was first seen to the last moment it was; from the
+    /// wire, from its head to the end of its answer. None if it was not wholly inside.
     pub wall_ns: Option<u64>,
     /// Where the time went in which a greenlet of its own was current.
     pub clock: Option<Clocked>,
-    /// A greenlet of its own was suspended.
-    pub waiting_ns: u64,
+    /// A greenlet of its own was suspended. None if it is not known who worked for it.
+    pub waiting_ns: Option<u64>,
     /// Of this, ready.
-    pub queued: Queued,
+    pub queued: Option<Queued>,
     /// The same of greenlets that it made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that it made.
@@ -467,8 +467,8 @@ pub(crate) mod tests {
             begin_ns: Some(0),
             wall_ns: Some(10),
             clock: Some(Clocked { on_cpu_ns: 4, ..Clocked::default() }),
-            waiting_ns: 6,
-            queued: Queued::default(),
+            waiting_ns: Some(6),
+            queued: Some(Queued::default()),
             inherited_clock: None,
             inherited_waiting_ns: 0,
         }

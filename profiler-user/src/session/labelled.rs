@@ -8,11 +8,12 @@ use profiler_common::{
     fault::Fault,
     label::{
         self, About, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals,
+        Source,
     },
     memory::Memory as _,
     owner::off_of,
     queue,
-    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION},
+    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, RequestRecord, Totals, VERSION},
     walk::StackKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -25,7 +26,7 @@ use crate::{
     },
     target::{self, FoundGreenlet, GreenletState},
     timeline::lives::{Life, Open},
-    trace::{self, Identity, Request, Tracer},
+    trace::{self, Identity, OnWire, Request, Tracer},
 };
 
 /// Pairs of stack and label kept of a target; what comes later has no label.
@@ -193,6 +194,16 @@ impl Recorded {
             self.find_tracer();
         }
         self.work.growing = growing;
+    }
+
+    /// A request of the wire is over.
+    pub(super) fn request_ended(&mut self, record: &RequestRecord) {
+        self.work.labels.ended(record);
+        if record.shared != 0
+            && let Some(intervals) = &mut self.intervals
+        {
+            intervals.unlabel(record.shared, record.head.time_ns);
+        }
     }
 
     /// Finds the labels of the greenlets that were there at the begin and did not switch yet.
@@ -438,6 +449,14 @@ impl Closing<'_> {
                 request.inherited_waiting_ns += ns;
             }
         }
+        let on_wire: FxHashMap<Request, OnWire> =
+            self.target.work.labels.on_wire().map(|(request, known)| (*request, known)).collect();
+        let cookie = self.target.cookie;
+        for id in on_wire.keys() {
+            // Those of whose work nothing was seen are requests as well.
+            let label = Label { id: *id, span: 0, kind: Source::Wire as u32, target: cookie };
+            books.entry(*id).or_insert_with(|| (label, Books::default()));
+        }
         let pid = self.target.target.pid;
         // Whose work a thread did before its first switch is not known.
         let mut first_seen: FxHashSet<u64> =
@@ -453,18 +472,32 @@ impl Closing<'_> {
                 let (begun, open) = begun.get(&label.id).copied().unwrap_or_default();
                 let begun = begun || own.count > 0 && first_seen.contains(&own.first_ns);
                 let several = self.target.work.labels.is_several(&label.id);
+                let seen = on_wire.get(&label.id).copied();
+                // Whose time it is is known of those that have an owner to their end.
+                let worked = own.count > 0 || waiting_ns > 0;
+                let is_known = seen.is_none_or(|seen| seen.owned && !seen.partly && worked);
+                let begin_ns = match seen {
+                    Some(seen) => Some(seen.began_ns),
+                    None => (own.count > 0 && !begun).then_some(own.first_ns),
+                };
+                let wall_ns = match seen {
+                    Some(seen) => seen.ended_ns.map(|ended_ns| ended_ns.saturating_sub(seen.began_ns)),
+                    None => (own.count > 0 && !begun && !open && !several)
+                        .then(|| own.last_ns.saturating_sub(own.first_ns)),
+                };
                 RequestRow {
                     pid,
                     source: called.source,
                     trace_id: called.trace_id,
                     segment_id: called.segment_id,
                     endpoint: called.endpoint,
-                    begin_ns: (own.count > 0 && !begun).then(|| own.first_ns.saturating_sub(self.origin_ns)),
-                    wall_ns: (own.count > 0 && !begun && !open && !several)
-                        .then(|| own.last_ns.saturating_sub(own.first_ns)),
-                    clock: self.has_clocks.then(|| Clocked::new(own.ns, own.off_ns, false)).flatten(),
-                    waiting_ns,
-                    queued,
+                    begin_ns: begin_ns.map(|begin_ns| begin_ns.saturating_sub(self.origin_ns)),
+                    wall_ns,
+                    clock: (self.has_clocks && is_known)
+                        .then(|| Clocked::new(own.ns, own.off_ns, false))
+                        .flatten(),
+                    waiting_ns: is_known.then_some(waiting_ns),
+                    queued: is_known.then_some(queued),
                     inherited_clock: self
                         .has_clocks
                         .then(|| Clocked::new(inherited.ns, inherited.off_ns, false))

@@ -4,7 +4,7 @@ use profiler_common::{
     fault::Fault,
     record::{
         BlockRecord, EndRecord, ExecRecord, ForkRecord, GREENLET_BORN, Kind, LabelRecord, LoadedRecord,
-        OffRecord, RecordHead, StackHead, SwitchRecord, TickRecord, UpRecord, VERSION,
+        OffRecord, RecordHead, RequestRecord, StackHead, SwitchRecord, TickRecord, UpRecord, VERSION,
     },
     walk,
 };
@@ -121,14 +121,18 @@ pub(super) fn take(
         && let Some(label) = part::<LabelRecord>(record)
     {
         target.work.labels.take(&label);
+    } else if known == Kind::Request as u32
+        && let Some(request) = part::<RequestRecord>(record)
+    {
+        target.request_ended(&request);
     } else if known == Kind::Off as u32
         && let Some(off) = part::<OffRecord>(record)
     {
         target.feed_off(&off);
     } else if known == Kind::Code as u32
-        && let Some((code, text)) = texts::parse(record)
+        && let Some(text) = texts::parse(record)
     {
-        target.stacks.tell(code, text);
+        target.stacks.tell(text);
     } else {
         target.fault(Fault::BadRecord);
     }

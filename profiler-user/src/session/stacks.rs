@@ -23,6 +23,7 @@ use profiler_common::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use super::texts::Text;
 use crate::{
     memory::{Bytes, LiveProcess},
     profile::Frame,
@@ -76,6 +77,14 @@ struct Named {
     code: Code,
 }
 
+/// A code by what stands for it in keys.
+#[derive(Debug)]
+struct Told {
+    code: Arc<Named>,
+    /// There is no more to be known of it.
+    is_whole: bool,
+}
+
 /// The stacks of one target.
 #[derive(Debug)]
 pub(super) struct Stacks {
@@ -91,7 +100,7 @@ pub(super) struct Stacks {
     faults: HashMap<Fault, u64>,
     /// By what stands for them in keys, the codes that were met: each stands for one code only.
     /// None where it is not told which are freed.
-    texts: Option<FxHashMap<Addr, Arc<Named>>>,
+    texts: Option<FxHashMap<Addr, Told>>,
     /// The processes that it was forked from, the last one first: what is not there any
     /// more may be there.
     elders: Vec<LiveProcess>,
@@ -137,9 +146,10 @@ impl Stacks {
     }
 
     /// The text of a code came, of which there are stacks from now on.
-    pub(super) fn tell(&mut self, stands: Addr, code: Code) {
+    pub(super) fn tell(&mut self, text: Text) {
+        let Text { stands, code, is_whole } = text;
         if let Some(texts) = &mut self.texts {
-            texts.entry(stands).or_insert_with(|| Named::new(code));
+            texts.entry(stands).or_insert_with(|| Told { code: Named::new(code), is_whole });
         }
     }
 
@@ -233,17 +243,22 @@ impl Stacks {
 
     /// The code that a frame's address stands for.
     fn for_good<M: Bytes>(&mut self, frame: &walk::Frame, memory: &mut M) -> Result<Arc<Named>, Fault> {
-        let known = |texts: &FxHashMap<_, _>| texts.get(&frame.code).map(Arc::clone);
-        if let Some(code) = self.texts.as_ref().and_then(known) {
-            return Ok(code);
+        let told = self.texts.as_ref().and_then(|texts| texts.get(&frame.code));
+        let told = told.map(|told| (Arc::clone(&told.code), told.is_whole));
+        let is_gone = frame.code.0 & BY_TEXT != 0 || frame.check == 0;
+        match told {
+            Some((code, is_whole)) if is_whole || is_gone => return Ok(code),
+            None if is_gone => return Err(Fault::CodeChanged),
+            // Its text was not sent: another's was, whose address has the same bit; or it is too long.
+            Some(_) | None => {}
         }
-        if frame.code.0 & BY_TEXT != 0 || frame.check == 0 {
-            return Err(Fault::CodeChanged);
-        }
-        // Its text was not sent: another's was, whose address has the same bit; or it is too long.
-        let code = Named::new(self.read(frame, memory)?);
+        let code = match (self.read(frame, memory), told) {
+            (Ok(code), _) => Named::new(code),
+            (Err(_), Some((code, _))) => code,
+            (Err(fault), None) => return Err(fault),
+        };
         if let Some(texts) = &mut self.texts {
-            texts.insert(frame.code, Arc::clone(&code));
+            texts.insert(frame.code, Told { code: Arc::clone(&code), is_whole: true });
         }
         Ok(code)
     }

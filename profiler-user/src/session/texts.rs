@@ -10,8 +10,19 @@ use crate::python::{
     text,
 };
 
-/// What stands for a code, and the code; `None` if the record is none of a text.
-pub(super) fn parse(record: &[u8]) -> Option<(Addr, Code)> {
+/// A code object as the kernel part told of it.
+#[derive(Debug)]
+pub(super) struct Text {
+    /// What stands for it in stacks.
+    pub(super) stands: Addr,
+    /// What it shows.
+    pub(super) code: Code,
+    /// Its table of lines had room.
+    pub(super) is_whole: bool,
+}
+
+/// `None` if the record is none of a text.
+pub(super) fn parse(record: &[u8]) -> Option<Text> {
     let word = |at: usize| Some(u64::from_le_bytes(*record.get(at * 8..)?.first_chunk()?));
     let string = |described: usize, at: usize, words: usize| {
         let described = word(described)?;
@@ -20,7 +31,8 @@ pub(super) fn parse(record: &[u8]) -> Option<(Addr, Code)> {
         text::decode(record.get(at * 8..)?.get(..bytes)?, width, false)
     };
     let lines = word(place::LINES)?;
-    let table = usize::try_from(word(place::TABLE)?).ok()?.min(LINES_WORDS * 8);
+    let bytes = usize::try_from(word(place::TABLE)?).ok()?;
+    let table = bytes.min(LINES_WORDS * 8);
     let name = TEXT_HEAD_WORDS;
     let code = Code {
         qualname: string(place::NAME, name, NAME_WORDS)?,
@@ -29,7 +41,7 @@ pub(super) fn parse(record: &[u8]) -> Option<(Addr, Code)> {
         linetable: record.get(TEXT_FIXED_WORDS * 8..)?.get(..table)?.to_vec(),
         first_traceable: code::first_traceable_at((lines >> 32) as u32),
     };
-    Some((Addr(word(place::CODE)?), code))
+    Some(Text { stands: Addr(word(place::CODE)?), code, is_whole: bytes <= LINES_WORDS * 8 })
 }
 
 #[cfg(test)]
@@ -109,7 +121,7 @@ mod tests {
         const { assert!(size_of::<RecordHead>() == place::CODE * 8) };
         let taken = code.linetable.len().min(LINES_WORDS * 8).next_multiple_of(8);
         let bytes: Vec<u8> = room.iter().flat_map(|word| word.to_le_bytes()).collect();
-        (stands, parse(&bytes[..TEXT_FIXED_WORDS * 8 + taken]))
+        (stands, parse(&bytes[..TEXT_FIXED_WORDS * 8 + taken]).map(|text| (text.stands, text.code)))
     }
 
     fn codes() -> impl Strategy<Value = Code> {

@@ -132,6 +132,27 @@ impl Intervals {
         }
     }
 
+    /// Whose the wait is in which a greenlet is at that time is not known after all.
+    pub fn unlabel(&mut self, id: u64, time_ns: u64) {
+        let Some(lane) = self.lanes.get_mut(&id) else {
+            return;
+        };
+        if let Some((begin_ns, State::Waiting(_, label), _)) = &mut lane.current
+            && *begin_ns <= time_ns
+        {
+            *label = Label::NONE;
+            return;
+        }
+        // It went on before this was told.
+        let at_that_time =
+            |interval: &&mut Interval| interval.begin_ns <= time_ns && time_ns <= interval.end_ns;
+        if let Some(interval) = lane.closed.iter_mut().rev().find(at_that_time)
+            && let State::Waiting(_, label) = &mut interval.state
+        {
+            *label = Label::NONE;
+        }
+    }
+
     /// A greenlet's life ended.
     pub fn ended(&mut self, id: u64, time_ns: u64) {
         let time_ns = self.full_ns.map_or(time_ns, |full_ns| time_ns.min(full_ns));

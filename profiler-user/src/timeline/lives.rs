@@ -120,7 +120,8 @@ pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bound
         life.waiting_ns += ns;
         // A greenlet that is known but was never switched into was the current one
         // when we came, and its wait began inside.
-        let (stack, label) = (greenlet.stack, greenlet.label);
+        let label = if greenlet.was_answered_for() { Label::NONE } else { greenlet.label };
+        let stack = greenlet.stack;
         life.open_waits.push(OpenWait { stack, ns, open: Open::End, label });
     }
     life
@@ -202,8 +203,10 @@ mod tests {
             label_running_ns: 0,
             label_off_ns: [0; OFF_KINDS],
             label_since_ns: 0,
-            socket: 0,
-            body_bytes: 0,
+            connection: 0,
+            reading: 0,
+            alone: 0,
+            shared_ns: 0,
         }
     }
 

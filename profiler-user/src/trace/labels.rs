@@ -2,10 +2,11 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use profiler_common::http::{REQUEST_ANSWERED, REQUEST_PARTLY};
 use profiler_common::label::{
-    ABOUT_ROOT, ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNSURE, KIND_INHERITED, KIND_SOURCE, Label, Source, Text,
+    ABOUT_ROOT, ABOUT_SW8, ABOUT_TRACEPARENT, ABOUT_UNOWNED, KIND_INHERITED, KIND_SOURCE, Label, Source, Text,
 };
-use profiler_common::record::LabelRecord;
+use profiler_common::record::{LabelRecord, RequestRecord};
 use rustc_hash::FxHashMap;
 
 use super::wire;
@@ -56,14 +57,29 @@ impl Called {
 /// socket.
 pub type Request = [u64; 2];
 
+/// A request as it was on its connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnWire {
+    /// When its head was there.
+    pub began_ns: u64,
+    /// When its answer was complete.
+    pub ended_ns: Option<u64>,
+    /// A greenlet's time is its.
+    pub owned: bool,
+    /// And not all of what was done for it.
+    pub partly: bool,
+}
+
 #[derive(Debug, Default)]
 struct Known {
     trace_id: Option<Arc<str>>,
     endpoint: Option<Arc<str>>,
     /// OpenTelemetry: the span that `endpoint` is of.
     root: u64,
-    /// More than one span of it has no parent here, or where it ends is not seen.
+    /// More than one span of it has no parent here.
     several: bool,
+    /// It is one of the wire's.
+    wire: Option<OnWire>,
     /// When it began by the tracer's own clock, ms since 1970; 0 if that is not known.
     began_ms: u64,
 }
@@ -120,8 +136,11 @@ impl Labels {
         if about.began_ms != 0 {
             known.began_ms = about.began_ms;
         }
-        // Its label ends before it does.
-        known.several |= about.flags & ABOUT_UNSURE != 0;
+        if source == Some(Source::Wire) {
+            let [began_ns, _] = label.id;
+            let known = known.wire.get_or_insert_default();
+            (known.began_ns, known.owned) = (began_ns, about.flags & ABOUT_UNOWNED == 0);
+        }
         if source != Some(Source::Otel) {
             known.endpoint = endpoint.or_else(|| known.endpoint.take());
         } else if about.flags & ABOUT_ROOT != 0 {
@@ -139,6 +158,22 @@ impl Labels {
         } else {
             self.dropped += 1;
         }
+    }
+
+    /// A request of the wire is over.
+    pub fn ended(&mut self, record: &RequestRecord) {
+        let RequestRecord { head, id, flags, .. } = *record;
+        let [began_ns, _] = id;
+        let known = self.known_mut(id).wire.get_or_insert_default();
+        known.began_ns = began_ns;
+        known.ended_ns = (flags & REQUEST_ANSWERED != 0).then_some(head.time_ns);
+        known.partly |= flags & REQUEST_PARTLY != 0;
+    }
+
+    /// The requests of the wire.
+    pub fn on_wire(&self) -> impl Iterator<Item = (&Request, OnWire)> {
+        let all = self.requests.iter().chain(&self.late);
+        all.filter_map(|(request, known)| Some((request, known.wire?)))
     }
 
     fn known(&self, request: &Request) -> Option<&Known> {

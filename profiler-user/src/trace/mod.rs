@@ -19,7 +19,7 @@ use profiler_common::{
 
 pub use profiler_common::label::Source;
 
-pub use labels::{Called, Labels, Request};
+pub use labels::{Called, Labels, OnWire, Request};
 
 use crate::{
     memory::Bytes,

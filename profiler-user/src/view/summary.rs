@@ -202,8 +202,8 @@ fn requests(profile: &Profile, out: &mut String) -> std::fmt::Result {
             or(row.clock.map(|clock| clock.blocked_ns)),
             or(row.clock.map(|clock| clock.gil_wait_ns)),
             or(row.clock.map(|clock| clock.preempted_ns)),
-            time(row.waiting_ns),
-            bounds(row.queued),
+            or(row.waiting_ns),
+            row.queued.map_or_else(|| "-".to_owned(), bounds),
         )?;
     }
     Ok(())

@@ -30,6 +30,7 @@ mod states;
 mod switches;
 mod unticked;
 mod waits;
+mod wired;
 
 use std::process::ExitCode;
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     states::cases(&mut cases);
     names::cases(&mut cases);
     labels::cases(&mut cases);
+    wired::cases(&mut cases);
     namespaces::cases(&mut cases);
     containers::cases(&mut cases);
     oap::cases(&mut cases);

@@ -1,0 +1,122 @@
+//! Requests that are seen on sockets, however they are served: wired.py.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::place::Python;
+use tests::profile::Profile;
+use tests::recording::Recording;
+use tests::runner::Cases;
+use tests::target::Target;
+
+/// What is done for nobody.
+const BETWEEN: &str = "between";
+const HANDLERS: [(&str, &str); 3] =
+    [("handle_alpha", "/alpha"), ("handle_beta", "/beta"), ("handle_gamma", "/gamma")];
+/// Of a hundredth of the time that is a request's, so many have its label. The first request of
+/// each of three connections has none where its greenlet first did something else.
+const MOST: u64 = 95;
+
+pub(crate) fn cases(cases: &mut Cases) {
+    cases.each("requests_have_their_time_whoever_polls_before_the_read", |python| owned(python, "own"));
+    cases.once("requests_in_every_form_are_counted_and_labelled/py3.12", || {
+        owned(&Python::find("py3.12")?, "forms")
+    });
+    cases.once("requests_that_others_answer_are_counted/py3.13", || shared("readers"));
+    cases.once("requests_that_one_greenlet_reads_for_all_are_counted/py3.13", || shared("dispatcher"));
+    cases.once("requests_under_an_event_loop_are_counted/py3.13", || shared("loop"));
+    cases.once("requests_are_none_that_only_begin_like_one/py3.13", nothing);
+}
+
+/// How the time of the handlers was labelled, and of each endpoint how many requests there were.
+struct Seen {
+    right_ns: u64,
+    blank_ns: u64,
+    profile: Profile,
+    requests: BTreeMap<String, u64>,
+}
+
+fn seen(python: &Python, mode: &str) -> Result<Seen> {
+    let mut target = Target::start(python, "wired.py", &[mode])?;
+    let recording = Recording::start(target.pid(), &["--intervals"])?;
+    target.go()?;
+    let done = target.hear("done")?;
+    let profile = recording.stop()?;
+    target.finish()?;
+    let requests: BTreeMap<String, u64> = done
+        .pointer("/books/requests")
+        .and_then(Value::as_object)
+        .context("no requests")?
+        .iter()
+        .map(|(endpoint, count)| (endpoint.clone(), count.as_u64().unwrap_or_default()))
+        .collect();
+    let (mut right_ns, mut blank_ns) = (0, 0);
+    for stack in &profile.stacks {
+        let endpoint = stack.label.endpoint.as_deref();
+        let named = |name: &str| stack.frames.iter().any(|frame| frame.function.as_deref() == Some(name));
+        let is_nobodys = named(BETWEEN) || named("Hub.run");
+        ensure!(!is_nobodys || endpoint.is_none(), "nobody's time under {endpoint:?}: {stack:?}");
+        let Some((_, path)) = HANDLERS.iter().find(|(function, _)| named(function)) else { continue };
+        match endpoint {
+            None => blank_ns += stack.ns,
+            Some(endpoint) => {
+                ensure!(endpoint.ends_with(path), "{path} under {endpoint}: {stack:?}");
+                right_ns += stack.ns;
+            }
+        }
+    }
+    Ok(Seen { right_ns, blank_ns, profile, requests })
+}
+
+/// As many requests as there were, each whole.
+fn counted(seen: &Seen) -> Result<()> {
+    let Seen { profile, requests, .. } = seen;
+    let mut found: BTreeMap<String, u64> = BTreeMap::new();
+    for row in &profile.endpoints {
+        let endpoint = row.endpoint.clone().context("a request without an endpoint")?;
+        ensure!(row.whole == row.requests, "{row:?}");
+        found.insert(endpoint, row.requests);
+    }
+    ensure!(found == *requests, "{found:?} instead of {requests:?}: {:?}", profile.totals.faults);
+    // None is shorter than its work.
+    let shortest = profile.requests.iter().filter_map(|request| request.wall_ns).min();
+    ensure!(shortest >= Some(4_000_000), "{shortest:?}");
+    Ok(())
+}
+
+fn owned(python: &Python, mode: &str) -> Result<()> {
+    let seen = seen(python, mode)?;
+    let Seen { right_ns, blank_ns, profile, .. } = &seen;
+    println!("      {right_ns} ns right, {blank_ns} blank, {:?}", profile.totals.faults);
+    counted(&seen)?;
+    ensure!(right_ns * 100 >= (right_ns + blank_ns) * MOST, "{:?}", profile.totals.faults);
+    let known = profile.requests.iter().filter(|request| request.waiting_ns.is_some()).count();
+    ensure!(known * 100 >= profile.requests.len() * 95, "{known} of {} are known", profile.requests.len());
+    Ok(())
+}
+
+/// Nobody's time is theirs for sure, but all are counted.
+fn shared(mode: &str) -> Result<()> {
+    let seen = seen(&Python::find("py3.13")?, mode)?;
+    let Seen { right_ns, blank_ns, profile, .. } = &seen;
+    println!("      {right_ns} ns right, {blank_ns} blank, {:?}", profile.totals.faults);
+    counted(&seen)?;
+    let unowned = profile.totals.faults.get("WIRE_UNOWNED").copied().unwrap_or_default();
+    ensure!(unowned * 10 >= u64::try_from(profile.requests.len())? * 9, "{:?}", profile.totals.faults);
+    for request in &profile.requests {
+        ensure!(request.waiting_ns != Some(0), "0 for what is not known: {request:?}");
+    }
+    Ok(())
+}
+
+fn nothing() -> Result<()> {
+    let seen = seen(&Python::find("py3.13")?, "nothing")?;
+    let Seen { profile, requests, .. } = &seen;
+    let found: Vec<_> = profile.endpoints.iter().map(|row| (row.endpoint.clone(), row.requests)).collect();
+    let booked: Vec<_> = requests.iter().map(|(endpoint, count)| (Some(endpoint.clone()), *count)).collect();
+    ensure!(found == booked, "{found:?} instead of {booked:?}");
+    let cut = profile.totals.faults.get("WIRE_CUT").copied().unwrap_or_default();
+    ensure!(cut > 0, "{:?}", profile.totals.faults);
+    Ok(())
+}
