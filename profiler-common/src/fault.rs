@@ -91,11 +91,13 @@ pub enum Fault {
     WireUnsure = 38,
     /// The ring buffer was full: a wait or a sleep of a request is in its sums and was not told by itself.
     RingFullOff = 39,
+    /// A run of an event loop's that was long: which callback took so long, if one did, is not known.
+    LoopUnsure = 40,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 40;
+    pub const COUNT: usize = 41;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -139,6 +141,7 @@ impl Fault {
         Self::GreenletLate,
         Self::WireUnsure,
         Self::RingFullOff,
+        Self::LoopUnsure,
     ];
 
     /// The fault of that number.
@@ -191,6 +194,7 @@ impl Fault {
             Self::GreenletLate => "GREENLET_LATE",
             Self::WireUnsure => "WIRE_UNSURE",
             Self::RingFullOff => "RING_FULL_OFF",
+            Self::LoopUnsure => "LOOP_UNSURE",
         }
     }
 }

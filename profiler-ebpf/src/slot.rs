@@ -95,8 +95,18 @@ pub struct Slot {
     pub sent_stack: StackKey,
     /// For this [`profiler_common::record::TargetConfig::sending`].
     pub sent: u32,
-    /// None.
-    pub unused: u32,
+    /// How many of its greenlets have a number, and
+    /// [`profiler_common::record::PLACES_HUB`].
+    pub places: u32,
+    /// Who has the GIL that it waits for: that thread's id in the target's pid namespace, 0 if
+    /// it is not known.
+    pub gil_holder: u32,
+    /// For whom it has waited most since `run_began_ns`, if more than for all others.
+    pub run_holder: u32,
+    /// How much more.
+    pub run_holder_ns: u64,
+    /// When the run began that these are of.
+    pub run_began_ns: u64,
     /// The label that it left the CPU with.
     pub off_label: Label,
     /// Not 0 if it was looked at.

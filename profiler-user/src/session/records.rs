@@ -125,6 +125,10 @@ pub(super) fn take(
         && let Some(off) = part::<OffRecord>(record)
     {
         target.feed_off(&off);
+    } else if known == Kind::Slept as u32
+        && let Some(sleep) = part::<OffRecord>(record)
+    {
+        target.slept(&sleep);
     } else {
         target.fault(Fault::BadRecord);
     }

@@ -10,6 +10,7 @@ mod departures;
 mod ends;
 mod labels;
 mod lives;
+mod loops;
 mod names;
 mod namespaces;
 mod oap;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     switches::cases(&mut cases);
     waits::cases(&mut cases);
     clocks::cases(&mut cases);
+    loops::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
