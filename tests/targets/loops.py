@@ -281,10 +281,12 @@ def run_gil():
     import gevent
 
     hogs = threading.Event()
+    started = []
     power = 7 ** 150_000
 
     def hog():
         hogs.wait()
+        started.append(1)
         # In C, without letting go of the GIL.
         until = now() + int(LONG_S * 1e9)
         value = power
@@ -299,7 +301,8 @@ def run_gil():
     books.ready()
     gevent.spawn(gevent.sleep, 0.01).join()
     hogs.set()
-    sleep_for_real(0)  # lets go of the GIL, and waits for it
+    while not started:
+        sleep_for_real(0.001)  # lets go of the GIL, and waits for it
     thread.join()
     blocks.append("gil")
     gevent.sleep(0.01)
