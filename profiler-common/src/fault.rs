@@ -98,11 +98,13 @@ pub enum Fault {
     WireUnowned = 40,
     /// The ring buffer was full: when a request ended is not known.
     RingFullRequest = 41,
+    /// A run of an event loop's that was long: which callback took so long, if one did, is not known.
+    LoopUnsure = 42,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 42;
+    pub const COUNT: usize = 43;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -148,6 +150,7 @@ impl Fault {
         Self::RingFullOff,
         Self::WireUnowned,
         Self::RingFullRequest,
+        Self::LoopUnsure,
     ];
 
     /// The fault of that number.
@@ -202,6 +205,7 @@ impl Fault {
             Self::RingFullOff => "RING_FULL_OFF",
             Self::WireUnowned => "WIRE_UNOWNED",
             Self::RingFullRequest => "RING_FULL_REQUEST",
+            Self::LoopUnsure => "LOOP_UNSURE",
         }
     }
 }

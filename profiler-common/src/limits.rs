@@ -39,6 +39,9 @@ pub const TOP_RUNS: usize = 10;
 /// Types of hubs known per target: gevent's own and what is derived from it.
 pub const HUB_TYPES: usize = 4;
 
+/// Greenlets that the kernel part is told of as hubs, or as waiting for tasks.
+pub const MAX_IDLERS: usize = 8;
+
 /// Ticks of the CPU clock a second, by default: a prime, so that it keeps no step with
 /// what happens every so many milliseconds.
 pub const DEFAULT_RATE: u32 = 97;

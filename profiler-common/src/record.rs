@@ -7,7 +7,7 @@ use crate::{
     fault::Fault,
     label::{About, Blank, Label, LabelConfig},
     layout::Layout,
-    limits::{HUB_TYPES, MAX_FRAMES, TOP_RUNS},
+    limits::{HUB_TYPES, MAX_FRAMES, MAX_IDLERS, TOP_RUNS},
     queue::Queued,
     walk::{Frame, StackKey},
 };
@@ -68,6 +68,16 @@ pub const GREENLET_UNTOLD: u32 = 32;
 pub const GREENLET_RECEIVED: u32 = 64;
 /// [`Greenlet::flags`]: it has read requests of more than one connection.
 pub const GREENLET_SEVERAL: u32 = 128;
+/// [`Greenlet::flags`]: one greenlet switched to it and it switched to another one that was
+/// suspended: it passes control on, as hubs do.
+pub const GREENLET_PASSES: u32 = 1 << 16;
+/// [`Greenlet::flags`]: how far up is the number among those of its thread whose sleeps are
+/// kept apart, from 1 on; 0 for none.
+pub const GREENLET_PLACE: u32 = 8;
+/// How many greenlets of a thread get such a number.
+pub const MAX_PLACES: u32 = 32;
+/// In what a thread's slot has of that: a hub of a known type has polled.
+pub const PLACES_HUB: u32 = 1 << 31;
 
 /// How a greenlet's life ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +118,8 @@ pod! {
         pub namespace_inode: u64,
         /// Types whose greenlets are hubs: their runs are mostly idle and not kept.
         pub hub_types: [Addr; HUB_TYPES],
+        /// Greenlets that are hubs by what they do, or wait for tasks: the same holds for them.
+        pub idlers: [u64; MAX_IDLERS],
         /// `CONFIG_*`.
         pub flags: u32,
         /// Different for every recording of one load.
@@ -545,6 +557,9 @@ pod! {
         pub ns: u64,
         /// Of this, off the CPU: by [`crate::clock::Off`].
         pub off_ns: [u64; OFF_KINDS],
+        /// Who had the GIL for most of what it waited for it: that thread's id in the target's
+        /// own pid namespace; 0 if it is not known.
+        pub gil_holder: u64,
         /// The stack at its end.
         pub stack: StackKey,
         /// Greenlets that entered in the round after it, and had waited since before its end.
@@ -600,10 +615,13 @@ pub enum Kind {
     Code = 14,
     /// [`RequestRecord`].
     Request = 15,
+    /// [`OffRecord`]: a thread with greenlets slept for as long as a block, or for the first time
+    /// in that stack.
+    Slept = 16,
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_808;
+pub const SLOT_BYTES: usize = 7_848;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -97,6 +97,7 @@ fn config(python: PythonLayout) -> TargetConfig {
         texts: TextLayout::default(),
         label: LabelConfig::default(),
         hub_types: [Addr(0); 4],
+        idlers: [0; 8],
         flags: 0,
         epoch: 1,
         layout: Layout { python, greenlet: GreenletLayout::default() },

@@ -7,16 +7,22 @@ use profiler_common::{
 
 use crate::{emit, slot::Slot};
 
-/// A run of `from`, which is in `slot.run`, was long; a hub's is if it did not poll all
-/// the time.
+/// A run of `from`, which is in `slot.run` and began in the run that began at `began_ns` by the
+/// slot, was long; a hub's is if it did not poll all the time. (What is known of other hubs
+/// and of pool workers user space knows.)
 #[inline(never)]
-pub fn begin(config: &TargetConfig, slot: &mut Slot, from: &Greenlet) -> u32 {
+pub fn begin(config: &TargetConfig, slot: &mut Slot, from: &Greenlet, began_ns: u64) -> u32 {
     let polled = slot.undo.off_ns.get(Off::Polled as usize).copied().unwrap_or_default();
     let idle = if config.hub_types.contains(&from.type_object) { polled } else { 0 };
     if slot.run.ns.saturating_sub(idle) < config.block_ns {
         return 0;
     }
     finish(slot);
+    let gil_ns = slot.undo.off_ns.get(Off::Gil as usize).copied().unwrap_or_default();
+    let mut gil_holder = 0;
+    if gil_ns > 0 && slot.run_began_ns == began_ns && slot.run_holder_ns > gil_ns / 2 {
+        gil_holder = u64::from(slot.run_holder);
+    }
     slot.block = BlockRecord {
         head: RecordHead {
             kind: Kind::Block as u32,
@@ -29,6 +35,7 @@ pub fn begin(config: &TargetConfig, slot: &mut Slot, from: &Greenlet) -> u32 {
         object: from.object,
         ns: slot.run.ns,
         off_ns: slot.undo.off_ns,
+        gil_holder,
         stack: slot.run.stack,
         victims: 0,
         held_ns: 0,
@@ -52,7 +59,7 @@ pub fn held_up(config: &TargetConfig, slot: &mut Slot, to: &Greenlet, waited_ns:
     }
     let block = &mut slot.block;
     // Its wait began after the block: it entered before, or is new.
-    if to.since_ns >= block.head.time_ns || config.hub_types.contains(&to.type_object) {
+    if to.since_ns >= block.head.time_ns || idles(config, to) {
         return 0;
     }
     let held = waited_ns.min(block.ns);
@@ -60,6 +67,12 @@ pub fn held_up(config: &TargetConfig, slot: &mut Slot, to: &Greenlet, waited_ns:
     block.held_ns += held;
     block.held_most_ns = block.held_most_ns.max(held);
     0
+}
+
+/// Whether it is a hub, or waits for tasks.
+#[inline(always)]
+pub fn idles(config: &TargetConfig, greenlet: &Greenlet) -> bool {
+    config.hub_types.contains(&greenlet.type_object) || config.idlers.contains(&greenlet.id)
 }
 
 #[inline(always)]

@@ -10,9 +10,13 @@ use profiler_common::{
     fault::Fault,
     greenlet,
     label::{KIND_INHERITED, Label},
-    owner::off_owner,
+    memory::Memory as _,
+    owner::{OffOwner, off_owner},
     queue::Queued,
-    record::{CONFIG_STACKS, GreenletKey, Kind, OffRecord, RecordHead, TargetConfig, VERSION},
+    record::{
+        CONFIG_STACKS, GREENLET_PASSES, GREENLET_PLACE, Greenlet, GreenletKey, Kind, MAX_PLACES, OffRecord,
+        PLACES_HUB, RecordHead, TargetConfig, VERSION,
+    },
     walk::{StackKey, Start, Walk},
 };
 
@@ -32,13 +36,12 @@ pub fn take_stack(config: &TargetConfig, slot: &mut Slot, why: Off, call: i64, n
     slot.off_seen = 0;
     let wanted = why != Off::Preempted && config.flags & CONFIG_STACKS != 0 && now >= config.started_ns;
     if wanted && slot.busy == 0 {
-        let plain = slot.epoch != config.epoch;
-        let _taken = walk(config, slot, off_owner(why as u32, plain, call), why, now);
+        let _taken = walk(config, slot, call, why, now);
     }
 }
 
 #[inline(never)]
-fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64) -> u32 {
+fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -> u32 {
     let Some(totals) = maps::totals(slot.target) else {
         return 0;
     };
@@ -55,19 +58,37 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
             && entry.as_ref().is_some_and(|current| config.hub_types.contains(&current.type_object))
         {
             slot.polls.of(slot.current);
+            slot.places |= PLACES_HUB;
             return 0;
         }
-        if let Some(current) = entry.as_deref_mut()
-            && why != Off::Gil
-        {
+        if why == Off::Gil {
+            let _holder = note_holder(config, slot);
+        } else if let Some(current) = entry.as_deref_mut() {
             // No other program of this thread is at work.
-            wire::on_sleep(slot, current, owner.0 & 0xffff, now);
+            wire::on_sleep(slot, current, call as u64 & 0xffff, now);
         }
     }
     let mut frame = Addr::NULL;
     if leaf_frame(config, slot, &mut frame) != FOUND {
         return 0;
     }
+    let mut off = OffOwner {
+        why: why as u32,
+        plain: slot.epoch != config.epoch,
+        call: call as u16,
+        tid: slot.thread as u32,
+        place: 0,
+        passes: false,
+        beside: false,
+    };
+    if why != Off::Gil
+        && let Some(current) = &mut entry
+    {
+        off.place = place(slot, current);
+        off.passes = current.flags & GREENLET_PASSES != 0;
+        off.beside = slot.places & PLACES_HUB != 0;
+    }
+    let owner = off_owner(off);
     let mut empty = StackKey::empty(slot.target, owner);
     empty.add(Addr(slot.thread), 0);
     stack::walk_on(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
@@ -99,6 +120,52 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
     0
 }
 
+/// The number of a greenlet among those of its thread whose sleeps are kept apart, so that a hub's
+/// or a pool worker's can be told from others'.
+#[inline(always)]
+fn place(slot: &mut Slot, current: &mut Greenlet) -> u32 {
+    let known = current.flags >> GREENLET_PLACE & 0xff;
+    if known != 0 || slot.places & !PLACES_HUB >= MAX_PLACES {
+        return known;
+    }
+    slot.places += 1;
+    let place = slot.places & !PLACES_HUB;
+    current.flags |= place << GREENLET_PLACE;
+    place
+}
+
+/// Who has the GIL that this thread goes to sleep for: what `last_holder` or, on 3.11, the
+/// runtime's current thread state says.
+#[inline(never)]
+fn note_holder(config: &TargetConfig, slot: &mut Slot) -> u32 {
+    let native_id = config.layout.python.tstate_native_id;
+    slot.gil_holder = match UserMemory.pointer(config.holder) {
+        Ok(tstate) if !tstate.is_null() => UserMemory.word(tstate.at(native_id)).unwrap_or(0) as u32,
+        Ok(_) | Err(_) => 0,
+    };
+    0
+}
+
+/// It waited so long for the GIL in its current run: keeps for whom it waited most, if
+/// that is more than half.
+#[inline(always)]
+fn waited_for_gil(slot: &mut Slot, ns: u64) {
+    let began_ns = slot.run.ended_ns;
+    if slot.run_began_ns != began_ns {
+        slot.run_began_ns = began_ns;
+        slot.run_holder = 0;
+        slot.run_holder_ns = 0;
+    }
+    if slot.run_holder == slot.gil_holder {
+        slot.run_holder_ns += ns;
+    } else if slot.run_holder_ns >= ns {
+        slot.run_holder_ns -= ns;
+    } else {
+        slot.run_holder = slot.gil_holder;
+        slot.run_holder_ns = ns - slot.run_holder_ns;
+    }
+}
+
 /// The thread is back: counts what it slept since for the stack that it slept with.
 ///
 /// It was awake `queued` ns before it came onto a CPU: that is no part of the sleep. `seen` is
@@ -117,12 +184,17 @@ fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
     let key = slot.off_stack;
     slot.off_stack = StackKey { id: 0, check: 0 };
     let ns = clock::slept(slot, why).wrapping_sub(slot.off_before_ns);
+    let mut first = false;
     if let Some(known) = maps::stack(&key) {
+        first = known.count == 0;
         known.ns += ns;
         known.count += 1;
     }
     let label = slot.off_label;
     let now = slot.clock.since_ns;
+    if slot.off_greenlet != 0 {
+        let _slept = in_greenlet(slot, &key, why, ns, first);
+    }
     let looked = slot.off_seen != 0;
     slot.off_seen = 0;
     if slot.busy != 0 {
@@ -152,6 +224,24 @@ fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
     0
 }
 
+/// A sleep in a greenlet is over: user space tells a hub's from a block.
+#[inline(never)]
+fn in_greenlet(slot: &mut Slot, key: &StackKey, why: u32, ns: u64, first: bool) -> u32 {
+    if why == Off::Gil as u32 {
+        waited_for_gil(slot, ns);
+        return 0;
+    }
+    let Some(config) = maps::config(slot.target) else {
+        return 0;
+    };
+    if (first || ns >= config.block_ns) && slot.busy == 0 {
+        slot.pair_key.stack = *key;
+        let (greenlet, now, label) = (slot.off_greenlet, slot.clock.since_ns, slot.off_label);
+        let _told = send_off(slot, Kind::Slept, greenlet, &label, now, ns);
+    }
+    0
+}
+
 /// Whether a wait or a sleep of `ns` is told by itself: a request's own, not of greenlets that
 /// it made.
 #[inline(always)]
@@ -163,7 +253,12 @@ pub fn wants_told(config: &TargetConfig, label: &Label, ns: u64) -> bool {
 /// just counted it.
 #[inline(never)]
 pub fn tell(slot: &mut Slot, greenlet: u64, label: &Label, now: u64, ns: u64) -> u32 {
-    let head = RecordHead { kind: Kind::Off as u32, version: VERSION, target: slot.target, time_ns: now };
+    send_off(slot, Kind::Off, greenlet, label, now, ns)
+}
+
+#[inline(always)]
+fn send_off(slot: &mut Slot, kind: Kind, greenlet: u64, label: &Label, now: u64, ns: u64) -> u32 {
+    let head = RecordHead { kind: kind as u32, version: VERSION, target: slot.target, time_ns: now };
     slot.off_record = OffRecord {
         head,
         begin_ns: now.wrapping_sub(ns),

@@ -98,6 +98,20 @@ pub struct Slot {
     pub sent: u32,
     /// The recording that what its switches left here belongs to; 0 for none.
     pub epoch: u32,
+    /// How many of its greenlets have a number, and
+    /// [`profiler_common::record::PLACES_HUB`].
+    pub places: u32,
+    /// Who has the GIL that it waits for: that thread's id in the target's pid namespace, 0 if
+    /// it is not known.
+    pub gil_holder: u32,
+    /// For whom it has waited most since `run_began_ns`, if more than for all others.
+    pub run_holder: u32,
+    /// None.
+    pub padding: u32,
+    /// How much more.
+    pub run_holder_ns: u64,
+    /// When the run began that these are of.
+    pub run_began_ns: u64,
     /// The label that it left the CPU with.
     pub off_label: Label,
     /// Not 0 if it was looked at.
@@ -231,7 +245,10 @@ pub struct About {
 
 // User space writes it whole. (An error here names the size.)
 const _: [(); SLOT_BYTES] = [(); size_of::<Slot>()];
-const _: () = assert!(SLOT_BYTES <= 7 * 1024 + 640, "task storage stays under 8 KiB");
+const _: () = assert!(
+    SLOT_BYTES <= 7 * 1024 + 768,
+    "task storage stays under 8 KiB, with 64 bytes of the kernel's own and more"
+);
 const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
 const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));
 const _: () = assert!(offset_of!(Slot, made_ns) == offset_of!(Watch, made_ns));

@@ -9,9 +9,9 @@ use profiler_common::{
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
-        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING,
-        GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals,
-        VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_PASSES,
+        GREENLET_RUNNING, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord,
+        TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk},
 };
@@ -329,6 +329,8 @@ pub fn about(config: &TargetConfig, slot: &mut Slot, now: u64, type_object: Addr
 fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
     let slot = &mut *hit.slot;
     slot.from_key = GreenletKey { target: slot.target, pimpl: slot.current };
+    // Entered from one that waited since, and goes on to another that waited: a hub does that.
+    let passes = !fresh && slot.undo.from != slot.to_key.pimpl && slot.undo.valid == 0;
     slot.undo.from = slot.current;
     slot.undo.from_object = slot.current_object;
     slot.undo.from_since_ns = hit.now;
@@ -347,7 +349,11 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         clock::charge(slot, Some(from), ns);
         from.since_ns = now;
         from.flags &= !GREENLET_RUNNING;
+        if passes {
+            from.flags |= GREENLET_PASSES;
+        }
         slot.run.ns = ns;
+        let began_ns = slot.run.ended_ns;
         slot.run.ended_ns = now;
         slot.run.greenlet = from.id;
         let had = !from.label.is_none() || hit.slot.parts_count != 0;
@@ -357,7 +363,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             hit.slot.label = Label::NONE;
         }
         if ns >= hit.config.block_ns {
-            let _block = block::begin(hit.config, hit.slot, from);
+            let _block = block::begin(hit.config, hit.slot, from, began_ns);
         }
         let slot = &mut *hit.slot;
         if ns > hit.totals.shortest_run_ns && keeps_runs_of(hit.config, from) {
@@ -427,7 +433,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
 /// Whether this greenlet's runs are wanted: not a hub's.
 #[inline(always)]
 fn keeps_runs_of(config: &TargetConfig, greenlet: &Greenlet) -> bool {
-    config.flags & CONFIG_RUNS != 0 && !config.hub_types.contains(&greenlet.type_object)
+    config.flags & CONFIG_RUNS != 0 && !block::idles(config, greenlet)
 }
 
 /// Takes the leaver's stack into its entry and the slot's run; returns whether the

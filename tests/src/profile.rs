@@ -53,10 +53,23 @@ pub struct Block {
     /// What it was.
     #[serde(flatten)]
     pub clock: Clock,
+    /// What most of it was.
+    pub kind: Option<String>,
+    /// Who had the GIL, if that is known.
+    pub gil_holder: Option<Holder>,
     /// Whom it held up, if that is known.
     pub victims: Option<u64>,
     /// The longest of these.
     pub held_most_ns: Option<u64>,
+}
+
+/// A thread that had the GIL.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Holder {
+    /// Its id.
+    pub tid: u32,
+    /// Its name.
+    pub name: Option<String>,
 }
 
 /// A recorded process.

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     profile::{
-        BlockRow, Frame, GreenletRow, IntervalRow, Profile, RunRow, StackRow, State, TargetRow, ThreadRow,
-        TotalsRow, endpoints,
+        BlockKind, BlockRow, Frame, GreenletRow, Holder, IntervalRow, Profile, RunRow, StackRow, State,
+        TargetRow, ThreadRow, TotalsRow, endpoints,
     },
     timeline::lives::Open,
 };
@@ -154,6 +154,10 @@ struct Block<'a> {
     name: Option<&'a str>,
     begin_ns: u64,
     ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gil_holder: Option<GilHolder<'a>>,
     on_cpu_ns: Option<u64>,
     blocked_ns: Option<u64>,
     preempted_ns: Option<u64>,
@@ -166,6 +170,12 @@ struct Block<'a> {
     victims: Option<u64>,
     held_at_most_ns: Option<u64>,
     held_most_ns: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct GilHolder<'a> {
+    tid: u32,
+    name: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -205,6 +215,15 @@ const fn state(state: State) -> &'static str {
         State::Gil => "gil",
         State::Preempted => "preempted",
         State::Idle => "idle",
+    }
+}
+
+const fn kind(kind: BlockKind) -> &'static str {
+    match kind {
+        BlockKind::OnCpu => "cpu",
+        BlockKind::Blocked => "blocked",
+        BlockKind::Gil => "gil",
+        BlockKind::Starved => "starved",
     }
 }
 
@@ -358,6 +377,7 @@ fn block<'a>(row: &'a BlockRow, profile: &'a Profile) -> Block<'a> {
         begin_ns,
         ns,
         clock,
+        gil_holder,
         frames: row_frames,
         ticks,
         victims,
@@ -370,6 +390,10 @@ fn block<'a>(row: &'a BlockRow, profile: &'a Profile) -> Block<'a> {
         name: name.as_deref(),
         begin_ns: *begin_ns,
         ns: *ns,
+        kind: clock.and_then(|clock| clock.kind()).map(kind),
+        gil_holder: gil_holder
+            .as_ref()
+            .map(|Holder { tid, name }| GilHolder { tid: *tid, name: name.as_deref() }),
         on_cpu_ns: clock.map(|clock| clock.on_cpu_ns),
         blocked_ns: clock.map(|clock| clock.blocked_ns),
         preempted_ns: clock.map(|clock| clock.preempted_ns),

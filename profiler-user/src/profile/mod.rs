@@ -78,8 +78,8 @@ pub enum State {
     Gil,
     /// Its thread ready, and not let.
     Preempted,
-    /// A hub that is suspended or has nothing to do; a thread that waits for any of many
-    /// files and has no greenlets.
+    /// A hub that is suspended or has nothing to do; a thread that waits for its next task, or
+    /// for any of many files and has no greenlets.
     Idle,
 }
 
@@ -206,7 +206,8 @@ pub struct Clocked {
     pub preempted_ns: u64,
     /// Its thread waited for the GIL.
     pub gil_wait_ns: u64,
-    /// A hub's wait for events; a thread's without greenlets for any of many files.
+    /// A hub's wait for events; a thread's for its next task, or, without greenlets, for any of
+    /// many files.
     pub idle_ns: u64,
 }
 
@@ -219,6 +220,13 @@ impl Clocked {
         let (blocked_ns, idle_ns) =
             if polls_idly { (blocked_ns, polled_ns) } else { (blocked_ns + polled_ns, 0) };
         Some(Self { on_cpu_ns, blocked_ns, preempted_ns, gil_wait_ns, idle_ns })
+    }
+
+    /// The same, but so much of it was no block.
+    #[must_use]
+    pub fn idle(self, ns: u64) -> Self {
+        let ns = ns.min(self.blocked_ns);
+        Self { blocked_ns: self.blocked_ns - ns, idle_ns: self.idle_ns + ns, ..self }
     }
 
     /// Both together.
@@ -328,6 +336,45 @@ pub struct Victims {
     pub held_most_ns: u64,
 }
 
+/// What took most of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BlockKind {
+    /// It ran.
+    OnCpu,
+    /// Its thread slept in a call that did not yield.
+    Blocked,
+    /// Its thread waited for the GIL, which another one held.
+    Gil,
+    /// Its thread could run and was not let.
+    Starved,
+}
+
+impl Clocked {
+    /// What most of it was, idle time apart; none if nothing was.
+    #[must_use]
+    pub fn kind(&self) -> Option<BlockKind> {
+        let Self { on_cpu_ns, blocked_ns, preempted_ns, gil_wait_ns, idle_ns: _ } = *self;
+        let kinds = [
+            (on_cpu_ns, BlockKind::OnCpu),
+            (blocked_ns, BlockKind::Blocked),
+            (gil_wait_ns, BlockKind::Gil),
+            (preempted_ns, BlockKind::Starved),
+        ];
+        let (most_ns, kind) = kinds.into_iter().max_by_key(|(ns, _)| *ns)?;
+        (most_ns > 0).then_some(kind)
+    }
+}
+
+/// A thread that had the GIL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its tid.
+    pub tid: u32,
+    /// Its name.
+    pub name: Option<String>,
+}
+
 /// A run without a switch that was too long.
 #[derive(Clone, Debug)]
 pub struct BlockRow {
@@ -345,6 +392,8 @@ pub struct BlockRow {
     pub ns: u64,
     /// What it was. None if it was not measured.
     pub clock: Option<Clocked>,
+    /// Who had the GIL for more than half of what it waited for it.
+    pub gil_holder: Option<Holder>,
     /// The stack at its end, root first.
     pub frames: Arc<[Frame]>,
     /// The stacks that ticks of the CPU clock met in it, most ticks first.

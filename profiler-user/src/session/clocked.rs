@@ -6,11 +6,15 @@ use std::{collections::BTreeMap, sync::Arc};
 use profiler_common::{
     clock::{Clock, OFF_KINDS, Off},
     fault::Fault,
+    label::Label,
+    owner::{NO_CALL, OffOwner, TID_BITS, off_of},
+    record::Thread,
 };
 use rustc_hash::FxHashMap;
 
 use super::{
     finish::{Closing, runs},
+    idle::{Idle, Place, Role},
     sleeps::Sleep,
     ticks::{Samples, Whose},
 };
@@ -32,7 +36,139 @@ pub(super) struct Watched {
     pub(super) row: usize,
 }
 
+/// A sleep that is not wholly inside.
+struct OpenSleep {
+    frames: Arc<[Frame]>,
+    off: OffOwner,
+    label: Label,
+    ns: u64,
+    count: u64,
+}
+
+/// How long those slept that idle, apart from what [`Clocked::new`] knows.
+#[derive(Debug, Default)]
+pub(super) struct Idled {
+    threads: FxHashMap<u32, u64>,
+    greenlets: FxHashMap<Place, u64>,
+    /// Before their threads' first switches.
+    first: FxHashMap<u32, u64>,
+}
+
 impl Closing<'_> {
+    /// Finds out who idled, and for how long: before any clock is told.
+    pub(super) fn find_idlers(&mut self, lives: &[Life]) {
+        let mut ids: FxHashMap<Place, u64> = FxHashMap::default();
+        let mut over = Vec::new();
+        for life in lives {
+            if self.target.kind(life.type_object).is_some_and(|kind| kind.is_hub) {
+                self.target.idle.hub_threads.insert(tid_of(life.thread));
+            }
+            if life.place == 0 {
+                continue;
+            }
+            let place = (tid_of(life.thread), life.place);
+            ids.insert(place, life.id);
+            if life.passes {
+                self.target.idle.passing.insert(place);
+            }
+            let last = self.target.stacks.frames(&life.left).map(|(frames, _)| frames);
+            if let Some(frames) = last.filter(|frames| !frames.is_empty()) {
+                self.target.idle.left.insert(place, vec![frames]);
+            } else if life.passes {
+                // It is over, and its last stack gone.
+                over.push((place, life.type_object));
+            }
+        }
+        let parts = self.target.stacks.parts(&self.kept.stacks);
+        for (place, type_object) in over {
+            let of_type =
+                parts.iter().flat_map(|(_, parts)| parts).filter(|part| part.type_object == type_object);
+            let frames = of_type.map(|part| Arc::clone(&part.frames)).collect();
+            self.target.idle.left.insert(place, frames);
+        }
+        let mut sleeps: Vec<(OffOwner, Arc<[Frame]>, u64)> = Vec::new();
+        for part in parts.into_iter().flat_map(|(_, parts)| parts) {
+            if let Some(off) = off_of(part.type_object) {
+                sleeps.push((off, part.frames, part.ns));
+            }
+        }
+        let open = self.open_sleeps().into_iter().map(|sleep| (sleep.off, sleep.frames, sleep.ns));
+        sleeps.extend(open);
+        for (off, frames, _) in &sleeps {
+            self.target.idle.meet(off, frames);
+        }
+        let switched: FxHashMap<u32, bool> =
+            self.kept.threads.iter().map(|(key, thread)| (tid_of(*key), thread.seen_ns != 0)).collect();
+        // What was learned while it was recorded was a guess where the last stack was not known.
+        let mut roles = std::mem::take(&mut self.target.idle.roles);
+        roles.retain(|_, role| *role != Role::Doubt);
+        for (off, frames, ns) in sleeps {
+            if let (Some(role), Some(id)) =
+                (self.target.idle.role(&off, &frames), ids.get(&(off.tid, off.place)))
+            {
+                let known = roles.entry(*id).or_insert(role);
+                if *known == Role::Doubt {
+                    *known = role;
+                }
+            }
+            if asleep(&self.target.idle, &off, &frames) != Some(State::Idle) {
+                continue;
+            }
+            // A thread that never switched polls idly, and its clock says so.
+            let known = off.why == Off::Polled as u32 && switched.get(&off.tid) == Some(&false);
+            if !known {
+                *self.idled.threads.entry(off.tid).or_default() += ns;
+            }
+            if off.plain && !known {
+                *self.idled.first.entry(off.tid).or_default() += ns;
+            } else if off.place != 0 {
+                *self.idled.greenlets.entry((off.tid, off.place)).or_default() += ns;
+            }
+        }
+        self.target.idle.roles = roles;
+    }
+
+    /// A thread's clock without what it idled.
+    pub(super) fn without_idle(&self, key: u64, clock: Clocked) -> Clocked {
+        clock.idle(self.idled.threads.get(&tid_of(key)).copied().unwrap_or(0))
+    }
+
+    /// The sleeps in which the recording began, and those that are not over.
+    fn open_sleeps(&self) -> Vec<OpenSleep> {
+        let mut sleeps = Vec::new();
+        for (key, thread) in &self.kept.threads {
+            let Some(watched) = self.threads.get(key) else {
+                continue;
+            };
+            let first = watched.tid.and_then(|tid| self.target.sleeps.get(&tid));
+            if let Some(Sleep { frames, label, why, version }) = first
+                && let Some(clock) = watched.clock
+            {
+                // It never woke, or once.
+                let never = thread.clock.version == *version;
+                let all = clock.off_ns.get(*why as usize).copied().unwrap_or_default();
+                let ns = if never { all } else { thread.first_sleep_ns };
+                let mut off = first_sleep(*key, thread, *why);
+                // Nothing switched before: it was the first greenlet's.
+                let first = self.places.get(&thread.first_greenlet).copied();
+                off.place = first.unwrap_or_default();
+                let (frames, label, count) = (Arc::clone(frames), *label, u64::from(!never));
+                sleeps.push(OpenSleep { frames, off, label, ns, count });
+            }
+            let why = thread.clock.state;
+            let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
+            if let Some(slept) = slept
+                && thread.exit_ns == 0
+                && let Some((frames, owner)) = self.target.stacks.frames(&thread.off_stack)
+                && let Some(off) = off_of(owner)
+            {
+                let ns = slept.saturating_sub(thread.off_before_ns);
+                sleeps.push(OpenSleep { frames, off, label: thread.off_label, ns, count: 0 });
+            }
+        }
+        sleeps
+    }
+
     /// Where a greenlet's running time went.
     pub(super) fn clock(&self, life: &Life, hub: bool, profile: &mut Profile) -> Option<Clocked> {
         let thread = self.threads.get(&life.thread)?;
@@ -47,7 +183,10 @@ impl Closing<'_> {
         }
         let clock = Clocked::new(life.running_ns, off_ns, hub)?;
         self.idles(thread, clock.idle_ns, profile);
-        Some(clock)
+        let tid = tid_of(life.thread);
+        let idled = self.idled.greenlets.get(&(tid, life.place)).copied().unwrap_or(0);
+        let first = self.idled.first.get(&tid).copied().filter(|_| life.first).unwrap_or(0);
+        Some(clock.idle(idled + first))
     }
 
     /// A hub's idle time is its thread's too.
@@ -64,8 +203,9 @@ impl Closing<'_> {
         if !running {
             return self.has_clocks.then(Clocked::default);
         }
-        let thread = self.threads.values().find(|thread| thread.tid.is_some() && thread.tid == tid)?;
-        Clocked::new(duration_ns, thread.clock?.off_ns, true)
+        let found = self.threads.iter().find(|(_, thread)| thread.tid.is_some() && thread.tid == tid);
+        let (key, thread) = found?;
+        Some(self.without_idle(*key, Clocked::new(duration_ns, thread.clock?.off_ns, true)?))
     }
 
     /// Who was on the CPU, in what stacks: all of the clocks' time.
@@ -123,53 +263,18 @@ impl Closing<'_> {
     pub(super) fn off_cpu(&mut self, profile: &mut Profile, builder: &mut Builder) {
         let pid = self.target.target.pid;
         let mut truth: FxHashMap<State, u64> = FxHashMap::default();
-        let mut first_sleeps = Vec::new();
-        let mut unfinished = Vec::new();
-        for (key, thread) in &self.kept.threads {
-            let Some(watched) = self.threads.get(key) else {
-                continue;
-            };
-            let Some(row) = profile.threads.get(watched.row) else {
-                continue;
-            };
-            let plain = !row.switched;
-            let Some(row) = row.clock else {
-                continue;
-            };
-            *truth.entry(State::Blocked).or_default() += row.blocked_ns;
-            *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
-            *truth.entry(State::Preempted).or_default() += row.preempted_ns;
-            let first = watched.tid.and_then(|tid| self.target.sleeps.get(&tid));
-            if let Some(Sleep { frames, label, why, version }) = first
-                && let Some(clock) = watched.clock
-                && let Some(state) = asleep(*why, plain, frames)
-            {
-                // It never woke, or once.
-                let never = thread.clock.version == *version;
-                let all = clock.off_ns.get(*why as usize).copied().unwrap_or_default();
-                let ns = if never { all } else { thread.first_sleep_ns };
-                *self.seen.entry(state).or_default() += ns;
-                first_sleeps.push((Arc::clone(frames), state, *label, ns, u64::from(!never)));
-            }
-            let why = thread.clock.state;
-            let slept = watched.clock.and_then(|clock| clock.off_ns.get(why as usize).copied());
-            if let Some(slept) = slept
-                && thread.exit_ns == 0
-                && let Some((frames, _)) = self.target.stacks.frames(&thread.off_stack)
-            {
-                let ns = slept.saturating_sub(thread.off_before_ns);
-                let Some(state) = asleep(why, plain, &frames) else {
-                    continue;
-                };
-                *self.seen.entry(state).or_default() += ns;
-                unfinished.push((frames, state, thread.off_label, ns));
+        for watched in self.threads.values() {
+            if let Some(row) = profile.threads.get(watched.row).and_then(|row| row.clock) {
+                *truth.entry(State::Blocked).or_default() += row.blocked_ns;
+                *truth.entry(State::Gil).or_default() += row.gil_wait_ns;
+                *truth.entry(State::Preempted).or_default() += row.preempted_ns;
             }
         }
-        for (frames, state, label, ns) in unfinished {
-            let label = self.label(&label, profile);
-            builder.add(&frames, state, pid, label, ns, 0);
-        }
-        for (frames, state, label, ns, count) in first_sleeps {
+        for OpenSleep { frames, off, label, ns, count } in self.open_sleeps() {
+            let Some(state) = asleep(&self.target.idle, &off, &frames) else {
+                continue;
+            };
+            *self.seen.entry(state).or_default() += ns;
             let label = self.label(&label, profile);
             builder.add(&frames, state, pid, label, ns, count);
         }
@@ -188,17 +293,29 @@ impl Closing<'_> {
     }
 }
 
-/// What a thread is in that left the CPU for that reason; none for a hub that waits for
-/// events, whose sleep is in the clocks only. A greenlet that polls blocks its thread, and
-/// plain threads idle.
-pub(super) fn asleep(why: u32, plain: bool, frames: &[Frame]) -> Option<State> {
-    if why == Off::Gil as u32 {
+/// The id of a thread by the kernel's key of it, as in the owner of a stack.
+fn tid_of(key: u64) -> u32 {
+    (key & TID_BITS) as u32
+}
+
+/// A sleep in which the recording began, as the kernel part would say it.
+pub(super) fn first_sleep(key: u64, thread: &Thread, why: u32) -> OffOwner {
+    let plain = thread.seen_ns == 0;
+    OffOwner { why, plain, call: NO_CALL, tid: tid_of(key), ..OffOwner::default() }
+}
+
+/// What a thread is in that slept so; none for a hub that waits for events and is known by its
+/// type, whose sleep is in the clocks only. A greenlet that polls blocks its thread, unless it is
+/// the thread's hub, and plain threads idle.
+pub(super) fn asleep(idle: &Idle, off: &OffOwner, frames: &[Frame]) -> Option<State> {
+    if off.why == Off::Gil as u32 {
         return Some(State::Gil);
     }
-    if why != Off::Polled as u32 {
-        return Some(State::Blocked);
-    }
+    let polled = off.why == Off::Polled as u32;
     // In the first moments the kernel part does not know yet which greenlets are hubs.
-    let hub = runs(frames, "Hub.run", "gevent/hub.py");
-    if plain { Some(State::Idle) } else { (!hub).then_some(State::Blocked) }
+    if polled && !off.plain && runs(frames, "Hub.run", "gevent/hub.py") {
+        return None;
+    }
+    let idles = polled && off.plain || idle.rests(off, frames);
+    Some(if idles { State::Idle } else { State::Blocked })
 }

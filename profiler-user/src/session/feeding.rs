@@ -6,13 +6,20 @@ use profiler_common::{
     clock::{ON_CPU, Off as Reason},
     fault::Fault,
     label::{Blank, Label},
-    owner::off_of,
+    owner::{OffOwner, off_of},
     record::{OffRecord, TICK_SWITCHING, TICK_UNSWITCHED, Thread, TickRecord},
     walk::StackKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{SessionError, clocked::asleep, finish::state, monotonic_ns, recorded::Recorded};
+use super::{
+    SessionError,
+    clocked::{asleep, first_sleep},
+    finish::state,
+    idle::Idle,
+    monotonic_ns,
+    recorded::Recorded,
+};
 use crate::{
     kernel::{Engine, Kept, add_stacks},
     profile::{
@@ -70,10 +77,11 @@ impl Recorded {
             Some((frames, owner)) => (frames, Some(owner)),
             None => (Arc::new([]) as Arc<[Frame]>, None),
         };
-        let state = match owner.map(off_of) {
-            Some(Some((why, _))) if why == Reason::Gil as u32 => State::Gil,
-            Some(Some(_)) => State::Blocked,
-            Some(None) | None => State::Wait,
+        let state = match owner.and_then(off_of) {
+            Some(off) if off.why == Reason::Gil as u32 => State::Gil,
+            Some(off) if self.idle.rests(&off, &frames) => State::Idle,
+            Some(_) => State::Blocked,
+            None => State::Wait,
         };
         let lane = if *greenlet == 0 { Lane::Thread(*thread) } else { Lane::Greenlet(*greenlet) };
         let pid = self.target.pid;
@@ -255,7 +263,7 @@ impl Recorded {
         for (key, parts) in self.stacks.parts(&kept.stacks) {
             for part in parts {
                 let state = match off_of(part.type_object) {
-                    Some((why, plain)) => off_cpu(why, plain, &part.frames),
+                    Some(off) => off_cpu(&self.idle, &off, &part.frames),
                     None => Some(self.state_of(part.type_object, &part.frames)),
                 };
                 if let Some(state) = state
@@ -320,12 +328,11 @@ impl Recorded {
     /// Sleeps in which the recording began, and those that are not over.
     fn add_open_sleeps(&self, kept: &Kept, time_ns: u64, sums: &mut Sums) {
         for (key, thread) in &kept.threads {
-            let plain = thread.seen_ns == 0;
             let clock =
                 if thread.exit_ns == 0 { thread.clock.at(time_ns, self.began_ns) } else { thread.clock };
             let slept = |why: u32| clock.off_ns.get(why as usize).copied().unwrap_or_default();
             if let Some(first) = self.sleeps.get(&(*key as u32))
-                && let Some(state) = off_cpu(first.why, plain, &first.frames)
+                && let Some(state) = off_cpu(&self.idle, &first_sleep(*key, thread, first.why), &first.frames)
             {
                 let never = thread.clock.version == first.version;
                 let ns = if never { slept(first.why) } else { thread.first_sleep_ns };
@@ -334,8 +341,9 @@ impl Recorded {
             let why = thread.clock.state;
             if why != ON_CPU
                 && thread.exit_ns == 0
-                && let Some((frames, _)) = self.stacks.frames(&thread.off_stack)
-                && let Some(state) = off_cpu(why, plain, &frames)
+                && let Some((frames, owner)) = self.stacks.frames(&thread.off_stack)
+                && let Some(off) = off_of(owner)
+                && let Some(state) = off_cpu(&self.idle, &off, &frames)
             {
                 let ns = slept(why).saturating_sub(thread.off_before_ns);
                 sums.add(OffSum { frames, state, ns, count: 0 });
@@ -391,8 +399,9 @@ pub(super) fn look_at_waits(
 /// What a thread is in that left the CPU for that reason. One without greenlets that waits for
 /// files may be idle or wait for an answer (a socket with a timeout does so by `poll`): it is off
 /// the CPU, and its stack tells.
-fn off_cpu(why: u32, plain: bool, frames: &[Frame]) -> Option<State> {
-    asleep(why, plain, frames).map(|state| if state == State::Idle { State::Blocked } else { state })
+fn off_cpu(idle: &Idle, off: &OffOwner, frames: &[Frame]) -> Option<State> {
+    let unsure = off.plain && !idle.rests(off, frames);
+    asleep(idle, off, frames).map(|state| if state == State::Idle && unsure { State::Blocked } else { state })
 }
 
 /// Whether it is sure whose work it was: of what could not be read it is not.

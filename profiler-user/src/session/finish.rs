@@ -16,8 +16,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     SessionError,
-    blocks::Block,
-    clocked::{Watched, asleep},
+    clocked::{Idled, Watched, asleep},
+    idle,
     labelled::{Sorted, count_looks},
     recorded::{Recorded, Unlisted},
 };
@@ -25,8 +25,8 @@ use crate::{
     kernel::{Engine, Kept},
     memory::LiveProcess,
     profile::{
-        BlockRow, Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
-        ThreadRow, TotalsRow, Victims, Waits,
+        Builder, Clocked, Cost, Frame, GreenletRow, IntervalRow, Profile, RunRow, State, TargetRow,
+        ThreadRow, TotalsRow, Waits,
     },
     target::{self, GreenletState},
     timeline::{
@@ -93,6 +93,8 @@ pub(super) fn finish(
             has_clocks: engine.has_clocks(),
             tick_ns: about.tick_ns,
             seen: FxHashMap::default(),
+            idled: Idled::default(),
+            places: FxHashMap::default(),
             sorted: Sorted::default(),
         };
         closing.close(&mut profile, &mut builder);
@@ -121,6 +123,10 @@ pub(super) struct Closing<'a> {
     pub(super) tick_ns: Option<u64>,
     /// The time of the stacks in the profile so far, by state.
     pub(super) seen: FxHashMap<State, u64>,
+    /// Who idled.
+    pub(super) idled: Idled,
+    /// The numbers of the greenlets on their threads, by the kernel's identity.
+    pub(super) places: FxHashMap<u64, u32>,
     /// Whose work its time was.
     pub(super) sorted: Sorted,
 }
@@ -142,6 +148,13 @@ impl Closing<'_> {
         });
         self.threads(profile);
         let lives = self.lives();
+        self.places = lives.iter().map(|life| (life.id, life.place)).collect();
+        self.find_idlers(&lives);
+        for (key, watched) in &self.threads {
+            if let Some(clock) = profile.threads.get_mut(watched.row).and_then(|row| row.clock.as_mut()) {
+                *clock = self.without_idle(*key, *clock);
+            }
+        }
         self.close_labels(&lives);
         let base = profile.greenlets.len() as u64;
         let ids: FxHashMap<u64, u64> = lives.iter().zip(base + 1..).map(|(life, id)| (life.id, id)).collect();
@@ -282,7 +295,7 @@ impl Closing<'_> {
     }
 
     /// Root first; unknown if the record with its frames never came.
-    fn frames(&mut self, key: &StackKey) -> Arc<[Frame]> {
+    pub(super) fn frames(&mut self, key: &StackKey) -> Arc<[Frame]> {
         if key.is_none() {
             return Arc::new([]);
         }
@@ -408,7 +421,7 @@ impl Closing<'_> {
                     continue;
                 }
                 let state = match off_of(part.type_object) {
-                    Some((why, plain)) => match asleep(why, plain, &part.frames) {
+                    Some(off) => match asleep(&self.target.idle, &off, &part.frames) {
                         Some(state) => state,
                         None => continue,
                     },
@@ -442,7 +455,8 @@ impl Closing<'_> {
 
     fn runs(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile) {
         for run in self.totals.runs {
-            if run.ns == 0 {
+            // A hub's, or a pool worker's, is most often idle.
+            if run.ns == 0 || self.target.idle.roles.contains_key(&run.greenlet) {
                 continue;
             }
             let greenlet = ids.get(&run.greenlet).copied();
@@ -455,42 +469,6 @@ impl Closing<'_> {
                 frames,
             });
         }
-    }
-
-    fn blocks(&mut self, ids: &FxHashMap<u64, u64>, profile: &mut Profile) {
-        let (blocks, dropped) = self.target.blocks.finish();
-        *self.faults.entry(Fault::BlocksFull).or_default() += dropped;
-        for Block { record, frames, ticks } in blocks {
-            let greenlet = ids.get(&record.greenlet).copied();
-            let begin_ns = record.head.time_ns.saturating_sub(record.ns);
-            // What a hub polled in it is idle.
-            let hub = self.target.hubs.contains(&record.greenlet);
-            let [_, polled_ns, ..] = record.off_ns;
-            if hub && record.ns.saturating_sub(polled_ns) < self.target.config().block_ns {
-                // The kernel part did not know yet that it was one.
-                continue;
-            }
-            let label = self.label(&record.label, profile);
-            profile.blocks.push(BlockRow {
-                pid: self.target.target.pid,
-                tid: self.threads.get(&record.thread).and_then(|thread| thread.tid),
-                greenlet,
-                name: named(profile, greenlet)
-                    .or_else(|| self.target.names.of(record.greenlet).map(str::to_owned)),
-                begin_ns: begin_ns.saturating_sub(self.origin_ns),
-                ns: record.ns,
-                clock: self.has_clocks.then(|| Clocked::new(record.ns, record.off_ns, hub)).flatten(),
-                frames,
-                ticks,
-                victims: (record.round_over == 1).then_some(Victims {
-                    count: record.victims,
-                    held_ns: record.held_ns,
-                    held_most_ns: record.held_most_ns,
-                }),
-                label,
-            });
-        }
-        profile.blocks.sort_by_key(|block| block.begin_ns);
     }
 
     fn intervals(&mut self, ids: &FxHashMap<u64, u64>, lives: &[Life], profile: &mut Profile) {
@@ -566,7 +544,7 @@ impl Closing<'_> {
 }
 
 /// The name of a greenlet of the profile: their numbers are their places, from 1.
-fn named(profile: &Profile, greenlet: Option<u64>) -> Option<String> {
+pub(super) fn named(profile: &Profile, greenlet: Option<u64>) -> Option<String> {
     let place = usize::try_from(greenlet?.checked_sub(1)?).ok()?;
     profile.greenlets.get(place)?.name.clone()
 }
@@ -577,9 +555,9 @@ struct FoundThread {
     at_start: bool,
 }
 
-/// A hub is told by its type; eventlet's, which has none of its own, by what it runs.
+/// A suspended hub is told by its type; eventlet's, which has none of its own, by what it runs.
 pub(super) fn state(hub: bool, frames: &[Frame]) -> State {
-    if hub || runs(frames, "BaseHub.run", "eventlet/hubs/hub.py") { State::Idle } else { State::Wait }
+    if hub || idle::suspended(frames) { State::Idle } else { State::Wait }
 }
 
 /// Whether the stack's root is that function.

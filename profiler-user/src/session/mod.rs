@@ -9,6 +9,7 @@ mod clocked;
 mod error;
 mod feeding;
 mod finish;
+mod idle;
 mod images;
 mod labelled;
 mod late;
@@ -537,7 +538,7 @@ impl Session {
 
 fn announce(target: &mut Recorded, progress: &mut dyn FnMut(Progress<'_>)) {
     let pid = target.target.pid;
-    for block in target.blocks.fresh() {
+    for block in target.blocks.fresh().iter().filter(|block| block.sure) {
         progress(Progress::Block {
             pid,
             name: target.names.of(block.record.greenlet),

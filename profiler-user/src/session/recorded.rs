@@ -10,12 +10,12 @@ use profiler_common::{
     fault::Fault,
     label::{Label, LabelConfig},
     layout::Layout,
-    limits::{HUB_TYPES, MAX_ENUMERATIONS},
+    limits::{HUB_TYPES, MAX_ENUMERATIONS, MAX_IDLERS},
     owner::{ON_CPU_OWNER, off_of},
     record::{
-        ARMED, BlockRecord, CONFIG_CHILDREN, CONFIG_CODES, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES,
-        CONFIG_WIRE, EndRecord, ForkRecord, GREENLET_FIRST, Greenlet as KernelGreenlet, Kin, StackHead,
-        StackTotals, TargetConfig, TickRecord, Totals,
+        ARMED, CONFIG_CHILDREN, CONFIG_CODES, CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, CONFIG_WIRE,
+        EndRecord, ForkRecord, GREENLET_FIRST, Greenlet as KernelGreenlet, Kin, StackHead, StackTotals,
+        TargetConfig, TickRecord, Totals,
     },
     walk::{self, SCRATCH_WORDS, StackKey, code_check},
 };
@@ -26,6 +26,7 @@ use super::{
     blocks::Blocks,
     children::Wanted,
     feeding::Told,
+    idle::Idle,
     labelled::Work,
     names::Names,
     sleeps::Sleep,
@@ -111,6 +112,8 @@ pub(super) struct Recorded {
     pub(super) blocks: Blocks,
     /// How its threads slept when they were first looked at, by tid.
     pub(super) sleeps: FxHashMap<u32, Sleep>,
+    /// Who idles.
+    pub(super) idle: Idle,
     /// The hubs, by the kernel's identity; known at the end.
     pub(super) hubs: FxHashSet<u64>,
     pub(super) names: Names,
@@ -177,6 +180,7 @@ impl Recorded {
             namespace_device: device,
             namespace_inode: inode,
             hub_types: [Addr::NULL; HUB_TYPES],
+            idlers: [0; MAX_IDLERS],
             sending: 1,
             library: 0,
         };
@@ -225,7 +229,7 @@ impl Recorded {
         let target = target::forked(&parent.target, fork.pid);
         let memory = if target::alive(&target) { LiveProcess::open(fork.pid).ok() } else { None };
         let made_ns = fork.head.time_ns;
-        let config = TargetConfig { started_ns: made_ns, made_ns, ..parent.config };
+        let config = TargetConfig { started_ns: made_ns, made_ns, idlers: [0; MAX_IDLERS], ..parent.config };
         Self {
             parent: Some(parent.target.pid),
             first_pid: Some(fork.first_pid),
@@ -278,6 +282,7 @@ impl Recorded {
             ticks: Ticks::default(),
             blocks: Blocks::default(),
             sleeps: FxHashMap::default(),
+            idle: Idle::default(),
             hubs: FxHashSet::default(),
             names: Names::new(max_ended),
             gone_ns: None,
@@ -546,12 +551,6 @@ impl Recorded {
         self.ticks.add(tick, frames);
     }
 
-    pub(super) fn block(&mut self, block: &BlockRecord, engine: &Engine) {
-        self.name(block.greenlet, block.object, engine);
-        let frames = self.stacks.frames(&block.stack).map(|(frames, _)| frames);
-        self.blocks.take(block, frames.unwrap_or_else(|| Arc::new([])));
-    }
-
     pub(super) fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {
         // While it lives: its name is wanted when it may be gone.
         if head.type_object != ON_CPU_OWNER && off_of(head.type_object).is_none() {
@@ -563,6 +562,11 @@ impl Recorded {
             // Not there or not readable: nothing was counted that could be split.
             engine.stack(&key).ok().flatten().unwrap_or_else(StackTotals::zeroed)
         });
+        if let Some(off) = off_of(head.type_object)
+            && let Some((frames, _)) = self.stacks.frames(&key)
+        {
+            self.idle.meet(&off, &frames);
+        }
     }
 }
 

@@ -133,6 +133,10 @@ pub(super) fn take(
         && let Some(text) = texts::parse(record)
     {
         target.stacks.tell(text);
+    } else if known == Kind::Slept as u32
+        && let Some(sleep) = part::<OffRecord>(record)
+    {
+        target.slept(&sleep);
     } else {
         target.fault(Fault::BadRecord);
     }

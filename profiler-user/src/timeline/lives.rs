@@ -4,7 +4,10 @@ use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
     label::Label,
-    record::{EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread},
+    record::{
+        EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_PASSES, GREENLET_PLACE,
+        GREENLET_RUNNING, Greenlet, Thread,
+    },
     walk::StackKey,
 };
 
@@ -60,6 +63,12 @@ pub struct Life {
     pub born: bool,
     /// It was current when its thread was first seen.
     pub first: bool,
+    /// It passed control on from one greenlet to another.
+    pub passes: bool,
+    /// Its number among those of its thread whose sleeps are apart; 0 for none.
+    pub place: u32,
+    /// The stack that it was left with last.
+    pub left: StackKey,
     /// Its end was not seen.
     pub alive: bool,
     /// When it ended, or was seen to have, if that was seen.
@@ -158,6 +167,9 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
         main: greenlet.flags & GREENLET_MAIN != 0,
         born: greenlet.flags & GREENLET_BORN != 0,
         first,
+        passes: greenlet.flags & GREENLET_PASSES != 0,
+        place: greenlet.flags >> GREENLET_PLACE & 0xff,
+        left: greenlet.stack,
         alive: false,
         ended_ns: None,
         running: false,

@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use crate::profile::{Clocked, Frame, Profile, Queued, StackRow, State, Victims, endpoints};
+use crate::profile::{
+    BlockKind, Clocked, Frame, Holder, Profile, Queued, StackRow, State, Victims, endpoints,
+};
 
 /// Stacks and runs shown.
 const SHOWN: usize = 10;
@@ -117,7 +119,16 @@ fn blocks(profile: &Profile, out: &mut String) -> std::fmt::Result {
             }
         };
         let parts = parts.unwrap_or_default();
-        writeln!(out, "  {:>9}{parts}  {name}{id}, {}; held up {victims}", time(block.ns), leaf(stack))?;
+        let why = match block.clock.and_then(|clock| clock.kind()) {
+            Some(BlockKind::Starved) => ", starved".to_owned(),
+            Some(BlockKind::Gil) => match &block.gil_holder {
+                Some(Holder { tid, name: None }) => format!(", the GIL held by thread {tid}"),
+                Some(Holder { tid, name: Some(name) }) => format!(", the GIL held by {name} ({tid})"),
+                None => ", the GIL held by another thread".to_owned(),
+            },
+            Some(_) | None => String::new(),
+        };
+        writeln!(out, "  {:>9}{parts}  {name}{id}, {}{why}; held up {victims}", time(block.ns), leaf(stack))?;
     }
     Ok(())
 }

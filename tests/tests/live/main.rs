@@ -13,6 +13,7 @@ mod departures;
 mod ends;
 mod labels;
 mod lives;
+mod loops;
 mod names;
 mod namespaces;
 mod oap;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
     queued::cases(&mut cases);
     clocks::cases(&mut cases);
     starved::cases(&mut cases);
+    loops::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);

@@ -14,7 +14,7 @@ use tests::compare;
 use tests::deadline::Deadline;
 use tests::place::{Python, target_program};
 use tests::process::Process;
-use tests::profile::Profile;
+use tests::profile::{Profile, Stack, State};
 use tests::recording::{Recording, parse};
 use tests::runner::{Cases, skip};
 
@@ -150,9 +150,17 @@ impl Service {
 fn recycled(python: &Python) -> Result<()> {
     let mut service = Service::gunicorn(python)?;
     service.ask_often()?;
+    let master = service.master.pid();
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
-    service.finish().map(drop)
+    let profile = service.finish()?;
+    // It waits for signals, and once in between for a worker to end.
+    let waits = |stack: &&Stack| stack.pid == master && stack.contains("Arbiter.wait_for_signals");
+    let blocked = profile.stacks.iter().filter(waits).find(|stack| stack.state == State::Blocked);
+    ensure!(blocked.is_none(), "a master that waits for signals is blocked: {blocked:?}");
+    let idle: u64 = profile.stacks.iter().filter(waits).map(|stack| stack.ns).sum();
+    ensure!(idle > 0, "a master that never waited for signals");
+    Ok(())
 }
 
 fn reloaded(python: &Python) -> Result<()> {
