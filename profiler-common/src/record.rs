@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -330,6 +330,8 @@ pod! {
         pub thread: u64,
         /// [`TargetConfig::made_ns`].
         pub made_ns: u64,
+        /// What may be its `PyThreadState`, or null. It is proved before it is used.
+        pub own_tstate: Addr,
     }
 
     /// What a process descends from that is no target itself.
@@ -530,6 +532,11 @@ pub const TICK_SWITCHING: u32 = 1;
 /// [`TickRecord::flags`]: its thread has not switched yet, and which greenlet is current
 /// in it is not known.
 pub const TICK_UNSWITCHED: u32 = 2;
+/// [`TickRecord::flags`]: its thread has no thread state: no Python ever ran in it, or none
+/// will any more.
+pub const TICK_NATIVE: u32 = 4;
+/// [`TickRecord::flags`]: its thread is about to end, and has given back its memory.
+pub const TICK_ENDING: u32 = 8;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -564,7 +571,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_680;
+pub const SLOT_BYTES: usize = 7_696;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! The books: greenlets' identities and times, stacks' waits, the longest runs.
 
-use aya_ebpf::programs::ProbeContext;
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::ProbeContext};
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
@@ -152,15 +152,16 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
     if !maps::remove_greenlet(key) {
         return 0;
     }
-    totals.ends += 1;
+    // A thread that exits holds no GIL.
+    maps::add(&mut totals.ends, 1);
     if !emit::send(record, size_of::<EndRecord>() as u64, false) {
         count(totals, Fault::RingFullEnd);
-        totals.unlisted += 1;
-        totals.unlisted_running_ns += greenlet.running_ns;
-        totals.unlisted_waiting_ns += greenlet.waiting_ns;
-        totals.unlisted_switches_in += greenlet.switches_in;
+        maps::add(&mut totals.unlisted, 1);
+        maps::add(&mut totals.unlisted_running_ns, greenlet.running_ns);
+        maps::add(&mut totals.unlisted_waiting_ns, greenlet.waiting_ns);
+        maps::add(&mut totals.unlisted_switches_in, greenlet.switches_in);
         for (sum, ns) in totals.unlisted_off_ns.iter_mut().zip(greenlet.off_ns) {
-            *sum = sum.wrapping_add(ns);
+            maps::add(sum, ns);
         }
     }
     0
@@ -204,6 +205,12 @@ fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &Green
     let Some(greenlet) = maps::greenlet(key) else {
         return;
     };
+    if !is_current && greenlet.flags & GREENLET_RUNNING != 0 && greenlet.thread != bpf_get_current_pid_tgid()
+    {
+        // A thread that ends leaves its main greenlet to whoever makes the next call into Python.
+        // It runs until its thread is gone, whose exit closes it, with that thread's clock.
+        return;
+    }
     if is_current && greenlet.flags & GREENLET_RUNNING != 0 {
         let ran_ns = now.saturating_sub(greenlet.since_ns);
         clock::charge(slot, Some(greenlet), ran_ns);
@@ -216,7 +223,9 @@ fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &Green
 /// without a last switch.
 #[inline(always)]
 pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, totals: &mut Totals) {
-    let ns = now.saturating_sub(greenlet.since_ns);
+    // When a replaced one ended is not known: its last wait is left out, or its last run, if its
+    // thread did not exit yet.
+    let ns = if how == End::Replaced { 0 } else { now.saturating_sub(greenlet.since_ns) };
     if greenlet.flags & GREENLET_RUNNING != 0 {
         greenlet.running_ns += ns;
         // Whose the last run was nobody looked at. What was charged for it the callers have.
@@ -225,7 +234,6 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
             *before = before.wrapping_add(gained);
         }
     } else if how != End::Replaced {
-        // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
         waited(&greenlet.stack, ns, totals);
         if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {

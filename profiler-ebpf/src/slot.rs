@@ -69,7 +69,7 @@ pub struct Part {
 /// What is kept of a thread.
 #[repr(C)]
 pub struct Slot {
-    /// Written by the scheduler's tracepoint. This and the next three are a [`Watch`].
+    /// Written by the scheduler's tracepoint. This and the next four are a [`Watch`].
     pub clock: Clock,
     /// Its target, or [`profiler_common::record::NO_TARGET`].
     pub target: u64,
@@ -77,6 +77,8 @@ pub struct Slot {
     pub thread: u64,
     /// Its target's [`profiler_common::record::TargetConfig::made_ns`].
     pub made_ns: u64,
+    /// The `PyThreadState` that was its own the last time, or may be.
+    pub own_tstate: Addr,
     /// Not 0 while a program of this task is at work here, which a tick may interrupt.
     pub busy: u64,
     /// The stack that it left the CPU with.
@@ -87,16 +89,18 @@ pub struct Slot {
     pub first_sleep_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick or a sleep asked for it.
     pub own_tid: u64,
-    /// The `PyThreadState` that was its own the last time.
-    pub own_tstate: Addr,
+    /// [`profiler_common::running::Own::leader_base`].
+    pub own_base: u64,
+    /// Before that time it is not looked for again.
+    pub search_after_ns: u64,
     /// The code object of its leaf then.
     pub code_size: CodeSize,
     /// The last stack of these that was new, which is known then and sent.
     pub sent_stack: StackKey,
     /// For this [`profiler_common::record::TargetConfig::sending`].
     pub sent: u32,
-    /// None.
-    pub unused: u32,
+    /// What came of the last search, and how often in a row it came to nothing: see `own`.
+    pub search: u32,
     /// The label that it left the CPU with.
     pub off_label: Label,
     /// Not 0 if it was looked at.
@@ -238,3 +242,4 @@ const _: () = assert!(SLOT_BYTES <= 7 * 1024 + 640, "task storage stays under 8 
 const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
 const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));
 const _: () = assert!(offset_of!(Slot, made_ns) == offset_of!(Watch, made_ns));
+const _: () = assert!(offset_of!(Slot, own_tstate) == offset_of!(Watch, own_tstate));

@@ -22,6 +22,7 @@ use crate::{
     maps::{self, count},
     memory::UserMemory,
     module, off,
+    own::By,
     slot::Slot,
     stack, thread,
 };
@@ -309,7 +310,7 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
         }
     }
     about(config, slot, *now, greenlet.type_object, empty);
-    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+    let _sent = stack::ensure_sent(python, &mut slot.scratch, totals, By::Switch);
     0
 }
 
@@ -461,7 +462,7 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     }
     if key != previous || from.sent != config.sending {
         about(config, slot, *now, from.type_object, empty);
-        let sent = stack::ensure_sent(python, &mut slot.scratch, totals);
+        let sent = stack::ensure_sent(python, &mut slot.scratch, totals, By::Switch);
         from.sent = if sent { config.sending } else { 0 };
     }
     from.stack = key;

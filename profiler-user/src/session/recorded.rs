@@ -28,7 +28,7 @@ use super::{
     names::Names,
     sleeps::Sleep,
     stacks::{Stacks, Taken},
-    ticks::Ticks,
+    ticks::{self, Ticks},
 };
 use crate::{
     kernel::{Engine, Kept},
@@ -533,7 +533,7 @@ impl Recorded {
             self.blocks.tick(tick, frames);
         }
         self.feed_tick(tick, frames.as_ref());
-        self.ticks.add(tick, frames);
+        self.ticks.add(tick, frames.or_else(|| ticks::without_stack(tick)));
     }
 
     pub(super) fn block(&mut self, block: &BlockRecord, engine: &Engine) {

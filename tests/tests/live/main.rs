@@ -24,6 +24,7 @@ mod stacks;
 mod starved;
 mod states;
 mod switches;
+mod threads;
 mod unticked;
 mod waits;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     waits::cases(&mut cases);
     clocks::cases(&mut cases);
     starved::cases(&mut cases);
+    threads::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);
