@@ -55,6 +55,9 @@ pub const GREENLET_FIRST: u32 = 16;
 
 /// [`Greenlet::flags`]: what its label says could not be sent.
 pub const GREENLET_UNTOLD: u32 = 32;
+/// [`Greenlet::flags`]: its object was freed by another thread than the one that runs it, which
+/// is about to exit. Whatever has its address now is another one.
+pub const GREENLET_FREED: u32 = 64;
 
 /// [`Greenlet::socket`]: it was written to since.
 pub const SOCKET_WRITTEN: u64 = 1;

@@ -9,8 +9,8 @@ use profiler_common::{
     limits::TOP_RUNS,
     memory::Memory as _,
     record::{
-        ARMED, End, EndRecord, GREENLET_BORN, GREENLET_RUNNING, Greenlet, GreenletKey, Kind, RecordHead, Run,
-        TargetConfig, Totals, VERSION,
+        ARMED, End, EndRecord, GREENLET_BORN, GREENLET_FREED, GREENLET_RUNNING, Greenlet, GreenletKey, Kind,
+        RecordHead, Run, TargetConfig, Totals, VERSION,
     },
     walk::StackKey,
 };
@@ -209,6 +209,7 @@ fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &Green
     {
         // A thread that ends leaves its main greenlet to whoever makes the next call into Python.
         // It runs until its thread is gone, whose exit closes it, with that thread's clock.
+        greenlet.flags |= GREENLET_FREED;
         return;
     }
     if is_current && greenlet.flags & GREENLET_RUNNING != 0 {

@@ -9,9 +9,9 @@ use profiler_common::{
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
-        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_RUNNING,
-        GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord, TargetConfig, Totals,
-        VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_FREED, GREENLET_MAIN,
+        GREENLET_RUNNING, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord,
+        TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk},
 };
@@ -201,6 +201,7 @@ fn undo(hit: &mut Hit<'_>) {
 fn enterer(hit: &mut Hit<'_>, via: Via) -> (Option<&'static mut Greenlet>, Enterer) {
     if via != Via::Initialstub
         && let Some(known) = maps::greenlet(&hit.slot.to_key)
+        && known.flags & GREENLET_FREED == 0
     {
         if known.thread != hit.slot.thread {
             count(hit.totals, Fault::WrongThread);

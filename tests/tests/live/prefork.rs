@@ -14,7 +14,7 @@ use tests::compare;
 use tests::deadline::Deadline;
 use tests::place::{Python, target_program};
 use tests::process::Process;
-use tests::profile::Profile;
+use tests::profile::{Profile, Stack, State};
 use tests::recording::{Recording, parse};
 use tests::runner::{Cases, skip};
 
@@ -152,7 +152,16 @@ fn recycled(python: &Python) -> Result<()> {
     service.ask_often()?;
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
-    service.finish().map(drop)
+    let profile = service.finish()?;
+    // C forks its workers, and tells Python nothing of it: they have their stacks all the same.
+    let cpu = profile.stacks.iter().filter(|stack| stack.state == State::Cpu);
+    let (python, native): (Vec<_>, Vec<_>) = cpu.partition(|stack| {
+        stack.contains("application") || stack.contains("Hub.run") || stack.contains("begin")
+    });
+    let count = |stacks: Vec<&Stack>| stacks.iter().map(|stack| stack.count).sum::<u64>();
+    let (python, native) = (count(python), count(native));
+    ensure!(python > 0, "no tick in the workers' Python, {native} elsewhere");
+    Ok(())
 }
 
 fn reloaded(python: &Python) -> Result<()> {
