@@ -118,6 +118,8 @@ pub struct KernelLayout {
     pub queue_cpu: u32,
     /// `rq.clock`.
     pub cpu_clock: u32,
+    /// `task_struct.thread.fsbase`, 0 where it is not known.
+    pub task_tls: u32,
     /// `task_struct.mm`, 0 where it is not known.
     pub task_memory: u32,
     /// `task_struct.thread_pid`, 0 where that or one of the following is not known.

@@ -27,8 +27,24 @@ pub const OWN_STATE_WORDS: usize = 31;
 /// The same on CPython 3.11, whose thread states are 45 words long.
 pub const OLD_STATE_WORDS: usize = 40;
 
-/// Thread states looked at for the one of the thread that a tick met.
-pub const MAX_TICK_THREADS: u32 = 64;
+/// Thread states looked at for the one of the thread that a tick met, newest first; a tick
+/// that finds none looks again after a while only ([`MIN_SEARCH_AGAIN_NS`]).
+pub const MAX_TICK_THREADS: u32 = 1_024;
+
+/// The same where a thread goes to sleep, under the lock of its CPU's queue: enough for one that
+/// has just been made.
+pub const MAX_SLEEP_THREADS: u32 = 32;
+
+/// So long after it was not found a thread's own thread state is not looked for; twice as long
+/// each time, up to [`MAX_SEARCH_DOUBLED`] times.
+pub const MIN_SEARCH_AGAIN_NS: u64 = 1_000_000;
+
+/// Up to half a second.
+pub const MAX_SEARCH_DOUBLED: u32 = 9;
+
+/// Links of a frame chain followed for the stack of a thread that goes to sleep, under the lock
+/// of its CPU's queue with interrupts off. The root side beyond it is cut and counted.
+pub const MAX_SLEEP_STEPS: u32 = 128;
 
 /// Links of a `parent` chain followed.
 pub const MAX_PARENTS: usize = 8;

@@ -63,6 +63,9 @@ pub const GREENLET_FIRST: u32 = 16;
 
 /// [`Greenlet::flags`]: what its label says could not be sent.
 pub const GREENLET_UNTOLD: u32 = 32;
+/// [`Greenlet::flags`]: its object was freed by another thread than the one that runs it, which
+/// is about to exit. Whatever has its address now is another one.
+pub const GREENLET_FREED: u32 = 1 << 17;
 
 /// [`Greenlet::flags`]: it has tried to receive from a socket.
 pub const GREENLET_RECEIVED: u32 = 64;
@@ -361,6 +364,8 @@ pod! {
         pub thread: u64,
         /// [`TargetConfig::made_ns`].
         pub made_ns: u64,
+        /// What may be its `PyThreadState`, or null. It is proved before it is used.
+        pub own_tstate: Addr,
     }
 
     /// What a process descends from that is no target itself.
@@ -580,6 +585,11 @@ pub const TICK_SWITCHING: u32 = 1;
 /// [`TickRecord::flags`]: its thread has not switched yet, and which greenlet is current
 /// in it is not known.
 pub const TICK_UNSWITCHED: u32 = 2;
+/// [`TickRecord::flags`]: its thread has no thread state: no Python ever ran in it, or none
+/// will any more.
+pub const TICK_NATIVE: u32 = 4;
+/// [`TickRecord::flags`]: its thread is about to end, and has given back its memory.
+pub const TICK_ENDING: u32 = 8;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -621,7 +631,7 @@ pub enum Kind {
 }
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_848;
+pub const SLOT_BYTES: usize = 7_864;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -15,8 +15,32 @@ use crate::{
 /// <https://github.com/python/cpython/blob/v3.11.7/Include/cpython/pystate.h#L84>
 const TSTATE_PREV: u32 = 0;
 
-/// Whether `tstate` is the thread state of the thread with that id; then its words are copied
-/// into `window`.
+/// What tells a thread's own thread state from the others of its interpreter.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// Its thread id in the target's own pid namespace: `native_thread_id`.
+    pub id: u64,
+    /// Of the thread that leads its process the end of its thread-local storage, which is its
+    /// `pthread_self()`: `thread_id`. Else, or where it is not known, 0.
+    ///
+    /// Who forks in C (uWSGI, `mod_wsgi`) does not tell Python, and the child's thread state
+    /// keeps its parent's native id; of the child's threads the leader only was there before.
+    /// Its thread-local storage lies where it did.
+    /// <https://github.com/bminor/glibc/blob/glibc-2.36/nptl/pthread_self.c>
+    pub leader_base: u64,
+}
+
+impl Own {
+    /// Whether a thread state with these is its own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(&self, native_id: u64, thread_id: u64) -> bool {
+        native_id == self.id || self.leader_base != 0 && thread_id == self.leader_base
+    }
+}
+
+/// Whether `tstate` is the thread state of that thread; then its words are copied into
+/// `window`.
 ///
 /// One that is remembered may have been freed, and its memory still say so. From CPython 3.12
 /// on it is marked before. On 3.11 it must be linked into its interpreter's list: what leads to
@@ -27,7 +51,7 @@ const TSTATE_PREV: u32 = 0;
 pub fn is_own<M: Memory>(
     config: &TargetConfig,
     tstate: Addr,
-    id: u64,
+    own: Own,
     window: &mut Window,
     memory: &mut M,
 ) -> bool {
@@ -42,7 +66,8 @@ pub fn is_own<M: Memory>(
     };
     if copied.is_err()
         || window.copied(python.tstate_interp.into()) != config.interpreter.0
-        || window.copied(python.tstate_native_id.into()) != id
+        || !own
+            .is(window.copied(python.tstate_native_id.into()), window.copied(python.tstate_thread_id.into()))
     {
         return false;
     }

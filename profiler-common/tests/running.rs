@@ -11,7 +11,7 @@ use profiler_common::{
     layout::{ABSENT, GreenletLayout, Layout, PythonLayout},
     memory::Memory,
     record::TargetConfig,
-    running::{CodeSize, is_own, own_leaf},
+    running::{CodeSize, Own, is_own, own_leaf},
     walk::{StackKey, Start, Step, Walk, Window},
 };
 
@@ -180,7 +180,11 @@ impl Thread {
     }
 
     fn is_own(&mut self) -> bool {
-        is_own(&self.config, Addr(STATE), ID, &mut self.window, &mut self.memory)
+        self.is_of(Addr(STATE), 0)
+    }
+
+    fn is_of(&mut self, state: Addr, leader_base: u64) -> bool {
+        is_own(&self.config, state, Own { id: ID, leader_base }, &mut self.window, &mut self.memory)
     }
 
     fn leaf(&mut self) -> Option<u64> {
@@ -218,7 +222,22 @@ fn a_thread_state_is_proved() {
         thread.put(STATE + 16, INTERPRETER + 8);
         assert!(!thread.is_own());
         let at = Addr(8);
-        assert!(!is_own(&thread.config, at, ID, &mut thread.window, &mut thread.memory));
+        assert!(!thread.is_of(at, 0));
+    }
+}
+
+#[test]
+fn a_leader_that_c_forked_is_known_by_its_storage() {
+    for mut thread in both() {
+        thread.config.layout.python.tstate_thread_id = 152;
+        let at = STATE + 152;
+        thread.put(at, C_STACK);
+        thread.put(STATE + 160, ID + 1);
+        assert!(thread.is_of(Addr(STATE), C_STACK));
+        assert!(!thread.is_of(Addr(STATE), C_STACK + 8));
+        assert!(!thread.is_of(Addr(STATE), 0));
+        thread.put(at, 0);
+        assert!(!thread.is_of(Addr(STATE), 0));
     }
 }
 

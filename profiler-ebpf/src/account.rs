@@ -1,6 +1,6 @@
 //! The books: greenlets' identities and times, stacks' waits, the longest runs.
 
-use aya_ebpf::programs::ProbeContext;
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::ProbeContext};
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
@@ -10,8 +10,8 @@ use profiler_common::{
     memory::Memory as _,
     queue::Queued,
     record::{
-        ARMED, End, EndRecord, GREENLET_BORN, GREENLET_RUNNING, Greenlet, GreenletKey, Kind, RecordHead, Run,
-        TargetConfig, Totals, VERSION,
+        ARMED, End, EndRecord, GREENLET_BORN, GREENLET_FREED, GREENLET_RUNNING, Greenlet, GreenletKey, Kind,
+        RecordHead, Run, TargetConfig, Totals, VERSION,
     },
     walk::StackKey,
 };
@@ -86,7 +86,7 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
 
 /// Counts a wait that is over for its stack.
 #[inline(always)]
-pub fn waited(stack: &StackKey, ns: u64, queued: Queued, totals: &mut Totals) {
+pub fn waited(stack: &StackKey, ns: u64, queued: &Queued, totals: &mut Totals) {
     if stack.is_none() {
         return;
     }
@@ -94,7 +94,7 @@ pub fn waited(stack: &StackKey, ns: u64, queued: Queued, totals: &mut Totals) {
         Some(known) => {
             known.ns += ns;
             known.count += 1;
-            known.queued.add(&queued);
+            known.queued.add(queued);
         }
         None => count(totals, Fault::StacksFull),
     }
@@ -157,15 +157,16 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
     if !maps::remove_greenlet(key) {
         return 0;
     }
-    totals.ends += 1;
+    // A thread that exits holds no GIL.
+    maps::add(&mut totals.ends, 1);
     if !emit::send(record, size_of::<EndRecord>() as u64, false) {
         count(totals, Fault::RingFullEnd);
-        totals.unlisted += 1;
-        totals.unlisted_running_ns += greenlet.running_ns;
-        totals.unlisted_waiting_ns += greenlet.waiting_ns;
-        totals.unlisted_switches_in += greenlet.switches_in;
+        maps::add(&mut totals.unlisted, 1);
+        maps::add(&mut totals.unlisted_running_ns, greenlet.running_ns);
+        maps::add(&mut totals.unlisted_waiting_ns, greenlet.waiting_ns);
+        maps::add(&mut totals.unlisted_switches_in, greenlet.switches_in);
         for (sum, ns) in totals.unlisted_off_ns.iter_mut().zip(greenlet.off_ns) {
-            *sum = sum.wrapping_add(ns);
+            maps::add(sum, ns);
         }
     }
     0
@@ -209,6 +210,13 @@ fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &Green
     let Some(greenlet) = maps::greenlet(key) else {
         return;
     };
+    if !is_current && greenlet.flags & GREENLET_RUNNING != 0 && greenlet.thread != bpf_get_current_pid_tgid()
+    {
+        // A thread that ends leaves its main greenlet to whoever makes the next call into Python.
+        // It runs until its thread is gone, whose exit closes it, with that thread's clock.
+        greenlet.flags |= GREENLET_FREED;
+        return;
+    }
     if is_current && greenlet.flags & GREENLET_RUNNING != 0 {
         let ran_ns = now.saturating_sub(greenlet.since_ns);
         clock::charge(slot, Some(greenlet), ran_ns);
@@ -221,7 +229,9 @@ fn free(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, key: &Green
 /// without a last switch.
 #[inline(always)]
 pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, totals: &mut Totals) {
-    let ns = now.saturating_sub(greenlet.since_ns);
+    // When a replaced one ended is not known: its last wait is left out, or its last run, if its
+    // thread did not exit yet.
+    let ns = if how == End::Replaced { 0 } else { now.saturating_sub(greenlet.since_ns) };
     if greenlet.flags & GREENLET_RUNNING != 0 {
         greenlet.running_ns += ns;
         // Whose the last run was nobody looked at. What was charged for it the callers have.
@@ -230,10 +240,9 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
             *before = before.wrapping_add(gained);
         }
     } else if how != End::Replaced {
-        // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
         // It did not go on.
-        waited(&greenlet.stack, ns, Queued::NONE, totals);
+        waited(&greenlet.stack, ns, &Queued::NONE, totals);
         slot.pair.queued = Queued::NONE;
         let labelled = !greenlet.label.is_none() && !greenlet.was_answered_for();
         if labelled && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {

@@ -55,19 +55,25 @@ pub fn now(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals) -> u64 {
         let version = unsafe { ptr::read_volatile(&raw const slot.clock.version) };
         // SAFETY: takes no argument.
         now = unsafe { bpf_ktime_get_ns() };
-        if version == slot.reading.version {
-            return now;
+        let fresh = version != slot.reading.version;
+        if fresh {
+            // SAFETY: as above.
+            slot.reading.off_ns = unsafe { ptr::read_volatile(&raw const slot.clock.off_ns) };
         }
-        // SAFETY: as above.
-        slot.reading.off_ns = unsafe { ptr::read_volatile(&raw const slot.clock.off_ns) };
+        // Preempted since the first look, what it was off the CPU would be in the time and not in
+        // the reading.
         // SAFETY: as above.
         if unsafe { ptr::read_volatile(&raw const slot.clock.version) } == version {
-            slot.reading.version = version;
-            if slot.clock.state != ON_CPU {
-                read_unseen(config, slot, now);
+            if fresh {
+                slot.reading.version = version;
+                if slot.clock.state != ON_CPU {
+                    read_unseen(config, slot, now);
+                }
             }
             return now;
         }
+        // What was copied may be of neither.
+        slot.reading.version = 0;
     }
     slot.reading = slot.charged;
     count(totals, Fault::ClockMoved);

@@ -103,6 +103,13 @@ fn follow(task: *mut task_struct, pids: &Pids, parent: u64, config: &TargetConfi
         && watch(task, target.into(), now, now)
         && maps::insert_process(pids.first, target)
         && emit::send(&raw const record, size_of::<ForkRecord>() as u64, false);
+    if followed
+        && let Some(slot) = maps::slot()
+        && let Some(child) = maps::slot_of(task)
+    {
+        // Its memory is a copy. Behind Python's back nobody else tells which is its own.
+        child.own_tstate = if slot.own_tstate.is_null() { slot.tstate } else { slot.own_tstate };
+    }
     if !followed {
         maps::remove_process(pids.first);
         if let Some(slot) = maps::slot_of(task)

@@ -22,6 +22,7 @@ static KERNEL: KernelLayout = KernelLayout {
     task_queue: 0,
     queue_cpu: 0,
     cpu_clock: 0,
+    task_tls: 0,
     task_memory: 0,
     task_pid: 0,
     pid_level: 0,
@@ -165,6 +166,21 @@ pub fn memory(task: *mut task_struct) -> Option<u64> {
         return None;
     }
     read(task.cast::<u8>().wrapping_add(offset as usize).cast())
+}
+
+/// Where the thread-local storage of a thread ends, which to the C library is its
+/// `pthread_self()`; 0 if that is not known.
+///
+/// The kernel keeps it up to date but for programs that set it without asking it, which no C
+/// library does.
+/// <https://github.com/torvalds/linux/blob/v6.12/arch/x86/kernel/process_64.c> (`ARCH_SET_FS`)
+#[inline(always)]
+pub fn thread_base(task: *mut task_struct) -> u64 {
+    let offset = layout!(task_tls);
+    if offset == 0 {
+        return 0;
+    }
+    read(task.cast::<u8>().wrapping_add(offset as usize).cast()).unwrap_or_default()
 }
 
 /// The numbers of a thread that leads its process.

@@ -5,6 +5,7 @@
 //! of the scheduler's tracepoint: the scratch of a hit lies in the storage of its task
 //! ([`slot`]), and what is shared is written by the holder of the target's GIL only.
 
+#![feature(asm_experimental_arch)]
 #![no_std]
 #![no_main]
 

@@ -1,6 +1,7 @@
 //! The maps, their bounds, and the one way to each.
 
 use core::{
+    arch::asm,
     ffi::c_void,
     ptr::{self, NonNull},
 };
@@ -149,12 +150,17 @@ static UNSTARTED: HashMap<GreenletKey, Label, { MAX_UNSTARTED as usize }> = Hash
 /// a thread of a target last came or left there; 0 if none did.
 #[btf_map]
 static LEADS: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// How much the ring's reader had taken when it was woken last, and 1.
+#[btf_map]
+static WOKEN: Array<u64, 1> = Array::new();
 #[btf_map]
 pub static RING: RingBuf<u64, { RING_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static SLOTS: TaskStorage<Slot> = TaskStorage::new();
 #[btf_map]
 static STACK_RECORDS: TaskStorage<StackRecord> = TaskStorage::new();
+#[btf_map]
+static SAMPLE_RECORDS: PerCpuArray<StackRecord, 1> = PerCpuArray::new();
 
 /// The connections of targets.
 #[btf_map]
@@ -291,12 +297,12 @@ pub fn remove_process(first_pid: u32) {
     let _removed = PROCESSES.remove(first_pid);
 }
 
-/// The totals of a target. Written under its GIL.
+/// The totals of a target. Written under its GIL, but for what [`add`] adds to.
 #[inline(always)]
 pub fn totals(cookie: u64) -> Option<&'static mut Totals> {
     let totals = TOTALS.get_ptr_mut(cookie as u32)?;
-    // SAFETY: the holder of the target's GIL writes it, and a thread's exit, which may
-    // lose one of its own counts against it and touches no switch's.
+    // SAFETY: the holder of the target's GIL writes it. A thread's exit and the programs that
+    // interrupt it write no word but by `add`, and `exit_ns`, which is nobody else's.
     Some(unsafe { &mut *totals })
 }
 
@@ -320,7 +326,19 @@ pub fn count(totals: &mut Totals, fault: Fault) {
     // SAFETY: a local.
     let number = unsafe { ptr::read_volatile(&raw const number) };
     if let Some(counter) = totals.faults.get_mut(number as usize) {
-        *counter += 1;
+        add(counter, 1);
+    }
+}
+
+/// Adds to a counter that more than the holder of the GIL adds to: a tick, the scheduler's
+/// tracepoint, a thread's exit. All of them must do so by this.
+#[inline(always)]
+pub fn add(counter: &mut u64, more: u64) {
+    // BPF's own: `core::sync::atomic` has no additions for want of the other operations.
+    // SAFETY: an aligned word of a map, which stays there; nothing else is touched.
+    unsafe {
+        asm!("lock *(u64 *)({counter} + 0) += {more}",
+            counter = in(reg) ptr::from_mut(counter), more = in(reg) more, options(nostack));
     }
 }
 
@@ -443,6 +461,12 @@ pub fn lead() -> Option<*mut u64> {
     LEADS.get_ptr_mut(0)
 }
 
+/// Where it is kept how much the ring's reader had taken when it was woken last, and 1.
+#[inline(always)]
+pub fn woken() -> Option<*mut u64> {
+    WOKEN.get_ptr_mut(0)
+}
+
 /// The current task's slot, made if it has none.
 #[inline(always)]
 pub fn slot_or_create() -> Option<&'static mut Slot> {
@@ -495,7 +519,17 @@ pub fn connection_or_create(socket: *mut c_void) -> Option<&'static mut Connecti
     Some(unsafe { connection.as_mut() })
 }
 
-/// The current task's room for a stack record.
+/// This CPU's room for a stack record: of a tick, or of the scheduler's tracepoint. Both run
+/// with interrupts off, so that neither comes inside of the other; a tick may come inside of a
+/// uprobe's program, and the next program on this CPU be another task's, so these have room of
+/// their own ([`stack_record`]).
+#[inline(always)]
+pub fn sample_record() -> Option<NonNull<StackRecord>> {
+    SAMPLE_RECORDS.get_ptr_mut(0).and_then(NonNull::new)
+}
+
+/// The current task's room for a stack record, in a uprobe's program. Made when it is needed
+/// first: there, and nowhere under a lock of the scheduler's.
 #[inline(always)]
 pub fn stack_record() -> Option<NonNull<StackRecord>> {
     STACK_RECORDS.get(BPF_LOCAL_STORAGE_GET_F_CREATE)

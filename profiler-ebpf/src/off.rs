@@ -23,7 +23,7 @@ use profiler_common::{
 use crate::{
     clock, emit, label, maps,
     memory::UserMemory,
-    own::{FOUND, leaf_frame},
+    own::{By, FOUND, leaf_frame},
     slot::Slot,
     stack, switch, wire,
 };
@@ -69,7 +69,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
         }
     }
     let mut frame = Addr::NULL;
-    if leaf_frame(config, slot, &mut frame) != FOUND {
+    if leaf_frame(config, slot, By::Sleep, now, &mut frame) != FOUND {
         return 0;
     }
     let mut off = OffOwner {
@@ -91,10 +91,13 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
     let owner = off_owner(off);
     let mut empty = StackKey::empty(slot.target, owner);
     empty.add(Addr(slot.thread), 0);
-    stack::walk_on(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
+    let start = Start { frame, top_frame_only: false };
+    stack::walk_on(start, empty, config, slot.target, &mut slot.scratch, By::Sleep);
     let Walk { key, fault, .. } = slot.scratch.walk;
-    if fault.is_some() {
-        return 0;
+    match fault {
+        None => {}
+        Some(Fault::StackTruncated) => maps::count(totals, Fault::StackTruncated),
+        Some(_) => return 0,
     }
     slot.off_stack = key;
     slot.off_label = Label::NONE;
@@ -113,7 +116,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
         return 0;
     }
     switch::about(config, slot, now, owner, empty);
-    if stack::ensure_sent(config, &mut slot.scratch, totals) {
+    if stack::ensure_sent(config, &mut slot.scratch, totals, By::Sleep) {
         slot.sent_stack = key;
         slot.sent = config.sending;
     }

@@ -1,11 +1,20 @@
 //! The frames of the current thread, whether it holds the GIL or not.
 
-use aya_ebpf::{bindings::bpf_pidns_info, helpers::generated::bpf_get_ns_current_pid_tgid};
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    bindings::{bpf_pidns_info, task_struct},
+    helpers::generated::{bpf_get_current_task, bpf_get_ns_current_pid_tgid, bpf_loop},
+};
 use profiler_common::{
-    address::Addr, limits::MAX_TICK_THREADS, memory::Memory as _, record::TargetConfig, running,
+    address::Addr,
+    limits::{MAX_SEARCH_DOUBLED, MAX_SLEEP_THREADS, MAX_TICK_THREADS, MIN_SEARCH_AGAIN_NS},
+    memory::Memory as _,
+    record::TargetConfig,
+    running::{self, Own},
 };
 
-use crate::{memory::UserMemory, slot::Slot};
+use crate::{kernel, memory::UserMemory, slot::Slot};
 
 /// [`leaf_frame`]: it is found; null if it runs no Python.
 pub const FOUND: u32 = 0;
@@ -16,22 +25,47 @@ const UNKNOWN: u32 = 2;
 /// [`leaf_frame`]: it is not what the thread runs.
 pub const TORN: u32 = 3;
 
+/// [`Slot::search`]: the lower bits say what came of it.
+const RESULT: u32 = 3;
+/// And above them, how often in a row.
+const FAILURE: u32 = 4;
+
+/// Who looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// A switch of greenlets, by a uprobe.
+    Switch,
+    /// A tick, which may look far.
+    Tick,
+    /// A thread that goes to sleep, under the lock of its CPU's queue.
+    Sleep,
+}
+
 /// Finds the frames of the current thread; what lies around the leaf is in the window then.
 ///
-/// Its thread state is the one in the interpreter's list with this thread's id. The one of
-/// the last time most often still is.
+/// Its thread state is the one of the last time, most often; or the one that a switch of its
+/// greenlets proved; else the one in the interpreter's list with this thread's id. That list
+/// begins with those that were made last, and may be long. So what was not found is not looked
+/// for again for a while: a thread that runs no Python would pay at each of its sleeps.
 #[inline(never)]
-pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u32 {
-    let known = !slot.own_tstate.is_null() && is_own(config, slot);
+pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, by: By, now: u64, leaf: &mut Addr) -> u32 {
+    if slot.own_tid == 0 && !learn_ids(config, slot) {
+        return UNKNOWN;
+    }
+    let known = is_own(config, slot, slot.own_tstate) || is_switched(config, slot);
     if !known {
-        let found = find(config, slot);
-        if found != FOUND {
+        if now < slot.search_after_ns {
+            return slot.search & RESULT;
+        }
+        let found = find(config, slot, by);
+        if found != FOUND || !is_own(config, slot, slot.own_tstate) {
+            let found = if found == FOUND { UNKNOWN } else { found };
+            not_found(slot, now, found);
             return found;
         }
-        if !is_own(config, slot) {
-            return UNKNOWN;
-        }
     }
+    slot.search = 0;
+    slot.search_after_ns = 0;
     match running::own_leaf(config, &mut slot.scratch.window, &mut slot.code_size, &mut UserMemory) {
         Ok(Some(frame)) => {
             *leaf = frame;
@@ -43,47 +77,105 @@ pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, leaf: &mut Addr) -> u3
 }
 
 #[inline(always)]
-fn is_own(config: &TargetConfig, slot: &mut Slot) -> bool {
-    running::is_own(config, slot.own_tstate, slot.own_tid, &mut slot.scratch.window, &mut UserMemory)
+fn not_found(slot: &mut Slot, now: u64, found: u32) {
+    let mut failures = slot.search / FAILURE;
+    if failures > MAX_SEARCH_DOUBLED {
+        failures = MAX_SEARCH_DOUBLED;
+    }
+    slot.search_after_ns = now.wrapping_add(MIN_SEARCH_AGAIN_NS << (failures & 31));
+    slot.search = ((failures + 1) * FAILURE) | found;
 }
 
-/// Looks for its thread state, by its id in the target's own pid namespace.
+#[inline(always)]
+fn is_own(config: &TargetConfig, slot: &mut Slot, tstate: Addr) -> bool {
+    let own = Own { id: slot.own_tid, leader_base: slot.own_base };
+    !tstate.is_null() && running::is_own(config, tstate, own, &mut slot.scratch.window, &mut UserMemory)
+}
+
+/// Whether it is the one that this thread held the GIL with when its greenlets switched last.
 #[inline(never)]
-fn find(config: &TargetConfig, slot: &mut Slot) -> u32 {
-    if slot.own_tid == 0 {
-        let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
-        // SAFETY: `ids` is of the size that is passed with it.
-        let status = unsafe {
-            bpf_get_ns_current_pid_tgid(
-                config.namespace_device,
-                config.namespace_inode,
-                &raw mut ids,
-                size_of::<bpf_pidns_info>() as u32,
-            )
-        };
-        if status != 0 {
-            return UNKNOWN;
-        }
-        slot.own_tid = u64::from(ids.pid);
+fn is_switched(config: &TargetConfig, slot: &mut Slot) -> bool {
+    let switched = slot.epoch == config.epoch && slot.tstate != slot.own_tstate;
+    if switched && is_own(config, slot, slot.tstate) {
+        slot.own_tstate = slot.tstate;
+        return true;
     }
-    let Ok(mut tstate) = UserMemory.pointer(config.threads) else {
+    false
+}
+
+/// Learns what its thread state is known by.
+#[inline(never)]
+fn learn_ids(config: &TargetConfig, slot: &mut Slot) -> bool {
+    let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: `ids` is of the size that is passed with it.
+    let status = unsafe {
+        bpf_get_ns_current_pid_tgid(
+            config.namespace_device,
+            config.namespace_inode,
+            &raw mut ids,
+            size_of::<bpf_pidns_info>() as u32,
+        )
+    };
+    if status != 0 {
+        return false;
+    }
+    slot.own_tid = u64::from(ids.pid);
+    if ids.pid == ids.tgid {
+        // SAFETY: takes no argument.
+        let task = unsafe { bpf_get_current_task() } as *mut task_struct;
+        slot.own_base = kernel::thread_base(task);
+    }
+    true
+}
+
+/// What the iterations of a search share.
+struct Search<'a> {
+    config: &'a TargetConfig,
+    slot: &'a mut Slot,
+    tstate: Addr,
+    result: u32,
+}
+
+unsafe extern "C" fn look_at(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `find` passes its `Search`.
+    let search = unsafe { &mut *context.cast::<Search<'_>>() };
+    let tstate = search.tstate;
+    if tstate.is_null() {
+        search.result = NO_THREAD;
+        return 1;
+    }
+    let python = &search.config.layout.python;
+    let Ok(id) = UserMemory.word(tstate.at(python.tstate_native_id)) else {
+        return 1;
+    };
+    let base = search.slot.own_base;
+    let mut found = id == search.slot.own_tid;
+    if !found && base != 0 {
+        found = UserMemory.word(tstate.at(python.tstate_thread_id)) == Ok(base);
+    }
+    if found {
+        search.slot.own_tstate = tstate;
+        search.result = FOUND;
+        return 1;
+    }
+    let next = Addr(tstate.0.wrapping_add(u64::from(search.config.tstate_next)));
+    let Ok(next) = UserMemory.pointer(next) else {
+        return 1;
+    };
+    search.tstate = next;
+    0
+}
+
+/// Looks for its thread state in the interpreter's list.
+#[inline(never)]
+fn find(config: &TargetConfig, slot: &mut Slot, by: By) -> u32 {
+    let Ok(tstate) = UserMemory.pointer(config.threads) else {
         return UNKNOWN;
     };
-    for _ in 0..MAX_TICK_THREADS {
-        if tstate.is_null() {
-            return NO_THREAD;
-        }
-        let Ok(id) = UserMemory.word(tstate.at(config.layout.python.tstate_native_id)) else {
-            return UNKNOWN;
-        };
-        if id == slot.own_tid {
-            slot.own_tstate = tstate;
-            return FOUND;
-        }
-        let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next)))) else {
-            return UNKNOWN;
-        };
-        tstate = next;
-    }
-    UNKNOWN
+    let most = if by == By::Tick { MAX_TICK_THREADS } else { MAX_SLEEP_THREADS };
+    let mut search = Search { config, slot, tstate, result: UNKNOWN };
+    let callback = look_at as unsafe extern "C" fn(u32, *mut c_void) -> i64;
+    // SAFETY: the helper calls `look_at` with `search` while it is borrowed here.
+    unsafe { bpf_loop(most, callback as *mut c_void, ptr::from_mut(&mut search).cast(), 0) };
+    search.result
 }

@@ -70,7 +70,7 @@ pub struct Part {
 /// What is kept of a thread.
 #[repr(C)]
 pub struct Slot {
-    /// Written by the scheduler's tracepoint. This and the next three are a [`Watch`].
+    /// Written by the scheduler's tracepoint. This and the next four are a [`Watch`].
     pub clock: Clock,
     /// Its target, or [`profiler_common::record::NO_TARGET`].
     pub target: u64,
@@ -78,6 +78,8 @@ pub struct Slot {
     pub thread: u64,
     /// Its target's [`profiler_common::record::TargetConfig::made_ns`].
     pub made_ns: u64,
+    /// The `PyThreadState` that was its own the last time, or may be.
+    pub own_tstate: Addr,
     /// Not 0 while a program of this task is at work here, which a tick may interrupt.
     pub busy: u64,
     /// The stack that it left the CPU with.
@@ -88,8 +90,10 @@ pub struct Slot {
     pub first_sleep_ns: u64,
     /// Its thread id in the target's own pid namespace, once a tick or a sleep asked for it.
     pub own_tid: u64,
-    /// The `PyThreadState` that was its own the last time.
-    pub own_tstate: Addr,
+    /// [`profiler_common::running::Own::leader_base`].
+    pub own_base: u64,
+    /// Before that time it is not looked for again.
+    pub search_after_ns: u64,
     /// The code object of its leaf then.
     pub code_size: CodeSize,
     /// The last stack of these that was new, which is known then and sent.
@@ -98,6 +102,8 @@ pub struct Slot {
     pub sent: u32,
     /// The recording that what its switches left here belongs to; 0 for none.
     pub epoch: u32,
+    /// What came of the last search, and how often in a row it came to nothing: see `own`.
+    pub search: u32,
     /// How many of its greenlets have a number, and
     /// [`profiler_common::record::PLACES_HUB`].
     pub places: u32,
@@ -106,8 +112,6 @@ pub struct Slot {
     pub gil_holder: u32,
     /// For whom it has waited most since `run_began_ns`, if more than for all others.
     pub run_holder: u32,
-    /// None.
-    pub padding: u32,
     /// How much more.
     pub run_holder_ns: u64,
     /// When the run began that these are of.
@@ -252,3 +256,4 @@ const _: () = assert!(
 const _: () = assert!(offset_of!(Slot, target) == offset_of!(Watch, target));
 const _: () = assert!(offset_of!(Slot, thread) == offset_of!(Watch, thread));
 const _: () = assert!(offset_of!(Slot, made_ns) == offset_of!(Watch, made_ns));
+const _: () = assert!(offset_of!(Slot, own_tstate) == offset_of!(Watch, own_tstate));

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use profiler_common::{
     code::{BY_TEXT, Codes},
     fault::Fault,
-    limits::{MAX_FRAMES, MAX_STEPS},
+    limits::{MAX_FRAMES, MAX_SLEEP_STEPS, MAX_STEPS},
     record::{CONFIG_CODES, Kind, StackHead, StackRecord, TargetConfig, Totals, VERSION},
     walk::{Frame, StackKey, Start, Step, Walk, code_check},
 };
@@ -15,6 +15,7 @@ use crate::{
     code, emit,
     maps::{self, count},
     memory::{StagedMemory, UserMemory},
+    own::By,
     slot::Scratch,
 };
 
@@ -62,7 +63,7 @@ unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
             }
             let frames = (*record).cast::<u8>().wrapping_add(offset_of!(StackRecord, frames)).cast::<Frame>();
             let place = frames.wrapping_add(index as usize);
-            // SAFETY: `index` is below the length of `frames`, which are this task's own.
+            // SAFETY: `index` is below the length of `frames`, which are nobody else's now.
             unsafe { place.write(Frame { check, ..frame }) };
             0
         }
@@ -72,12 +73,13 @@ unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn iterate(iteration: &mut Iteration<'_>, callback: Callback) {
+fn iterate(iteration: &mut Iteration<'_>, callback: Callback, by: By) {
+    let steps = if by == By::Sleep { MAX_SLEEP_STEPS } else { MAX_STEPS };
     // A pointer all the way: the verifier follows the function's address to the helper,
     // and an integer in between would lose it.
     let callback = callback as *mut c_void;
     // SAFETY: the helper calls `callback` with `iteration` while it is borrowed here.
-    unsafe { bpf_loop(MAX_STEPS, callback, ptr::from_mut(iteration).cast(), 0) };
+    unsafe { bpf_loop(steps, callback, ptr::from_mut(iteration).cast(), 0) };
     iteration.scratch.walk.close();
 }
 
@@ -87,23 +89,30 @@ pub fn walk(start: Start, key: StackKey, config: &TargetConfig, target: u64, scr
     scratch.window.clear();
     scratch.start = start;
     scratch.walk.begin(&start, key);
-    hash(config, target, scratch);
+    hash(config, target, scratch, By::Switch);
 }
 
 #[inline(always)]
-fn hash(config: &TargetConfig, target: u64, scratch: &mut Scratch) {
+fn hash(config: &TargetConfig, target: u64, scratch: &mut Scratch, by: By) {
     // A target's number is in range.
     if let Some(codes) = maps::codes(target) {
-        iterate(&mut Iteration { config, codes, scratch, record: ptr::null_mut() }, hash_frame);
+        iterate(&mut Iteration { config, codes, scratch, record: ptr::null_mut() }, hash_frame, by);
     }
 }
 
 /// The same where what lies around its leaf is in the window, copied just now.
 #[inline(always)]
-pub fn walk_on(start: Start, key: StackKey, config: &TargetConfig, target: u64, scratch: &mut Scratch) {
+pub fn walk_on(
+    start: Start,
+    key: StackKey,
+    config: &TargetConfig,
+    target: u64,
+    scratch: &mut Scratch,
+    by: By,
+) {
     scratch.start = start;
     scratch.walk.begin_in(&start, key, &config.layout.python, &scratch.window);
-    hash(config, target, scratch);
+    hash(config, target, scratch, by);
 }
 
 /// Makes the stack just walked known, and sends its frames if they were not sent yet.
@@ -111,7 +120,7 @@ pub fn walk_on(start: Start, key: StackKey, config: &TargetConfig, target: u64, 
 /// `scratch.about` says what goes into the record. Returns whether they are sent. Out
 /// of line: it happens once per stack.
 #[inline(never)]
-pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut Totals) -> bool {
+pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut Totals, by: By) -> bool {
     let key = scratch.about.key;
     let sending = scratch.about.sending;
     let Some(codes) = maps::codes(scratch.about.target) else {
@@ -130,7 +139,8 @@ pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut To
     if known.sent == sending {
         return true;
     }
-    let Some(record) = maps::stack_record() else {
+    let record = if by == By::Switch { maps::stack_record() } else { maps::sample_record() };
+    let Some(record) = record else {
         count(totals, Fault::NoTaskStorage);
         return false;
     };
@@ -138,7 +148,7 @@ pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut To
     scratch.window.clear();
     scratch.about.texts_lost = 0;
     scratch.walk.begin(&scratch.start, scratch.about.empty);
-    iterate(&mut Iteration { config, codes, scratch, record }, record_frame);
+    iterate(&mut Iteration { config, codes, scratch, record }, record_frame, by);
     let Walk { key: again, depth, fault, .. } = scratch.walk;
     if again != key {
         count(totals, Fault::StackMoved);
@@ -147,7 +157,7 @@ pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut To
     if depth > MAX_FRAMES {
         return false;
     }
-    // SAFETY: the record is this task's own.
+    // SAFETY: the record is this task's own, or this CPU's while interrupts are off.
     let head = unsafe { &mut (*record).head };
     head.head.kind = Kind::Stack as u32;
     head.head.version = VERSION;

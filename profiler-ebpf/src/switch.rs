@@ -9,9 +9,9 @@ use profiler_common::{
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
-        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_MAIN, GREENLET_PASSES,
-        GREENLET_RUNNING, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead, SwitchRecord,
-        TargetConfig, Totals, VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_FREED, GREENLET_MAIN,
+        GREENLET_PASSES, GREENLET_RUNNING, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead,
+        SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk},
 };
@@ -22,6 +22,7 @@ use crate::{
     maps::{self, count},
     memory::UserMemory,
     module, off,
+    own::By,
     slot::Slot,
     stack, thread,
 };
@@ -200,6 +201,7 @@ fn undo(hit: &mut Hit<'_>) {
 fn enterer(hit: &mut Hit<'_>, via: Via) -> (Option<&'static mut Greenlet>, Enterer) {
     if via != Via::Initialstub
         && let Some(known) = maps::greenlet(&hit.slot.to_key)
+        && known.flags & GREENLET_FREED == 0
     {
         if known.thread != hit.slot.thread {
             count(hit.totals, Fault::WrongThread);
@@ -308,7 +310,7 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
         }
     }
     about(config, slot, *now, greenlet.type_object, empty);
-    let _sent = stack::ensure_sent(config, &mut slot.scratch, totals);
+    let _sent = stack::ensure_sent(config, &mut slot.scratch, totals, By::Switch);
     0
 }
 
@@ -388,12 +390,13 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         let born = fresh && to.flags & GREENLET_BORN != 0;
         let ns = if born { 0 } else { now.saturating_sub(to.since_ns) };
         to.waiting_ns += ns;
-        let queued = slot.polls.resume(slot.from_key.pimpl, now, ns);
+        // Not on the stack, which is scarce.
+        slot.pair.queued = slot.polls.resume(slot.from_key.pimpl, now, ns);
         if slot.block.ns != 0 && !fresh {
             let _held = block::held_up(config, slot, to, ns);
         }
         if !fresh {
-            account::waited(&to.stack, ns, queued, totals);
+            account::waited(&to.stack, ns, &slot.pair.queued, totals);
         } else if !born {
             to.begun_ns = ns;
         }
@@ -401,13 +404,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             if fresh {
                 to.begun_label = to.label;
             } else if !to.was_answered_for() {
-                slot.pair.queued = queued;
-                if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
-                    count(totals, Fault::LabelsFull);
-                }
-                if off::wants_told(config, &to.label, ns) {
-                    let _told = off::tell(slot, to.id, &to.label, now, ns);
-                }
+                let _counted = labelled_wait(config, slot, totals, to, ns);
             }
         }
         to.switches_in += 1;
@@ -430,6 +427,20 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
     }
 }
 
+/// A wait of `to` for `ns`, which has a label, is over; how much of it was queued is in the
+/// slot's pair. Out of line: the stack is scarce.
+#[inline(never)]
+fn labelled_wait(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, to: &Greenlet, ns: u64) -> u32 {
+    let now = to.since_ns + ns;
+    if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
+        count(totals, Fault::LabelsFull);
+    }
+    if off::wants_told(config, &to.label, ns) {
+        let _told = off::tell(slot, to.id, &to.label, now, ns);
+    }
+    0
+}
+
 /// Whether this greenlet's runs are wanted: not a hub's.
 #[inline(always)]
 fn keeps_runs_of(config: &TargetConfig, greenlet: &Greenlet) -> bool {
@@ -444,34 +455,38 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     if config.flags & CONFIG_STACKS == 0 {
         return is_dead(config, slot, from);
     }
-    let previous = from.stack;
-    from.stack = StackKey { id: 0, check: 0 };
+    let none = StackKey { id: 0, check: 0 };
     let Some(frame) = thread::leaf_frame(config, slot) else {
+        from.stack = none;
         count(totals, Fault::ThreadState);
         return is_dead(config, slot, from);
     };
+    // In the slot, for the stack is scarce here.
     let empty = StackKey::empty(slot.target, from.type_object);
+    slot.scratch.about.empty = empty;
     stack::walk(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
-    let Walk { key, depth, fault, .. } = slot.scratch.walk;
-    if let Some(fault) = fault {
+    let known = slot.scratch.walk.key == from.stack && from.sent == config.sending;
+    from.stack = none;
+    if let Some(fault) = slot.scratch.walk.fault {
         count(totals, fault);
     }
-    if depth == 0 {
+    if slot.scratch.walk.depth == 0 {
         if is_dead(config, slot, from) {
             return true;
         }
-        if fault.is_some() {
+        if slot.scratch.walk.fault.is_some() {
             return false;
         }
         // It runs no Python: its stack is the empty one.
     }
-    if key != previous || from.sent != config.sending {
+    from.stack = slot.scratch.walk.key;
+    slot.run.stack = from.stack;
+    if !known {
+        let empty = slot.scratch.about.empty;
         about(config, slot, *now, from.type_object, empty);
-        let sent = stack::ensure_sent(config, &mut slot.scratch, totals);
+        let sent = stack::ensure_sent(config, &mut slot.scratch, totals, By::Switch);
         from.sent = if sent { config.sending } else { 0 };
     }
-    from.stack = key;
-    slot.run.stack = key;
     false
 }
 

@@ -15,7 +15,8 @@ use profiler_common::{
     limits::THREAD_STATE_WORDS,
     memory::Memory as _,
     record::{
-        ANY_TARGET, End, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey, TargetConfig, Totals,
+        ANY_TARGET, End, GREENLET_FIRST, GREENLET_FREED, GREENLET_MAIN, GREENLET_RUNNING, GreenletKey,
+        TargetConfig, Totals,
     },
     running::running_frame,
     walk::{SCRATCH_WORDS, StackKey},
@@ -128,7 +129,8 @@ pub fn is_greenlet(target: u64, head: &Head) -> bool {
 #[inline(always)]
 pub fn is_foreign(target: u64, this: Addr) -> bool {
     let key = GreenletKey { target, pimpl: this };
-    maps::greenlet(&key).is_some_and(|known| known.thread != bpf_get_current_pid_tgid())
+    maps::greenlet(&key)
+        .is_some_and(|known| known.flags & GREENLET_FREED == 0 && known.thread != bpf_get_current_pid_tgid())
 }
 
 /// Learns the thread at its first hit, of a probe on the greenlet `this`.
@@ -213,9 +215,13 @@ fn adopt(layout: &Layout, slot: &mut Slot, now_ns: u64, flags: u32, totals: &mut
     slot.current_object = object;
     let key = GreenletKey { target: slot.target, pimpl: current };
     if let Some(known) = maps::greenlet(&key) {
-        known.since_ns = now_ns;
-        known.flags |= GREENLET_RUNNING;
-        return true;
+        if known.flags & GREENLET_FREED == 0 {
+            known.since_ns = now_ns;
+            known.flags |= GREENLET_RUNNING;
+            return true;
+        }
+        slot.from_key = key;
+        account::ended(known, now_ns, End::Replaced, slot, totals);
     }
     let main = if head.is_main() { GREENLET_MAIN } else { 0 };
     account::sight(slot, object, now_ns, now_ns, flags | main | GREENLET_RUNNING);

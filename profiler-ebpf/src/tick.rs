@@ -20,8 +20,8 @@ use profiler_common::{
     layout::ABSENT,
     owner::ON_CPU_OWNER,
     record::{
-        ARMED, GreenletKey, Kind, RecordHead, TICK_SWITCHING, TICK_UNSWITCHED, TargetConfig, TickRecord,
-        Totals, VERSION,
+        ARMED, GreenletKey, Kind, RecordHead, TICK_ENDING, TICK_NATIVE, TICK_SWITCHING, TICK_UNSWITCHED,
+        TargetConfig, TickRecord, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk},
 };
@@ -29,7 +29,7 @@ use profiler_common::{
 use crate::{
     clock, emit, kernel, label, maps,
     memory::UserMemory,
-    own::{FOUND, NO_THREAD, TORN, leaf_frame},
+    own::{By, FOUND, NO_THREAD, TORN, leaf_frame},
     slot::Slot,
     stack, switch,
 };
@@ -70,7 +70,7 @@ pub fn on_tick() {
         slot.tick.flags = TICK_SWITCHING;
     } else if has_other_memory(slot) {
         // Nothing of it can be read: its time has no stack.
-        slot.tick.flags = TICK_UNSWITCHED;
+        slot.tick.flags = TICK_UNSWITCHED | TICK_ENDING;
     } else if let Err(fault) = look(config, slot, totals, now) {
         slot.tick.fault = fault as u32 + 1;
     }
@@ -111,15 +111,19 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
         slot.tick.flags = TICK_UNSWITCHED;
     }
     let mut frame = Addr::NULL;
-    match leaf_frame(config, slot, &mut frame) {
+    match leaf_frame(config, slot, By::Tick, now, &mut frame) {
         FOUND => {}
-        NO_THREAD => return Ok(()), // no Python ever ran in it
+        NO_THREAD => {
+            slot.tick.flags |= TICK_NATIVE;
+            return Ok(());
+        }
         TORN => return Err(Fault::TickTorn),
         _ => return Err(Fault::ThreadState),
     }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, ON_CPU_OWNER);
-    stack::walk_on(Start { frame, top_frame_only: false }, empty, config, slot.target, &mut slot.scratch);
+    let start = Start { frame, top_frame_only: false };
+    stack::walk_on(start, empty, config, slot.target, &mut slot.scratch, By::Tick);
     let Walk { key, fault, rooted, .. } = slot.scratch.walk;
     // From CPython 3.12 on a chain ends in a shim.
     let whole = rooted || python.tstate_status == ABSENT;
@@ -130,7 +134,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
         None | Some(_) => return Err(Fault::TickTorn),
     }
     switch::about(config, slot, now, ON_CPU_OWNER, empty);
-    let _sent = stack::ensure_sent(config, &mut slot.scratch, totals);
+    let _sent = stack::ensure_sent(config, &mut slot.scratch, totals, By::Tick);
     slot.tick.stack = key;
     let given = current.as_ref().map_or(Label::NONE, |current| current.given);
     if label::wanted(config, &given) {

@@ -20,7 +20,10 @@ pub(super) fn of_this_kernel() -> KernelLayout {
     let task_runtime = types.offset("task_struct", &["se", "sum_exec_runtime"]).unwrap_or_default();
     let task_exec_start = types.offset("task_struct", &["se", "exec_start"]).unwrap_or_default();
     let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
-    let known = KernelLayout { task_runtime, task_exec_start, task_memory, ..KernelLayout::default() };
+    // On other machines than x86-64 the C library's `pthread_self()` lies elsewhere.
+    let task_tls = types.offset("task_struct", &["thread", "fsbase"]).unwrap_or_default();
+    let known =
+        KernelLayout { task_runtime, task_exec_start, task_memory, task_tls, ..KernelLayout::default() };
     let queued = || {
         Some(KernelLayout {
             task_delay: types.offset("task_struct", &["sched_info", "run_delay"])?,

@@ -1,6 +1,6 @@
 //! Time by stack and label: two maps in turn, so that what is read is not added to.
 
-use std::time::{Duration, Instant};
+use std::thread::{self, JoinHandle};
 
 use aya::{
     Ebpf,
@@ -12,8 +12,6 @@ use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::{KernelError, map::Table};
 
-/// A program is over by then.
-const APART: Duration = Duration::from_millis(500);
 const PHASE: &str = "PHASE";
 
 type Map = Table<PairKey, PairTotals, { size_of::<PairKey>() }, { size_of::<PairTotals>() }>;
@@ -24,8 +22,8 @@ pub(super) struct Pairs {
     phase: Array<MapData, u32>,
     /// Which of them the kernel part adds to.
     now: u32,
-    /// When that began.
-    turned: Option<Instant>,
+    /// Ends once no program runs that began before that.
+    apart: Option<JoinHandle<()>>,
 }
 
 impl Pairs {
@@ -33,21 +31,24 @@ impl Pairs {
         let maps = [Table::take(ebpf, "PAIRS_0")?, Table::take(ebpf, "PAIRS_1")?];
         let phase = ebpf.take_map(PHASE).ok_or(KernelError::Missing(PHASE))?;
         let phase = Array::try_from(phase).map_err(|source| KernelError::Map { map: PHASE, source })?;
-        Ok(Self { maps, phase, now: 0, turned: None })
+        Ok(Self { maps, phase, now: 0, apart: None })
     }
 
     /// Empties the map that nobody adds to, and has the kernel part add to that one.
     ///
-    /// A program that was preempted in the middle since the last turn would still add to the
-    /// other: what it adds is then told with what comes later, or, should the entry be taken
-    /// just in between, is time without a label. Turns are most often a second apart; where one
-    /// follows another it waits until no program runs that began before
-    /// (`synchronize_rcu`, by `membarrier`; refused where CPUs run without a tick).
+    /// A program that was preempted in the middle since the last turn may still have an entry of
+    /// the other in its hand, and that be another key's once it is removed. So nothing is removed
+    /// before every program has ended that began before the last turn (`synchronize_rcu`, by
+    /// `membarrier`: BPF programs that do not sleep are readers to RCU). A thread waits for that
+    /// from the turn on, and is most often done long before the next. Where CPUs run without a
+    /// tick, and where there is but one, the kernel does not wait: there a program that was
+    /// preempted for the whole time between two turns may add to another pair.
+    /// <https://github.com/torvalds/linux/blob/v6.12/kernel/sched/membarrier.c> (`MEMBARRIER_CMD_GLOBAL`)
     pub(super) fn turn(&mut self) -> Result<Vec<(PairKey, PairTotals)>, KernelError> {
-        if self.turned.is_some_and(|turned| turned.elapsed() < APART) {
-            let _refused = membarrier(MembarrierCommand::Global);
+        if let Some(apart) = self.apart.take() {
+            // It does not panic.
+            let _ended = apart.join();
         }
-        self.turned = Some(Instant::now());
         let resting = self.now ^ 1;
         let [first, second] = &mut self.maps;
         let map = if resting == 0 { first } else { second };
@@ -57,6 +58,13 @@ impl Pairs {
         }
         self.phase.set(0, resting, 0).map_err(|source| KernelError::Map { map: PHASE, source })?;
         self.now = resting;
+        let wait = || {
+            let _refused = membarrier(MembarrierCommand::Global);
+        };
+        match thread::Builder::new().name("apart".to_owned()).spawn(wait) {
+            Ok(apart) => self.apart = Some(apart),
+            Err(_) => wait(),
+        }
         Ok(entries)
     }
 }

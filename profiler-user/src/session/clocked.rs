@@ -254,7 +254,7 @@ impl Closing<'_> {
         let mut samples = self.target.ticks.rest();
         samples.extend(before_first.into_values().flatten());
         let samples = self.labelled(samples, profile);
-        let unlisted = profile.totals.unlisted_clock.map(|clock| clock.on_cpu_ns);
+        let unlisted = self.unlisted_clock.map(|clock| clock.on_cpu_ns);
         builder.add_sampled("greenlets not listed", pid, samples, tick_ns, unlisted);
     }
 

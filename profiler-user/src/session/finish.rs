@@ -74,6 +74,7 @@ pub(super) fn finish(
     };
     let mut builder = Builder::default();
     let mut faults = BTreeMap::new();
+    let mut unlisted = Some(Clocked::default());
     for target in recorded.iter_mut() {
         let Some(kept) = target.kept.take().or_else(|| kept.remove(&target.cookie)) else {
             continue;
@@ -96,10 +97,14 @@ pub(super) fn finish(
             idled: Idled::default(),
             places: FxHashMap::default(),
             sorted: Sorted::default(),
+            unlisted_clock: None,
         };
         closing.close(&mut profile, &mut builder);
+        // Where one of them is not known, nor is the sum.
+        unlisted = unlisted.zip(closing.unlisted_clock).map(|(sum, clock)| sum.plus(clock));
         closing.count(&mut profile.totals, &mut faults);
     }
+    profile.totals.unlisted_clock = unlisted;
     profile.stacks = builder.finish();
     profile.runs.sort_by_key(|run| std::cmp::Reverse(run.ns));
     profile.runs.truncate(profiler_common::limits::TOP_RUNS);
@@ -129,6 +134,8 @@ pub(super) struct Closing<'a> {
     pub(super) places: FxHashMap<u64, u32>,
     /// Whose work its time was.
     pub(super) sorted: Sorted,
+    /// Where the time of its greenlets went that are not listed, once that is known.
+    pub(super) unlisted_clock: Option<Clocked>,
 }
 
 impl Closing<'_> {
@@ -391,12 +398,7 @@ impl Closing<'_> {
             *sum += ns;
         }
         let running_ns = running_ns + head_starts + lost.unlisted_running_ns;
-        let before = totals.unlisted_clock.unwrap_or_default();
-        totals.unlisted_clock = self
-            .has_clocks
-            .then(|| Clocked::new(running_ns, off_ns, false))
-            .flatten()
-            .map(|clock| before.plus(clock));
+        self.unlisted_clock = self.has_clocks.then(|| Clocked::new(running_ns, off_ns, false)).flatten();
         let pid = self.target.target.pid;
         for (stack, (ns, count, type_object)) in begun {
             let hub = self.target.kind(type_object).is_some_and(|kind| kind.is_hub);

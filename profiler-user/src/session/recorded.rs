@@ -31,7 +31,7 @@ use super::{
     names::Names,
     sleeps::Sleep,
     stacks::{Stacks, Taken},
-    ticks::Ticks,
+    ticks::{self, Ticks},
 };
 use crate::{
     kernel::{Engine, Kept},
@@ -548,7 +548,7 @@ impl Recorded {
             self.blocks.tick(tick, frames);
         }
         self.feed_tick(tick, frames.as_ref());
-        self.ticks.add(tick, frames);
+        self.ticks.add(tick, frames.or_else(|| ticks::without_stack(tick)));
     }
 
     pub(super) fn stack(&mut self, head: &StackHead, frames: Vec<walk::Frame>, engine: &Engine) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use profiler_common::{
     label::{Blank, KIND_INHERITED, KIND_SOURCE, Label, Source},
-    record::{TICK_SWITCHING, TICK_UNSWITCHED, TickRecord},
+    record::{TICK_ENDING, TICK_NATIVE, TICK_SWITCHING, TICK_UNSWITCHED, TickRecord},
 };
 use rustc_hash::FxHashMap;
 
@@ -12,6 +12,11 @@ use crate::profile::Frame;
 
 /// Stacks, root first, with the label that they had, and how many ticks met each.
 pub(super) type Samples = Vec<(Arc<[Frame]>, Label, u64)>;
+
+/// A thread in which no Python runs: a library's own.
+const NATIVE: &str = "(no Python)";
+/// A thread on its way out, without memory.
+const ENDING: &str = "(thread ends)";
 
 /// Whose time a tick is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,6 +106,17 @@ impl Ticks {
     /// Takes all that is left.
     pub(super) fn rest(&mut self) -> Samples {
         std::mem::take(&mut self.seen).into_values().flat_map(listed).collect()
+    }
+}
+
+/// What stands for the stack of a tick that has none for a good reason. (Else a fault is counted.)
+pub(super) fn without_stack(tick: &TickRecord) -> Option<Arc<[Frame]>> {
+    if tick.flags & TICK_NATIVE != 0 {
+        Some(Arc::new([Frame::label(NATIVE)]))
+    } else if tick.flags & TICK_ENDING != 0 {
+        Some(Arc::new([Frame::label(ENDING)]))
+    } else {
+        None
     }
 }
 

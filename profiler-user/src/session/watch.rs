@@ -6,13 +6,17 @@ use std::{
 };
 
 use profiler_common::{
+    address::Addr,
     clock::Clock,
     record::{Kin, Watch},
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::recorded::Recorded;
-use crate::{kernel::Engine, target};
+use crate::{
+    kernel::Engine,
+    target::{self, Thread},
+};
 
 /// `PIDFD_THREAD`, for a thread that does not lead its process: Linux 6.9. Before it such
 /// a thread is watched from its first switch on.
@@ -30,17 +34,17 @@ pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut 
     }
     let target = &recorded.target;
     let first_namespace = target::in_first_namespace();
+    let mut memory = recorded.memory.clone();
     let mut seen = HashSet::new();
     for _ in 0..LOOKS {
-        let fresh: Vec<u32> = target::threads(target)
-            .into_iter()
-            .map(|thread| thread.tid)
-            .filter(|tid| seen.insert(*tid))
-            .collect();
+        let threads = target::threads(target);
+        let fresh: Vec<_> = threads.iter().filter(|thread| seen.insert(thread.tid)).collect();
         if fresh.is_empty() {
             break;
         }
-        for tid in fresh {
+        let states = target::own_states(&mut memory, target, &threads);
+        for Thread { tid, own_tid, name: _ } in fresh {
+            let (tid, own_tstate) = (*tid, states.get(own_tid).copied().unwrap_or(Addr::NULL));
             let thread = if first_namespace { u64::from(target.pid) << 32 | u64::from(tid) } else { 0 };
             // One that can't be watched has no clock, or one from its first switch on.
             let fresh = open(target.pid, tid).and_then(|pidfd| {
@@ -49,7 +53,7 @@ pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut 
                     engine.forget(pidfd.as_fd()).ok()?;
                 }
                 let Kin { target, made_ns } = recorded.kin();
-                engine.watch(pidfd.as_fd(), &Watch { clock, target, thread, made_ns }).ok()
+                engine.watch(pidfd.as_fd(), &Watch { clock, target, thread, made_ns, own_tstate }).ok()
             });
             if tid == target.pid && fresh == Some(false) {
                 return false;

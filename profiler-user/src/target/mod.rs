@@ -38,7 +38,7 @@ pub use inspect::inspect;
 pub use kinds::{Kinds, TypeInfo, type_info};
 pub use natives::{Natives, natives};
 pub use process::{Incarnation, Namespaces, Thread};
-pub use python_threads::{PythonThread, python_threads};
+pub use python_threads::{PythonThread, own_states, python_threads};
 pub use site::{PythonSites, Site, Sites};
 pub use sleeping::{Asleep, sleeping_stack};
 pub use version::Version;

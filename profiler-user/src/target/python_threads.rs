@@ -2,7 +2,9 @@
 
 use profiler_common::{address::Addr, fault::Fault};
 
-use super::{Faults, Target};
+use rustc_hash::FxHashMap;
+
+use super::{Faults, Target, Thread};
 use crate::{
     memory::Bytes,
     python::{class, dict, field, instance, number, objects::ObjectLayout, text},
@@ -39,6 +41,38 @@ pub fn python_threads(memory: &mut impl Bytes, target: &Target) -> (Vec<PythonTh
         walked = walk(memory, target);
     }
     walked
+}
+
+/// What may be the thread states of these threads, by their ids in their own pid namespace. The
+/// kernel part, which is told, proves each before it uses it.
+///
+/// Of a process that was forked in C the thread state of its leader has another id: then it is
+/// the oldest that is nobody else's.
+pub fn own_states(memory: &mut impl Bytes, target: &Target, threads: &[Thread]) -> FxHashMap<u32, Addr> {
+    let (python, objects) = (&target.python.layout, &target.python.objects);
+    let mut states = FxHashMap::default();
+    let mut oldest = Addr::NULL;
+    let mut next = memory.pointer(field(target.python.interp, objects.interp_threads));
+    for _ in 0..MAX_THREADS {
+        let Ok(tstate) = next else {
+            break;
+        };
+        if tstate.is_null() {
+            break;
+        }
+        let id = memory.word(tstate.at(python.tstate_native_id)).ok().and_then(|id| u32::try_from(id).ok());
+        match id.filter(|id| threads.iter().any(|thread| thread.own_tid == *id)) {
+            Some(id) => drop(states.insert(id, tstate)),
+            None => oldest = tstate,
+        }
+        next = memory.pointer(field(tstate, objects.tstate_next));
+    }
+    if let Some(leader) = threads.iter().find(|thread| thread.tid == target.pid)
+        && !oldest.is_null()
+    {
+        states.entry(leader.own_tid).or_insert(oldest);
+    }
+    states
 }
 
 fn walk(memory: &mut impl Bytes, target: &Target) -> (Vec<PythonThread>, Faults) {

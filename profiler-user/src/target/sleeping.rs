@@ -5,7 +5,7 @@ use profiler_common::{
     fault::Fault,
     layout::{ABSENT, GreenletLayout, Layout},
     record::TargetConfig,
-    running::{CodeSize, is_own, own_leaf},
+    running::{CodeSize, Own, is_own, own_leaf},
     walk::{Frame, Window},
 };
 
@@ -65,7 +65,7 @@ fn walk(
         tstate = memory.pointer(field(tstate, objects.tstate_next))?;
     }
     let mut window = Window::default();
-    if !is_own(config, tstate, own_tid.into(), &mut window, memory) {
+    if !is_own(config, tstate, Own { id: own_tid.into(), leader_base: 0 }, &mut window, memory) {
         return Ok(None);
     }
     let leaf = own_leaf(config, &mut window, &mut CodeSize::default(), memory)?;

@@ -3,9 +3,12 @@
 use anyhow::{Result, ensure};
 use tests::compare;
 use tests::place::Python;
-use tests::recording::record;
+use tests::profile::State;
+use tests::recording::{Recording, record};
 use tests::runner::Cases;
 use tests::target::Target;
+
+use crate::clocks::near;
 
 pub(crate) fn cases(cases: &mut Cases) {
     for kind in ["greenlet", "gevent"] {
@@ -19,6 +22,28 @@ pub(crate) fn cases(cases: &mut Cases) {
         });
     }
     cases.each("greenlets_beyond_the_limit_are_summed_and_counted", beyond_the_limit);
+    cases.each("cpu_of_two_targets_beyond_the_limit_is_counted_once", two_beyond_the_limit);
+}
+
+fn two_beyond_the_limit(python: &Python) -> Result<()> {
+    let start = || Target::start(python, "lives.py", &["greenlet", "5000"]);
+    let mut targets = [start()?, start()?];
+    let [first, second] = targets.each_ref().map(Target::pid);
+    let recording = Recording::start(first, &["--pid", &second.to_string(), "--max-greenlets", "2000"])?;
+    for target in &mut targets {
+        target.go()?;
+    }
+    for target in &mut targets {
+        target.books()?;
+    }
+    let profile = recording.stop()?;
+    for target in targets {
+        target.finish()?;
+    }
+    ensure!(profile.totals.greenlets_unlisted > 4000, "{:?}", profile.totals);
+    let stacks = profile.stacks.iter().filter(|stack| stack.state == State::Cpu).map(|stack| stack.ns);
+    let clocks = profile.threads.iter().map(|thread| thread.clock.on_cpu_ns).sum::<Option<u64>>();
+    near("the stacks on the CPU", Some(stacks.sum()), clocks.unwrap_or(0), 0.001, 0)
 }
 
 fn beyond_the_limit(python: &Python) -> Result<()> {

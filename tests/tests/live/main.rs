@@ -29,6 +29,7 @@ mod stacks;
 mod starved;
 mod states;
 mod switches;
+mod threads;
 mod unticked;
 mod waits;
 mod wired;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     clocks::cases(&mut cases);
     starved::cases(&mut cases);
     loops::cases(&mut cases);
+    threads::cases(&mut cases);
     oracle::cases(&mut cases);
     sleeps::cases(&mut cases);
     stacks::cases(&mut cases);

@@ -172,7 +172,16 @@ fn reloaded(python: &Python) -> Result<()> {
     service.ask_often()?;
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
-    service.finish().map(drop)
+    let profile = service.finish()?;
+    // C forks its workers, and tells Python nothing of it: they have their stacks all the same.
+    let cpu = profile.stacks.iter().filter(|stack| stack.state == State::Cpu);
+    let (python, native): (Vec<_>, Vec<_>) = cpu.partition(|stack| {
+        stack.contains("application") || stack.contains("Hub.run") || stack.contains("begin")
+    });
+    let count = |stacks: Vec<&Stack>| stacks.iter().map(|stack| stack.count).sum::<u64>();
+    let (python, native) = (count(python), count(native));
+    ensure!(python > 0, "no tick in the workers' Python, {native} elsewhere");
+    Ok(())
 }
 
 fn replaced(python: &Python) -> Result<()> {
