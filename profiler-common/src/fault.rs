@@ -91,11 +91,16 @@ pub enum Fault {
     WireUnsure = 38,
     /// The ring buffer was full: a wait or a sleep of a request is in its sums and was not told by itself.
     RingFullOff = 39,
+    /// A thread runs another interpreter than the main one, whose thread state could not be
+    /// proved or found.
+    Subinterpreter = 40,
+    /// The target's memory did not answer: nothing was read of it from then on.
+    NoAnswer = 41,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 40;
+    pub const COUNT: usize = 42;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -139,6 +144,8 @@ impl Fault {
         Self::GreenletLate,
         Self::WireUnsure,
         Self::RingFullOff,
+        Self::Subinterpreter,
+        Self::NoAnswer,
     ];
 
     /// The fault of that number.
@@ -191,6 +198,8 @@ impl Fault {
             Self::GreenletLate => "GREENLET_LATE",
             Self::WireUnsure => "WIRE_UNSURE",
             Self::RingFullOff => "RING_FULL_OFF",
+            Self::Subinterpreter => "SUBINTERPRETER",
+            Self::NoAnswer => "NO_ANSWER",
         }
     }
 }

@@ -11,6 +11,8 @@ use crate::{memory::UserMemory, slot::Slot};
 pub const FOUND: u32 = 0;
 /// [`leaf_frame`]: the interpreter has no thread state for this thread.
 pub const NO_THREAD: u32 = 1;
+/// [`leaf_frame`]: the main interpreter has none, another one has.
+pub const ELSEWHERE: u32 = 4;
 /// [`leaf_frame`]: it may have one, which could not be found or read.
 const UNKNOWN: u32 = 2;
 /// [`leaf_frame`]: it is not what the thread runs.
@@ -71,7 +73,7 @@ fn find(config: &TargetConfig, slot: &mut Slot) -> u32 {
     };
     for _ in 0..MAX_TICK_THREADS {
         if tstate.is_null() {
-            return NO_THREAD;
+            return if is_alone(config) { NO_THREAD } else { elsewhere(config, slot.own_tid) };
         }
         let Ok(id) = UserMemory.word(tstate.at(config.layout.python.tstate_native_id)) else {
             return UNKNOWN;
@@ -84,6 +86,47 @@ fn find(config: &TargetConfig, slot: &mut Slot) -> u32 {
             return UNKNOWN;
         };
         tstate = next;
+    }
+    UNKNOWN
+}
+
+/// Whether there is no other interpreter than the main one, as far as that can be read.
+///
+/// New ones come first in the list.
+#[inline(always)]
+pub fn is_alone(config: &TargetConfig) -> bool {
+    UserMemory.pointer(config.interpreters).is_ok_and(|first| first == config.interpreter)
+}
+
+/// Looks for the thread's state in the other interpreters.
+#[inline(never)]
+fn elsewhere(config: &TargetConfig, tid: u64) -> u32 {
+    let threads = config.threads.0.wrapping_sub(config.interpreter.0);
+    let mut link = config.interpreters;
+    let mut tstate = Addr::NULL;
+    for _ in 0..MAX_TICK_THREADS {
+        if !tstate.is_null() {
+            if UserMemory.word(tstate.at(config.layout.python.tstate_native_id)) == Ok(tid) {
+                return ELSEWHERE;
+            }
+            let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next))))
+            else {
+                return UNKNOWN;
+            };
+            tstate = next;
+            continue;
+        }
+        let Ok(interpreter) = UserMemory.pointer(link) else {
+            return UNKNOWN;
+        };
+        if interpreter.is_null() || interpreter == config.interpreter {
+            return NO_THREAD;
+        }
+        link = Addr(interpreter.0.wrapping_add(u64::from(config.interp_next)));
+        let Ok(first) = UserMemory.pointer(Addr(interpreter.0.wrapping_add(threads))) else {
+            return UNKNOWN;
+        };
+        tstate = first;
     }
     UNKNOWN
 }

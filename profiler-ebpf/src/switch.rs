@@ -440,7 +440,7 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     let previous = from.stack;
     from.stack = StackKey { id: 0, check: 0 };
     let Some(frame) = thread::leaf_frame(config, slot) else {
-        count(totals, Fault::ThreadState);
+        count(totals, thread::unproved(config));
         return is_dead(config, slot, from);
     };
     let python = &config.layout.python;

@@ -29,7 +29,7 @@ use profiler_common::{
 use crate::{
     clock, emit, kernel, label, maps,
     memory::UserMemory,
-    own::{FOUND, NO_THREAD, TORN, leaf_frame},
+    own::{ELSEWHERE, FOUND, NO_THREAD, TORN, leaf_frame},
     slot::Slot,
     stack, switch,
 };
@@ -115,6 +115,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
         FOUND => {}
         NO_THREAD => return Ok(()), // no Python ever ran in it
         TORN => return Err(Fault::TickTorn),
+        ELSEWHERE => return Err(Fault::Subinterpreter),
         _ => return Err(Fault::ThreadState),
     }
     let python = &config.layout.python;

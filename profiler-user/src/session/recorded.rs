@@ -176,6 +176,9 @@ impl Recorded {
             hub_types: [Addr::NULL; HUB_TYPES],
             sending: 1,
             library: 0,
+            interpreters: field(target.python.runtime, target.python.objects.runtime_interpreters),
+            interp_next: target.python.objects.interp_next,
+            padding: 0,
         };
         engine.configure(cookie, &config)?;
         if let Some(greenlet) = &target.greenlet {

@@ -21,6 +21,9 @@ use crate::{
 /// The oldest greenlet that is covered.
 const FIRST_GREENLET: Version = Version::new(3, 0, 0);
 
+/// Interpreters that are counted.
+const MAX_INTERPRETERS: usize = 1_000;
+
 /// Looks at a process.
 ///
 /// # Errors
@@ -167,6 +170,11 @@ impl Look<'_> {
         if interp.is_null() {
             return Err(TargetError::NotReady { pid: self.pid });
         }
+        let subinterpreters =
+            self.subinterpreters(at(runtime, objects.runtime_interpreters), objects.interp_next);
+        if subinterpreters > 0 {
+            self.warnings.push(Warning::Subinterpreters { count: subinterpreters });
+        }
         let start = if objects.runtime_gil == NONE {
             Addr(self.word(what, at(interp, objects.interp_gil))?)
         } else {
@@ -182,6 +190,18 @@ impl Look<'_> {
         };
         let gil = Gil { start, end: at(start, objects.gil_size) };
         Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, sites, source })
+    }
+
+    /// How many interpreters there are beside the main one, which is the last in the list at
+    /// `head`; what can't be read is not counted.
+    fn subinterpreters(&mut self, head: Addr, next: u32) -> usize {
+        let mut interpreter = self.memory.pointer(head).unwrap_or(Addr::NULL);
+        let mut count: usize = 0;
+        while !interpreter.is_null() && count <= MAX_INTERPRETERS {
+            count += 1;
+            interpreter = self.memory.pointer(field(interpreter, next)).unwrap_or(Addr::NULL);
+        }
+        count.saturating_sub(1)
     }
 
     fn greenlet(&mut self, python: &Python) -> Result<Option<Greenlet>, TargetError> {

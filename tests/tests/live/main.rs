@@ -9,6 +9,7 @@ mod clocks;
 mod containers;
 mod departures;
 mod ends;
+mod interpreters;
 mod labels;
 mod lives;
 mod names;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
     states::cases(&mut cases);
     names::cases(&mut cases);
     labels::cases(&mut cases);
+    interpreters::cases(&mut cases);
     namespaces::cases(&mut cases);
     containers::cases(&mut cases);
     oap::cases(&mut cases);
