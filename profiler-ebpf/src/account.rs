@@ -83,16 +83,17 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
 
 /// Counts a wait that is over for its stack.
 #[inline(always)]
-pub fn waited(stack: &StackKey, ns: u64, totals: &mut Totals) {
+pub fn waited(stack: &StackKey, target: u64, ns: u64, totals: &mut Totals) {
     if stack.is_none() {
         return;
     }
     match maps::stack(stack) {
-        Some(known) => {
+        // Whatever a target has in its memory, it reaches no other's rows.
+        Some(known) if known.target == target as u32 => {
             known.ns += ns;
             known.count += 1;
         }
-        None => count(totals, Fault::StacksFull),
+        Some(_) | None => count(totals, Fault::StacksFull),
     }
 }
 
@@ -228,7 +229,7 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
     } else if how != End::Replaced {
         // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
-        waited(&greenlet.stack, ns, totals);
+        waited(&greenlet.stack, slot.target, ns, totals);
         if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
             count(totals, Fault::LabelsFull);
         }

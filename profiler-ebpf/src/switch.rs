@@ -387,7 +387,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             let _held = block::held_up(config, slot, to, ns);
         }
         if !fresh {
-            account::waited(&to.stack, ns, totals);
+            account::waited(&to.stack, slot.target, ns, totals);
         } else if !born {
             to.begun_ns = ns;
         }

@@ -1,6 +1,6 @@
 //! From a pid to everything that a recording needs to know of it.
 
-use std::{fs, ops::Range, path::Path};
+use std::{fs, ops::Range, path::Path, time::Duration};
 
 use profiler_common::{address::Addr, clock::Gil, memory::Memory as _};
 
@@ -21,6 +21,9 @@ use crate::{
 /// The oldest greenlet that is covered.
 const FIRST_GREENLET: Version = Version::new(3, 0, 0);
 
+/// How long a step of the look may take: opening a library, say, and parsing it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Interpreters that are counted.
 const MAX_INTERPRETERS: usize = 1_000;
 
@@ -30,8 +33,16 @@ const MAX_INTERPRETERS: usize = 1_000;
 ///
 /// [`TargetError`]; a Python that has loaded no greenlet is no error here.
 pub fn inspect(pid: u32) -> Result<Target, TargetError> {
+    let memory = LiveProcess::open(pid).map_err(|error| match Facts::read(pid) {
+        Err(why) => why,
+        Ok(_) => TargetError::io(pid, "find it", error),
+    })?;
+    // The kernel may have to read its memory for what /proc tells, and its files may be anybody's.
+    memory.patiently(PATIENCE, move |memory| look(pid, memory)).unwrap_or(Err(TargetError::NoAnswer { pid }))
+}
+
+fn look(pid: u32, memory: LiveProcess) -> Result<Target, TargetError> {
     let facts = Facts::read(pid)?;
-    let memory = LiveProcess::open(pid).map_err(|error| TargetError::io(pid, "find it", error))?;
     let mut look = Look { pid, facts: &facts, memory, warnings: Vec::new() };
     let python = look.python()?;
     let greenlet = look.greenlet(&python)?;

@@ -21,6 +21,7 @@ mod prefork;
 mod programs;
 mod refusals;
 mod service;
+mod silent;
 mod sleeps;
 mod stacks;
 mod states;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     names::cases(&mut cases);
     labels::cases(&mut cases);
     interpreters::cases(&mut cases);
+    silent::cases(&mut cases);
     namespaces::cases(&mut cases);
     containers::cases(&mut cases);
     oap::cases(&mut cases);
