@@ -100,11 +100,16 @@ pub enum Fault {
     RingFullRequest = 41,
     /// A run of an event loop's that was long: which callback took so long, if one did, is not known.
     LoopUnsure = 42,
+    /// A thread runs another interpreter than the main one, whose thread state could not be
+    /// proved or found.
+    Subinterpreter = 43,
+    /// The target's memory did not answer: nothing was read of it from then on.
+    NoAnswer = 44,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 43;
+    pub const COUNT: usize = 45;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -151,6 +156,8 @@ impl Fault {
         Self::WireUnowned,
         Self::RingFullRequest,
         Self::LoopUnsure,
+        Self::Subinterpreter,
+        Self::NoAnswer,
     ];
 
     /// The fault of that number.
@@ -206,6 +213,8 @@ impl Fault {
             Self::WireUnowned => "WIRE_UNOWNED",
             Self::RingFullRequest => "RING_FULL_REQUEST",
             Self::LoopUnsure => "LOOP_UNSURE",
+            Self::Subinterpreter => "SUBINTERPRETER",
+            Self::NoAnswer => "NO_ANSWER",
         }
     }
 }

@@ -46,6 +46,9 @@ pub const MAX_SEARCH_DOUBLED: u32 = 9;
 /// of its CPU's queue with interrupts off. The root side beyond it is cut and counted.
 pub const MAX_SLEEP_STEPS: u32 = 128;
 
+/// Thread states of other interpreters than the main one that a tick looks at.
+pub const MAX_OTHER_THREADS: u32 = 64;
+
 /// Links of a `parent` chain followed.
 pub const MAX_PARENTS: usize = 8;
 

@@ -151,6 +151,12 @@ pod! {
         /// The greenlet library whose layout this is: [`Probed::library`]; 0 for none. It may
         /// not be loaded yet.
         pub library: u32,
+        /// The head of the list of its interpreters, the main one last.
+        pub interpreters: Addr,
+        /// `PyInterpreterState.next`.
+        pub interp_next: u32,
+        /// None.
+        pub padding: u32,
         /// Where the codes' texts are.
         pub texts: TextLayout,
         /// Where the labels are.

@@ -78,12 +78,15 @@ impl StackKey {
     /// The key of a stack before its first frame.
     ///
     /// The owner (target and greenlet type) is part of it: a hub's idle time and a
-    /// greenlet's wait in the same frames are different stacks.
+    /// greenlet's wait in the same frames are different stacks. The type is what the target's
+    /// memory says, anything: no type makes one target's key another's, for it would have to
+    /// change both halves alike.
     #[inline(always)]
     #[must_use]
     pub const fn empty(target: u64, greenlet_type: Addr) -> Self {
-        let seed = greenlet_type.0 ^ (target << 48);
-        Self { id: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), check: seed.wrapping_add(0x2545_f491_4f6c_dd1d) }
+        let id = greenlet_type.0 ^ (target << 48);
+        let check = greenlet_type.0.rotate_left(17) ^ target.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        Self { id: id.wrapping_mul(0x9e37_79b9_7f4a_7c15), check: check.wrapping_add(0x2545_f491_4f6c_dd1d) }
     }
 
     /// Adds a frame.

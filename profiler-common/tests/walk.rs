@@ -455,6 +455,23 @@ proptest! {
 }
 
 proptest! {
+    /// A type that gives half of another target's key does not give the other half.
+    #[test]
+    fn no_type_makes_a_key_of_another_targets(
+        target in 0_u64..1 << 16,
+        other in 0_u64..1 << 16,
+        type_object in any::<u64>(),
+    ) {
+        prop_assume!(target != other);
+        let truth = StackKey::empty(target, Addr(type_object));
+        let id = type_object ^ (target ^ other) << 48;
+        let forged = StackKey::empty(other, Addr(id));
+        prop_assert_eq!(forged.id, truth.id);
+        prop_assert_ne!(forged.check, truth.check);
+    }
+}
+
+proptest! {
     // Deep stacks are slow to make.
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -86,17 +86,18 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
 
 /// Counts a wait that is over for its stack.
 #[inline(always)]
-pub fn waited(stack: &StackKey, ns: u64, queued: &Queued, totals: &mut Totals) {
+pub fn waited(stack: &StackKey, target: u64, ns: u64, queued: &Queued, totals: &mut Totals) {
     if stack.is_none() {
         return;
     }
     match maps::stack(stack) {
-        Some(known) => {
+        // Whatever a target has in its memory, it reaches no other's rows.
+        Some(known) if known.target == target as u32 => {
             known.ns += ns;
             known.count += 1;
             known.queued.add(queued);
         }
-        None => count(totals, Fault::StacksFull),
+        Some(_) | None => count(totals, Fault::StacksFull),
     }
 }
 
@@ -242,7 +243,7 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
     } else if how != End::Replaced {
         greenlet.waiting_ns += ns;
         // It did not go on.
-        waited(&greenlet.stack, ns, &Queued::NONE, totals);
+        waited(&greenlet.stack, slot.target, ns, &Queued::NONE, totals);
         slot.pair.queued = Queued::NONE;
         let labelled = !greenlet.label.is_none() && !greenlet.was_answered_for();
         if labelled && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {

@@ -8,7 +8,9 @@ use aya_ebpf::{
 };
 use profiler_common::{
     address::Addr,
-    limits::{MAX_SEARCH_DOUBLED, MAX_SLEEP_THREADS, MAX_TICK_THREADS, MIN_SEARCH_AGAIN_NS},
+    limits::{
+        MAX_OTHER_THREADS, MAX_SEARCH_DOUBLED, MAX_SLEEP_THREADS, MAX_TICK_THREADS, MIN_SEARCH_AGAIN_NS,
+    },
     memory::Memory as _,
     record::TargetConfig,
     running::{self, Own},
@@ -20,15 +22,17 @@ use crate::{kernel, memory::UserMemory, slot::Slot};
 pub const FOUND: u32 = 0;
 /// [`leaf_frame`]: the interpreter has no thread state for this thread.
 pub const NO_THREAD: u32 = 1;
+/// [`leaf_frame`]: the main interpreter has none, another one has.
+pub const ELSEWHERE: u32 = 4;
 /// [`leaf_frame`]: it may have one, which could not be found or read.
 const UNKNOWN: u32 = 2;
 /// [`leaf_frame`]: it is not what the thread runs.
 pub const TORN: u32 = 3;
 
 /// [`Slot::search`]: the lower bits say what came of it.
-const RESULT: u32 = 3;
+const RESULT: u32 = 7;
 /// And above them, how often in a row.
-const FAILURE: u32 = 4;
+const FAILURE: u32 = 8;
 
 /// Who looks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -173,9 +177,56 @@ fn find(config: &TargetConfig, slot: &mut Slot, by: By) -> u32 {
         return UNKNOWN;
     };
     let most = if by == By::Tick { MAX_TICK_THREADS } else { MAX_SLEEP_THREADS };
+    let tid = slot.own_tid;
     let mut search = Search { config, slot, tstate, result: UNKNOWN };
     let callback = look_at as unsafe extern "C" fn(u32, *mut c_void) -> i64;
     // SAFETY: the helper calls `look_at` with `search` while it is borrowed here.
     unsafe { bpf_loop(most, callback as *mut c_void, ptr::from_mut(&mut search).cast(), 0) };
-    search.result
+    let result = search.result;
+    if result != NO_THREAD || is_alone(config) {
+        return result;
+    }
+    // Under the lock of the CPU's queue it is not looked for.
+    if by == By::Tick { elsewhere(config, tid) } else { UNKNOWN }
+}
+
+/// Whether there is no other interpreter than the main one, as far as that can be read.
+///
+/// New ones come first in the list.
+#[inline(always)]
+pub fn is_alone(config: &TargetConfig) -> bool {
+    UserMemory.pointer(config.interpreters).is_ok_and(|first| first == config.interpreter)
+}
+
+/// Looks for the thread's state in the other interpreters.
+#[inline(never)]
+fn elsewhere(config: &TargetConfig, tid: u64) -> u32 {
+    let threads = config.threads.0.wrapping_sub(config.interpreter.0);
+    let mut link = config.interpreters;
+    let mut tstate = Addr::NULL;
+    for _ in 0..MAX_OTHER_THREADS {
+        if !tstate.is_null() {
+            if UserMemory.word(tstate.at(config.layout.python.tstate_native_id)) == Ok(tid) {
+                return ELSEWHERE;
+            }
+            let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next))))
+            else {
+                return UNKNOWN;
+            };
+            tstate = next;
+            continue;
+        }
+        let Ok(interpreter) = UserMemory.pointer(link) else {
+            return UNKNOWN;
+        };
+        if interpreter.is_null() || interpreter == config.interpreter {
+            return NO_THREAD;
+        }
+        link = Addr(interpreter.0.wrapping_add(u64::from(config.interp_next)));
+        let Ok(first) = UserMemory.pointer(Addr(interpreter.0.wrapping_add(threads))) else {
+            return UNKNOWN;
+        };
+        tstate = first;
+    }
+    UNKNOWN
 }

@@ -136,6 +136,11 @@ pub fn ensure_sent(config: &TargetConfig, scratch: &mut Scratch, totals: &mut To
     let Some(known) = maps::stack(&key) else {
         return false;
     };
+    if known.target != scratch.about.target as u32 {
+        // Another target's: it forged a key of it.
+        count(totals, Fault::StacksFull);
+        return false;
+    }
     if known.sent == sending {
         return true;
     }

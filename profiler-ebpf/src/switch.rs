@@ -396,7 +396,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
             let _held = block::held_up(config, slot, to, ns);
         }
         if !fresh {
-            account::waited(&to.stack, ns, &slot.pair.queued, totals);
+            account::waited(&to.stack, slot.target, ns, &slot.pair.queued, totals);
         } else if !born {
             to.begun_ns = ns;
         }
@@ -458,7 +458,7 @@ fn take_stack(hit: &mut Hit<'_>, from: &mut Greenlet) -> bool {
     let none = StackKey { id: 0, check: 0 };
     let Some(frame) = thread::leaf_frame(config, slot) else {
         from.stack = none;
-        count(totals, Fault::ThreadState);
+        count(totals, thread::unproved(config));
         return is_dead(config, slot, from);
     };
     // In the slot, for the stack is scarce here.

@@ -27,6 +27,7 @@ use crate::{
     log::log,
     maps::{self, count},
     memory::UserMemory,
+    own,
     slot::Slot,
 };
 
@@ -53,14 +54,12 @@ fn proved_frame(config: &TargetConfig, slot: &Slot) -> u64 {
         return UNPROVED;
     }
     let at = |offset: u16| words.get(offset as usize >> 3 & (SCRATCH_WORDS - 1)).copied().unwrap_or_default();
-    if at(python.tstate_interp) != config.interpreter.0 {
+    // One of another interpreter that has the same GIL is as good, if the GIL says so itself.
+    let main = at(python.tstate_interp) == config.interpreter.0;
+    if (python.tstate_status == ABSENT || !main) && UserMemory.word(config.holder) != Ok(slot.tstate.0) {
         return UNPROVED;
     }
-    if python.tstate_status == ABSENT {
-        if UserMemory.word(config.holder) != Ok(slot.tstate.0) {
-            return UNPROVED;
-        }
-    } else {
+    if python.tstate_status != ABSENT {
         let status = at(python.tstate_status) >> ((python.tstate_status & 4) * 8);
         if status >> (python.tstate_active_bit & 31) & 1 == 0 {
             return UNPROVED;
@@ -79,6 +78,14 @@ pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot) -> Option<Addr> {
     find_tstate(config, slot);
     let frame = proved_frame(config, slot);
     (frame != UNPROVED).then_some(Addr(frame))
+}
+
+/// Why a thread state is not proved. With several interpreters the GIL may be held with one that
+/// nothing leads to: until 3.13 the GIL does not learn of another interpreter on its thread.
+/// <https://github.com/python/cpython/blob/v3.12.1/Python/pystate.c> (`_PyThreadState_Swap`)
+#[inline(always)]
+pub fn unproved(config: &TargetConfig) -> Fault {
+    if own::is_alone(config) { Fault::ThreadState } else { Fault::Subinterpreter }
 }
 
 /// Takes the thread state that the GIL is held with.
@@ -160,7 +167,7 @@ pub fn learn(config: &TargetConfig, this: Addr, now_ns: u64, slot: &mut Slot, to
     find_tstate(config, slot);
     if proved_frame(config, slot) == UNPROVED {
         log!("thread {}: not learned, THREAD_STATE at {:x}", tstate = slot.tstate.0);
-        count(totals, Fault::ThreadState);
+        count(totals, unproved(config));
         return false;
     }
     slot.thread = bpf_get_current_pid_tgid();

@@ -29,7 +29,7 @@ use profiler_common::{
 use crate::{
     clock, emit, kernel, label, maps,
     memory::UserMemory,
-    own::{By, FOUND, NO_THREAD, TORN, leaf_frame},
+    own::{By, ELSEWHERE, FOUND, NO_THREAD, TORN, leaf_frame},
     slot::Slot,
     stack, switch,
 };
@@ -118,6 +118,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
             return Ok(());
         }
         TORN => return Err(Fault::TickTorn),
+        ELSEWHERE => return Err(Fault::Subinterpreter),
         _ => return Err(Fault::ThreadState),
     }
     let python = &config.layout.python;

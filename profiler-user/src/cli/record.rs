@@ -226,6 +226,11 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
                  later has what it takes; --no-wire to be silent): {}",
                 first_line(error)
             );
+        } else if let Progress::NoAnswer(pid) = progress {
+            say!(
+                "greenscope: pid {pid}: its memory does not answer (pages of a userfaultfd or FUSE that nobody \
+                 serves?): nothing is read of it from now on, what is counted goes on"
+            );
         } else if let Progress::Block { pid, name, length, frames, met } = progress
             && arguments.warn_blocks
         {

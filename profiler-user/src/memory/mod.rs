@@ -5,6 +5,7 @@
 
 mod cached;
 mod live;
+mod reader;
 mod recorded;
 
 pub use cached::Cached;

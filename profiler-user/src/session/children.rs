@@ -91,7 +91,7 @@ pub(super) fn arm(
             recorded.gone_ns = Some(monotonic_ns());
         }
         if follows {
-            let (children, images) = descendants(&recorded, seen, engine);
+            let (children, images) = descendants(&mut recorded, seen, engine);
             wanted.extend(
                 children.into_iter().map(|target| Wanted { parent: Some(pid), ..Wanted::given(target) }),
             );
@@ -105,7 +105,7 @@ pub(super) fn arm(
 /// The children of a target that run Python, and of those that don't the children. These
 /// others may become a Python yet.
 fn descendants(
-    recorded: &Recorded,
+    recorded: &mut Recorded,
     seen: &mut HashSet<u32>,
     engine: &mut Engine,
 ) -> (Vec<Target>, Vec<Image>) {
@@ -126,6 +126,10 @@ fn descendants(
                     if matches!(error, TargetError::NotPython { .. }) {
                         parents.push(child);
                     }
+                }
+                Err(TargetError::NoAnswer { .. }) => {
+                    recorded.fault(Fault::NoAnswer);
+                    recorded.fault(Fault::ChildLeftOut);
                 }
                 // Gone, or not to be read.
                 Err(_) => {}

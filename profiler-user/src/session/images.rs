@@ -183,6 +183,7 @@ impl Session {
                     | TargetError::UnsupportedPython { .. }
                     | TargetError::UnsupportedGreenlet { .. }
                     | TargetError::FreeThreaded { .. }
+                    | TargetError::NoAnswer { .. }
                     | TargetError::NotPermitted { .. },
                 ) => true,
             };

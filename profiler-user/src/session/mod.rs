@@ -162,6 +162,8 @@ pub enum Progress<'a> {
     NoTicks(&'a KernelError),
     /// Sockets can't be watched: no labels for processes without a tracer.
     NoWire(&'a KernelError),
+    /// That process's memory does not answer: nothing is read of it any more.
+    NoAnswer(u32),
     /// A greenlet held up its thread.
     Block {
         /// The process.
@@ -264,6 +266,9 @@ pub fn record(
     session.run(&mut recorded, options, started_ns, feed, progress)?;
     let (ended_ns, cost) = session.end(&mut recorded, options)?;
     for target in &mut recorded {
+        if target.fell_silent() {
+            progress(Progress::NoAnswer(target.target.pid));
+        }
         target.feed_end(ended_ns, &session.engine, feed)?;
     }
     finish::finish(
@@ -362,6 +367,9 @@ impl Session {
             }
             let (mut switches, mut identities) = (0, 0);
             for target in recorded.iter_mut() {
+                if target.fell_silent() {
+                    progress(Progress::NoAnswer(target.target.pid));
+                }
                 if let Some(kept) = &target.kept {
                     switches += kept.totals.switches;
                     identities += kept.totals.identities;

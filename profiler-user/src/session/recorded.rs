@@ -131,6 +131,8 @@ pub(super) struct Recorded {
     pub(super) reload: bool,
     /// Whether that was tried, and can't be.
     pub(super) stays: bool,
+    /// Whether it was told that its memory does not answer.
+    told_silent: bool,
     /// The kernel part's books, once they are closed.
     pub(super) kept: Option<Kept>,
     /// Whose work it does.
@@ -183,6 +185,9 @@ impl Recorded {
             idlers: [0; MAX_IDLERS],
             sending: 1,
             library: 0,
+            interpreters: field(target.python.runtime, target.python.objects.runtime_interpreters),
+            interp_next: target.python.objects.interp_next,
+            padding: 0,
         };
         engine.configure(cookie, &config)?;
         if let Some(greenlet) = &target.greenlet {
@@ -292,6 +297,7 @@ impl Recorded {
             first_pid: None,
             reload: false,
             stays: false,
+            told_silent: false,
             kept: None,
             work: Work::default(),
             told: Told::default(),
@@ -361,7 +367,13 @@ impl Recorded {
         }
         self.enumerations += 1;
         self.looked_at = true;
-        let (found, faults) = target::enumerate(&mut Cached::new(self.memory.clone()), &self.target);
+        let target = self.target.clone();
+        let walked = self.memory.apart(move |memory| target::enumerate(&mut Cached::new(memory), &target));
+        let Some((found, faults)) = walked else {
+            // What the walk found is lost with it.
+            self.enumerated_whole = false;
+            return;
+        };
         if !target::same_image(&self.target) {
             // It ended meanwhile, or is about to, and nothing is wrong with what was read.
             return;
@@ -414,6 +426,16 @@ impl Recorded {
                 }
             }
         }
+    }
+
+    /// Whether its memory does not answer since the last time that this was asked.
+    pub(super) fn fell_silent(&mut self) -> bool {
+        let fell = self.memory.is_silent() && !self.told_silent;
+        if fell {
+            self.told_silent = true;
+            self.fault(Fault::NoAnswer);
+        }
+        fell
     }
 
     /// Asks Python for its threads' names.
@@ -503,6 +525,10 @@ impl Recorded {
         engine: &mut Engine,
     ) -> Result<(), SessionError> {
         let gone = self.stacks.gone(&mut self.memory);
+        if self.memory.is_silent() {
+            // Nothing is known of them any more, nor that they went.
+            return self.reconfigure(engine);
+        }
         if !gone.is_empty() && !target::same_image(&self.target) {
             // Not the codes went, the process did: what they were, they were to its end.
             self.gone_ns.get_or_insert_with(super::monotonic_ns);

@@ -1,16 +1,20 @@
 //! A mapped ELF file: opened as the target sees it, its symbols and addresses.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, ReadCache};
 use profiler_common::address::Addr;
+use rustix::fs::OFlags;
 
 use super::maps::Mapping;
+
+/// The largest file that is looked at: uWSGI with all that it can have is a tenth of it.
+const MAX_FILE: u64 = 1 << 30;
 
 /// A file that the target maps.
 #[derive(Clone, Debug)]
@@ -63,10 +67,10 @@ impl Source {
         let named = in_root(pid, Path::new(&mapping.path));
         let inode = fs::metadata(&named).map(|meta| meta.ino()).ok();
         let replaced = mapping.deleted || inode != Some(mapping.inode);
-        let (file, open) = match File::open(&exact) {
+        let (file, open) = match open_file(&exact) {
             Ok(file) => (file, exact),
             Err(error) if replaced => return Err(error),
-            Err(_) => (File::open(&named)?, named),
+            Err(_) => (open_file(&named)?, named),
         };
         Ok(Self { cache: ReadCache::new(file), open, replaced })
     }
@@ -74,6 +78,21 @@ impl Source {
     pub(super) fn parse(&self) -> Result<Elf<'_>, object::Error> {
         Elf::parse(&self.cache)
     }
+}
+
+/// Opens what may be anything: a pipe would wait for its other end, and a file that is larger
+/// than any library is none.
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    if about.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than any library"));
+    }
+    Ok(file)
 }
 
 /// A path of the target's root, as this process reaches it.

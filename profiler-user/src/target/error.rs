@@ -31,6 +31,15 @@ pub enum TargetError {
         /// Its program.
         exe: PathBuf,
     },
+    /// Its memory or one of its files was not read within seconds.
+    #[error(
+        "process {pid} does not answer: reading its memory, or a file that it has mapped, takes for ever \
+         (pages of a userfaultfd or FUSE that nobody serves?)"
+    )]
+    NoAnswer {
+        /// Its pid.
+        pid: u32,
+    },
     /// CPython is there, but not up yet.
     #[error("process {pid} has not started its Python interpreter yet: try again in a moment")]
     NotReady {

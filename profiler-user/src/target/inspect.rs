@@ -1,6 +1,6 @@
 //! From a pid to everything that a recording needs to know of it.
 
-use std::{fs, ops::Range, path::Path};
+use std::{fs, ops::Range, path::Path, time::Duration};
 
 use profiler_common::{address::Addr, clock::Gil, memory::Memory as _};
 
@@ -22,14 +22,28 @@ use crate::{
 /// The oldest greenlet that is covered.
 const FIRST_GREENLET: Version = Version::new(3, 0, 0);
 
+/// How long a step of the look may take: opening a library, say, and parsing it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Interpreters that are counted.
+const MAX_INTERPRETERS: usize = 1_000;
+
 /// Looks at a process.
 ///
 /// # Errors
 ///
 /// [`TargetError`]; a Python that has loaded no greenlet is no error here.
 pub fn inspect(pid: u32) -> Result<Target, TargetError> {
+    let memory = LiveProcess::open(pid).map_err(|error| match Facts::read(pid) {
+        Err(why) => why,
+        Ok(_) => TargetError::io(pid, "find it", error),
+    })?;
+    // The kernel may have to read its memory for what /proc tells, and its files may be anybody's.
+    memory.patiently(PATIENCE, move |memory| look(pid, memory)).unwrap_or(Err(TargetError::NoAnswer { pid }))
+}
+
+fn look(pid: u32, memory: LiveProcess) -> Result<Target, TargetError> {
     let facts = Facts::read(pid)?;
-    let memory = LiveProcess::open(pid).map_err(|error| TargetError::io(pid, "find it", error))?;
     let mut look = Look { pid, facts: &facts, memory, warnings: Vec::new() };
     let python = look.python()?;
     let greenlet = look.greenlet(&python)?;
@@ -200,6 +214,11 @@ impl Look<'_> {
         if interp.is_null() {
             return Err(TargetError::NotReady { pid: self.pid });
         }
+        let subinterpreters =
+            self.subinterpreters(at(runtime, objects.runtime_interpreters), objects.interp_next);
+        if subinterpreters > 0 {
+            self.warnings.push(Warning::Subinterpreters { count: subinterpreters });
+        }
         let start = if objects.runtime_gil == NONE {
             Addr(self.word(what, at(interp, objects.interp_gil))?)
         } else {
@@ -215,6 +234,18 @@ impl Look<'_> {
         };
         let gil = Gil { start, end: at(start, objects.gil_size) };
         Ok(Python { version, file, runtime, interp, gil, holder, layout, objects, sites, source })
+    }
+
+    /// How many interpreters there are beside the main one, which is the last in the list at
+    /// `head`; what can't be read is not counted.
+    fn subinterpreters(&mut self, head: Addr, next: u32) -> usize {
+        let mut interpreter = self.memory.pointer(head).unwrap_or(Addr::NULL);
+        let mut count: usize = 0;
+        while !interpreter.is_null() && count <= MAX_INTERPRETERS {
+            count += 1;
+            interpreter = self.memory.pointer(field(interpreter, next)).unwrap_or(Addr::NULL);
+        }
+        count.saturating_sub(1)
     }
 
     fn greenlet(&mut self, python: &Python) -> Result<Option<Greenlet>, TargetError> {

@@ -158,6 +158,11 @@ pub enum Warning {
         /// How many functions swap stacks.
         callers: usize,
     },
+    /// It has other interpreters than the main one.
+    Subinterpreters {
+        /// How many.
+        count: usize,
+    },
     /// More than one greenlet library is mapped; the first is used.
     SeveralGreenlets {
         /// How many.
@@ -178,6 +183,11 @@ impl fmt::Display for Warning {
             Self::SwitchstackInlined { callers } => {
                 write!(f, "g_switchstack was inlined ({callers} functions swap stacks): use --probe pair")
             }
+            Self::Subinterpreters { count } => write!(
+                f,
+                "beside the main interpreter there are others, {count} by now: their threads' switches are \
+                 recorded, but no stacks on the CPU, no tracer and no greenlets that never switch"
+            ),
             Self::SeveralGreenlets { count } => {
                 write!(f, "{count} greenlet libraries are mapped; only the first is profiled")
             }

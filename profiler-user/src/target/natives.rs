@@ -1,7 +1,5 @@
 //! Objects and types that CPython's library itself holds.
 
-use std::fs::File;
-
 use object::{Object as _, ObjectSection as _, ReadCache};
 use profiler_common::address::Addr;
 
@@ -45,7 +43,7 @@ pub struct Natives {
 /// Finds them; `None` when one is missing.
 pub fn natives(memory: &mut impl Bytes, target: &Target) -> Option<Natives> {
     let file = &target.python.file;
-    let cache = ReadCache::new(File::open(&file.open).ok()?);
+    let cache = ReadCache::new(elf::open_file(&file.open).ok()?);
     let elf = Elf::parse(&cache).ok()?;
     let mut found = elf::symbols(&elf, SYMBOLS).into_iter();
     let mut next = || Some(file.address(found.next()??.0));

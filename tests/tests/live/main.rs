@@ -8,9 +8,9 @@ mod children;
 mod clocks;
 mod codes;
 mod containers;
-
 mod departures;
 mod ends;
+mod interpreters;
 mod labels;
 mod lives;
 mod loops;
@@ -24,6 +24,7 @@ mod programs;
 mod queued;
 mod refusals;
 mod service;
+mod silent;
 mod sleeps;
 mod stacks;
 mod starved;
@@ -62,6 +63,8 @@ fn main() -> ExitCode {
     names::cases(&mut cases);
     labels::cases(&mut cases);
     wired::cases(&mut cases);
+    interpreters::cases(&mut cases);
+    silent::cases(&mut cases);
     namespaces::cases(&mut cases);
     containers::cases(&mut cases);
     oap::cases(&mut cases);

@@ -1,0 +1,129 @@
+//! Work on another process's memory on a thread of its own, which can be left behind.
+//!
+//! A read of a page that nobody serves (`userfaultfd`, a file of FUSE's) waits until somebody
+//! does, and no signal but a deadly one ends it. So whoever reads does it on another thread, and
+//! goes on without that one when it does not answer. It ends with greenscope, or when it is
+//! answered after all.
+//! <https://github.com/torvalds/linux/blob/v6.12/fs/userfaultfd.c> (`handle_userfault`)
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{self, RecvTimeoutError, SyncSender},
+    },
+    thread,
+    time::Duration,
+};
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The threads that wait for work. There are as many as work at a time: one, most often.
+static IDLE: Mutex<Vec<SyncSender<Job>>> = Mutex::new(Vec::new());
+
+/// How far some work is: it counts while it goes on.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    pub(super) fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Does the work elsewhere; none if for so long its pulse did not change, or it panicked.
+pub(super) fn apart<R: Send + 'static>(
+    pulse: &Pulse,
+    patience: Duration,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    let (answer, answered) = mpsc::sync_channel(1);
+    let mut job: Job = Box::new(move || {
+        // Nobody may wait any more.
+        let _sent = answer.send(work());
+    });
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let worker = loop {
+        let waiting = idle().pop();
+        let worker = match waiting {
+            Some(worker) => worker,
+            None => start()?,
+        };
+        match worker.send(job) {
+            Ok(()) => break worker,
+            // That thread is gone.
+            Err(refused) => job = refused.0,
+        }
+    };
+    let mut seen = pulse.count();
+    loop {
+        match answered.recv_timeout(patience) {
+            Ok(result) => {
+                idle().push(worker);
+                return Some(result);
+            }
+            Err(RecvTimeoutError::Timeout) if pulse.count() != seen => seen = pulse.count(),
+            // Without its sender the thread ends when it comes back.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+fn start() -> Option<SyncSender<Job>> {
+    let (sender, jobs) = mpsc::sync_channel::<Job>(1);
+    thread::Builder::new()
+        .name("reader".into())
+        .spawn(move || {
+            for job in jobs {
+                job();
+            }
+        })
+        .ok()?;
+    Some(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_answer_is_left_behind() {
+        let (release, stuck) = mpsc::sync_channel::<()>(1);
+        let patience = Duration::from_millis(20);
+        let waiting = move || stuck.recv().is_err();
+        assert_eq!(apart(&Pulse::default(), patience, waiting), None);
+        // Others go on.
+        assert_eq!(apart(&Pulse::default(), Duration::from_secs(60), || 7), Some(7));
+        drop(release);
+    }
+
+    #[test]
+    fn what_goes_on_may_take_its_time() {
+        let pulse = Pulse::default();
+        let (tick, ticked) = mpsc::sync_channel::<()>(1);
+        let own = pulse.clone();
+        let slow = move || {
+            let mut beats = 0;
+            // Longer in all than anybody has patience.
+            while ticked.recv_timeout(Duration::from_millis(5)).is_err() && beats < 100 {
+                own.beat();
+                beats += 1;
+            }
+            beats
+        };
+        assert_eq!(apart(&pulse, Duration::from_millis(250), slow), Some(100));
+        drop(tick);
+    }
+
+    #[test]
+    fn a_thread_is_used_again() {
+        for number in 0..1_000 {
+            assert_eq!(apart(&Pulse::default(), Duration::from_secs(60), move || number), Some(number));
+        }
+        assert!(IDLE.lock().unwrap_or_else(PoisonError::into_inner).len() < 20);
+    }
+}
