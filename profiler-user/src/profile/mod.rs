@@ -148,7 +148,7 @@ pub struct RequestRow {
     /// The same of greenlets that it made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that it made.
-    pub inherited_waiting_ns: u64,
+    pub inherited_waiting_ns: Option<u64>,
 }
 
 /// What was counted over all targets.
@@ -456,7 +456,7 @@ pub(crate) mod tests {
             clock: Some(Clocked { on_cpu_ns: 4, ..Clocked::default() }),
             waiting_ns: Some(6),
             inherited_clock: None,
-            inherited_waiting_ns: 0,
+            inherited_waiting_ns: Some(0),
         }
     }
 }
