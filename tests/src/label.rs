@@ -155,8 +155,8 @@ pub struct Request {
 /// The time of greenlets that a request's own made.
 #[derive(Clone, Debug, Deserialize)]
 pub struct InheritedTime {
-    /// Suspended.
-    pub waiting_ns: u64,
+    /// Suspended, if it is known which these are.
+    pub waiting_ns: Option<u64>,
 }
 
 /// Requests by what they asked for.

@@ -53,7 +53,7 @@ struct Clock {
 struct Inherited {
     #[serde(flatten)]
     clock: Clock,
-    waiting_ns: u64,
+    waiting_ns: Option<u64>,
 }
 
 #[derive(Serialize)]

@@ -28,7 +28,7 @@ pub struct EndpointRow {
     /// The same of greenlets that they made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that they made.
-    pub inherited_waiting_ns: u64,
+    pub inherited_waiting_ns: Option<u64>,
     /// The stack that they waited in most, and how long. What they were queued for certain is no
     /// part of it: it says nothing of what they waited for.
     pub top_wait: Option<(Arc<[Frame]>, u64)>,
@@ -46,7 +46,7 @@ impl EndpointRow {
             waiting_ns: None,
             queued: None,
             inherited_clock: None,
-            inherited_waiting_ns: 0,
+            inherited_waiting_ns: None,
             top_wait: None,
         }
     }
@@ -77,7 +77,9 @@ pub fn endpoints(profile: &Profile) -> Vec<EndpointRow> {
             row.queued.get_or_insert_default().add(queued);
         }
         row.inherited_clock = plus(row.inherited_clock, request.inherited_clock);
-        row.inherited_waiting_ns += request.inherited_waiting_ns;
+        if let Some(ns) = request.inherited_waiting_ns {
+            *row.inherited_waiting_ns.get_or_insert_default() += ns;
+        }
     }
     let mut waits: FxHashMap<Wait<'_>, u64> = FxHashMap::default();
     for row in profile.stacks.iter().filter(|row| row.state == State::Wait) {

@@ -158,7 +158,7 @@ pub struct RequestRow {
     /// The same of greenlets that it made.
     pub inherited_clock: Option<Clocked>,
     /// The same of greenlets that it made.
-    pub inherited_waiting_ns: u64,
+    pub inherited_waiting_ns: Option<u64>,
 }
 
 /// What was counted over all targets.
@@ -519,7 +519,7 @@ pub(crate) mod tests {
             waiting_ns: Some(6),
             queued: Some(Queued::default()),
             inherited_clock: None,
-            inherited_waiting_ns: 0,
+            inherited_waiting_ns: Some(0),
         }
     }
 }

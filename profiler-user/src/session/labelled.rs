@@ -476,6 +476,7 @@ impl Closing<'_> {
                 // Whose time it is is known of those that have an owner to their end.
                 let worked = own.count > 0 || waiting_ns > 0;
                 let is_known = seen.is_none_or(|seen| seen.owned && !seen.partly && worked);
+                let hands_on = seen.is_none_or(|seen| seen.owned);
                 let begin_ns = match seen {
                     Some(seen) => Some(seen.began_ns),
                     None => (own.count > 0 && !begun).then_some(own.first_ns),
@@ -498,11 +499,10 @@ impl Closing<'_> {
                         .flatten(),
                     waiting_ns: is_known.then_some(waiting_ns),
                     queued: is_known.then_some(queued),
-                    inherited_clock: self
-                        .has_clocks
+                    inherited_clock: (self.has_clocks && hands_on)
                         .then(|| Clocked::new(inherited.ns, inherited.off_ns, false))
                         .flatten(),
-                    inherited_waiting_ns,
+                    inherited_waiting_ns: hands_on.then_some(inherited_waiting_ns),
                 }
             })
             .collect();

@@ -318,7 +318,7 @@ fn requests(evidence: &Evidence<'_>, people: &People<'_>, verdict: &mut Verdict)
             let named = request.endpoint.as_deref().map(|seen| asked(people.source, seen));
             in_time
                 && request.waiting_ns.is_none_or(|waiting_ns| waiting_ns <= inside_ns)
-                && request.inherited.waiting_ns <= children_ns(evidence, owner.work)
+                && request.inherited.waiting_ns <= Some(children_ns(evidence, owner.work))
                 && named.is_none_or(|named| named == owner.endpoint)
         });
         if !fits {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::place::Python;
-use tests::profile::Profile;
+use tests::profile::{Profile, State};
 use tests::recording::Recording;
 use tests::runner::Cases;
 use tests::target::Target;
@@ -55,7 +55,8 @@ fn seen(python: &Python, mode: &str) -> Result<Seen> {
     for stack in &profile.stacks {
         let endpoint = stack.label.endpoint.as_deref();
         let named = |name: &str| stack.frames.iter().any(|frame| frame.function.as_deref() == Some(name));
-        let is_nobodys = named(BETWEEN) || named("Hub.run");
+        // What a greenlet runs after the answer until it waits may be the request's.
+        let is_nobodys = (named(BETWEEN) || named("Hub.run")) && stack.state != State::Cpu;
         ensure!(!is_nobodys || endpoint.is_none(), "nobody's time under {endpoint:?}: {stack:?}");
         let Some((_, path)) = HANDLERS.iter().find(|(function, _)| named(function)) else { continue };
         match endpoint {
@@ -79,9 +80,9 @@ fn counted(seen: &Seen) -> Result<()> {
         found.insert(endpoint, row.requests);
     }
     ensure!(found == *requests, "{found:?} instead of {requests:?}: {:?}", profile.totals.faults);
-    // None is shorter than its work.
+    // None is shorter than its work, less what a timer of libev may be early.
     let shortest = profile.requests.iter().filter_map(|request| request.wall_ns).min();
-    ensure!(shortest >= Some(4_000_000), "{shortest:?}");
+    ensure!(shortest >= Some(3_000_000), "{shortest:?}");
     Ok(())
 }
 
