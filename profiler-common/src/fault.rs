@@ -105,11 +105,14 @@ pub enum Fault {
     Subinterpreter = 43,
     /// The target's memory did not answer: nothing was read of it from then on.
     NoAnswer = 44,
+    /// The stack of a thread that slept is deeper than [`crate::limits::MAX_SLEEP_STEPS`]; its root is
+    /// cut.
+    SleepTruncated = 45,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 45;
+    pub const COUNT: usize = 46;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -158,6 +161,7 @@ impl Fault {
         Self::LoopUnsure,
         Self::Subinterpreter,
         Self::NoAnswer,
+        Self::SleepTruncated,
     ];
 
     /// The fault of that number.
@@ -215,6 +219,7 @@ impl Fault {
             Self::LoopUnsure => "LOOP_UNSURE",
             Self::Subinterpreter => "SUBINTERPRETER",
             Self::NoAnswer => "NO_ANSWER",
+            Self::SleepTruncated => "SLEEP_TRUNCATED",
         }
     }
 }

@@ -96,7 +96,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
     let Walk { key, fault, .. } = slot.scratch.walk;
     match fault {
         None => {}
-        Some(Fault::StackTruncated) => maps::count(totals, Fault::StackTruncated),
+        Some(Fault::StackTruncated) => maps::count(totals, Fault::SleepTruncated),
         Some(_) => return 0,
     }
     slot.off_stack = key;

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use anyhow::{Result, bail};
 
-use crate::book::{Book, Books, Time};
+use crate::book::{Book, Books, Time, Wait};
 use crate::profile::{Frame, Open, Profile, Stack, State};
 
 /// Waiting times agree within one hundredth.
@@ -43,6 +43,9 @@ impl Differences {
     }
 }
 
+/// Of the inner 128 frames and C calls of a sleep's stack so many at least are Python's.
+const DEEP: usize = 64;
+
 /// Nothing was lost, cut or unreadable, and the times fit into the recording.
 ///
 /// # Errors
@@ -59,6 +62,12 @@ pub fn complete(profile: &Profile) -> Result<()> {
         // is seen on the CPU and asleep in a read, never suspended.
         let gone = ["CODE_CHANGED", "CODE_UNREADABLE", "CODE_REUSED"].contains(&fault.as_str());
         if gone && !blank {
+            continue;
+        }
+        // A sleep's stack is cut where it is deep, and then it is there, deep and not suspended.
+        if fault == "SLEEP_TRUNCATED"
+            && profile.stacks.iter().any(|stack| !suspended(&stack) && stack.frames.len() >= DEEP)
+        {
             continue;
         }
         // Some switches of a CPU are told to nobody: the clocks are right all the same.
@@ -202,7 +211,10 @@ pub fn waits(profile: &Profile, book: &Book) -> Result<()> {
     let mut differences = Differences::default();
     let mut seen: BTreeMap<Place<'_>, (u64, u64)> = BTreeMap::new();
     for stack in &profile.stacks {
-        if matches!(stack.state, State::Wait | State::Idle) && !elsewhere(profile, book, stack) {
+        if matches!(stack.state, State::Wait | State::Idle)
+            && !elsewhere(profile, book, stack)
+            && !waits_for_a_task(book, stack)
+        {
             let entry = seen.entry((&stack.frames, stack.state, stack.open)).or_default();
             entry.0 += stack.count;
             entry.1 += stack.ns;
@@ -239,6 +251,13 @@ pub fn waits(profile: &Profile, book: &Book) -> Result<()> {
         differences.0.push(format!("invented {count} x {state:?} {open:?} {}", shown(frames)));
     }
     differences.into_result()
+}
+
+/// Whether it is an idle thread's sleep: a pool's worker waits for its next task. A hub is idle
+/// where it is suspended, and then the books have one that begins so.
+fn waits_for_a_task(book: &Book, stack: &Stack) -> bool {
+    let hub = |wait: &Wait| wait.state == State::Idle && wait.frames.first() == stack.frames.first();
+    stack.state == State::Idle && stack.open.is_none() && !book.waits.iter().any(hub)
 }
 
 /// Whether nothing but one wait from end to end happened, on a thread without a book
