@@ -161,8 +161,7 @@ fn recycled(python: &Python) -> Result<()> {
     let master = service.master.pid();
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
-    // Its core reads for a greenlet that it had before.
-    let profile = service.finish_unowned(true)?;
+    let profile = service.finish()?;
     // It waits for signals, and once in between for a worker to end.
     let waits = |stack: &&Stack| stack.pid == master && stack.contains("Arbiter.wait_for_signals");
     let blocked = profile.stacks.iter().filter(waits).find(|stack| stack.state == State::Blocked);
@@ -181,16 +180,7 @@ fn reloaded(python: &Python) -> Result<()> {
     service.ask_often()?;
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
-    let profile = service.finish()?;
-    // C forks its workers, and tells Python nothing of it: they have their stacks all the same.
-    let cpu = profile.stacks.iter().filter(|stack| stack.state == State::Cpu);
-    let (python, native): (Vec<_>, Vec<_>) = cpu.partition(|stack| {
-        stack.contains("application") || stack.contains("Hub.run") || stack.contains("begin")
-    });
-    let count = |stacks: Vec<&Stack>| stacks.iter().map(|stack| stack.count).sum::<u64>();
-    let (python, native) = (count(python), count(native));
-    ensure!(python > 0, "no tick in the workers' Python, {native} elsewhere");
-    Ok(())
+    service.finish().map(drop)
 }
 
 fn replaced(python: &Python) -> Result<()> {
@@ -228,7 +218,17 @@ fn uwsgi(python: &Python) -> Result<()> {
     })?;
     service.master.signal(Signal::TERM)?;
     service.master.wait(Deadline::usual())?;
-    service.finish().map(drop)
+    // Its core reads for a greenlet that it had before.
+    let profile = service.finish_unowned(true)?;
+    // C forks its workers, and tells Python nothing of it: they have their stacks all the same.
+    let cpu = profile.stacks.iter().filter(|stack| stack.state == State::Cpu);
+    let (python, native): (Vec<_>, Vec<_>) = cpu.partition(|stack| {
+        stack.contains("application") || stack.contains("Hub.run") || stack.contains("begin")
+    });
+    let count = |stacks: Vec<&Stack>| stacks.iter().map(|stack| stack.count).sum::<u64>();
+    let (python, native) = (count(python), count(native));
+    ensure!(python > 0, "no tick in the workers' Python, {native} elsewhere");
+    Ok(())
 }
 
 fn worker_books(folder: &Path) -> Result<BTreeMap<u32, u64>> {
