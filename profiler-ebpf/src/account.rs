@@ -16,7 +16,7 @@ use profiler_common::{
 };
 
 use crate::{
-    clock, emit, label,
+    clock, emit, label, lent,
     maps::{self, count},
     memory::UserMemory,
     slot::Slot,
@@ -63,11 +63,14 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.label_since_ns = sight.since_ns;
     sight.socket = 0;
     sight.body_bytes = 0;
+    sight.lent = 0;
     maps::take_unstarted(key, &mut sight.given);
     if sight.flags & GREENLET_BORN == 0 {
         // Its start was not seen: whose that is nobody knows.
         sight.given = Label::NONE;
     }
+    // From its first instruction on.
+    sight.label = sight.given;
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
         totals.blind = 1;
@@ -153,6 +156,9 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
         return 0;
     }
     totals.ends += 1;
+    if greenlet.lent != 0 {
+        lent::ended(key.target, greenlet.lent, greenlet.since_ns);
+    }
     if !emit::send(record, size_of::<EndRecord>() as u64, false) {
         count(totals, Fault::RingFullEnd);
         totals.unlisted += 1;
@@ -228,8 +234,13 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
         // When a replaced one ended is not known: its last wait is left out.
         greenlet.waiting_ns += ns;
         waited(&greenlet.stack, ns, totals);
-        if !greenlet.label.is_none() && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
-            count(totals, Fault::LabelsFull);
+        if !greenlet.label.is_none() {
+            let pimpl = slot.from_key.pimpl;
+            let part_ns = lent::of_wait(slot, greenlet, pimpl, ns, now);
+            let until_ns = now - (ns - part_ns);
+            if !label::add_wait(slot, &greenlet.stack, &greenlet.label, part_ns, until_ns) {
+                count(totals, Fault::LabelsFull);
+            }
         }
     }
     greenlet.since_ns = now;

@@ -77,8 +77,6 @@ fn walk(config: &TargetConfig, slot: &mut Slot, owner: Addr, why: Off, now: u64)
         slot.off_label = slot.label;
         if entry.is_some() {
             slot.off_seen = 1;
-            let label = slot.label;
-            label::observe(slot, &label, now);
         }
     }
     if key == slot.sent_stack && config.sending == slot.sent {
@@ -123,7 +121,7 @@ fn add(slot: &mut Slot, why: u32, seen: bool) -> u32 {
     }
     if looked && seen {
         // It did nothing meanwhile.
-        label::observe(slot, &label, now);
+        label::push(slot, &label, now);
     }
     if label.is_none() {
         return 0;

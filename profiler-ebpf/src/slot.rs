@@ -111,6 +111,13 @@ pub struct Slot {
     pub part_off_ns: [u64; OFF_KINDS],
     /// The labels of the current run so far.
     pub parts: [Part; MAX_PARTS],
+    /// The request that the current greenlet was last seen with in this run, by
+    /// [`Label::request`].
+    pub seen: u64,
+    /// How many contexts the thread had entered and left then, or at the begin of the run.
+    pub contexts: u64,
+    /// Scratch: the same now.
+    pub contexts_now: u64,
     /// Its memory, by the kernel's address of it, since it first came onto a CPU.
     pub memory: u64,
     /// The last block, if the round after it is not over; else its `ns` is 0.
@@ -123,8 +130,8 @@ pub struct Slot {
     pub reading: Reading,
     /// The recording that the rest belongs to; 0 for none.
     pub epoch: u32,
-    /// None.
-    pub padding: u32,
+    /// Scratch: [`profiler_common::label::KIND_HANDED`] of the wait that is counted next, or 0.
+    pub handed: u32,
     /// Its `PyThreadState`.
     pub tstate: Addr,
     /// greenlet's `ThreadState`.

@@ -1,4 +1,4 @@
-//! Requests as they come over sockets, for processes without an agent.
+//! Requests as they come over sockets, where there is no tracer, or none that tells of them.
 //!
 //! Only where a greenlet reads the head of a request of HTTP/1.1 its first line and four
 //! headers are looked at: what they say is its label until it reads from that socket again
@@ -216,8 +216,7 @@ pub fn on_state(ctx: &BtfTracePointContext) {
 fn end(slot: &mut Slot, greenlet: &mut Greenlet) {
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    label::observe(slot, &greenlet.given, now);
-    greenlet.given = Label::NONE;
+    let _given = label::give(slot, greenlet, &Label::NONE, now);
     greenlet.socket = 0;
 }
 
@@ -267,6 +266,7 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
     clear(&mut about.operation);
     about.began_ms = 0;
     about.flags = 0;
+    about.request = [0; 2];
     slot.scan = Scan { state: IN_METHOD, at: 0, alive: 0, bytes, fields: 0, head: 0, length: 0, expects: 0 };
     let callback = scan as Callback as *mut c_void;
     let mut head = Head { slot };
@@ -296,10 +296,10 @@ fn read(slot: &mut Slot, greenlet: &mut Greenlet, socket: u64, bytes: u32) -> u3
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
     // What it did until now was for the request before, or none.
-    label::observe(slot, &greenlet.given, now);
-    slot.label =
+    let label =
         Label { id: [now, slot.thread], span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
-    greenlet.given = slot.label;
+    let _given = label::give(slot, greenlet, &label, now);
+    slot.label = label;
     greenlet.socket = socket;
     if is_sure {
         greenlet.body_bytes = length - rest;

@@ -5,11 +5,11 @@ use profiler_common::{
     clock::OFF_KINDS,
     fault::Fault,
     label::{
-        self, About, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals,
+        self, About, Blank, Chain, KIND_HANDED, KIND_INHERITED, Label, LabelConfig, PairKey, PairTotals,
     },
     memory::Memory as _,
     owner::off_of,
-    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION},
+    record::{Greenlet, Kind, LabelRecord, RecordHead, Totals, VERSION},
     walk::StackKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -20,7 +20,7 @@ use crate::{
     profile::{Clocked, Labelled, Profile, RequestRow, Sample, TotalsRow, TracerRow},
     target::{self, FoundGreenlet, GreenletState},
     timeline::lives::{Life, Open},
-    trace::{self, Identity, Request, Tracer},
+    trace::{self, Identity, Request, Source, Tracer},
 };
 
 /// Pairs of stack and label kept of a target; what comes later has no label.
@@ -30,6 +30,8 @@ const MOST_RECENT: usize = 100_000;
 
 /// Greenlets that never switch whose labels are read: the recording goes on meanwhile.
 const MAX_SUSPENDED: usize = 10_000;
+/// Requests on the wire without one span, after which it is said that there are none.
+const SPANLESS: u64 = 50;
 /// Between two looks for a tracer that taught nothing, at most: 2^5 times the usual.
 const MOST_IDLE: u32 = 5;
 
@@ -59,6 +61,8 @@ pub(super) struct Work {
     idle: u32,
     /// Looks to leave out until the next one.
     left_out: u32,
+    /// It was said that the tracer makes no spans.
+    spanless: bool,
 }
 
 impl Work {
@@ -74,9 +78,10 @@ impl Work {
         if let Some(recent) = &mut self.recent
             && key.stack.is_none()
             && key.label.kind & KIND_INHERITED == 0
-            && (recent.len() < MOST_RECENT || recent.contains_key(&key.label.id))
+            && let request = self.labels.request_of(&key.label).id
+            && (recent.len() < MOST_RECENT || recent.contains_key(&request))
         {
-            let (first_ns, last_ns) = recent.entry(key.label.id).or_insert((more.first_ns, more.last_ns));
+            let (first_ns, last_ns) = recent.entry(request).or_insert((more.first_ns, more.last_ns));
             *first_ns = more.first_ns.min(*first_ns);
             *last_ns = more.last_ns.max(*last_ns);
         }
@@ -168,8 +173,6 @@ impl Recorded {
         self.work.tracer = Some(tracer);
         self.change_config(|kept| {
             kept.label = config;
-            // Its own word goes before the wire's.
-            kept.flags &= !CONFIG_WIRE;
         });
     }
 
@@ -186,6 +189,18 @@ impl Recorded {
             self.find_tracer();
         }
         self.work.growing = growing;
+    }
+
+    /// Whether it is news that the tracer makes no spans: of requests that were seen on the wire
+    /// none had one.
+    pub(super) fn notice_spanless(&mut self, totals: &Totals) -> Option<Source> {
+        let tracer = self.work.tracer.as_ref()?;
+        let spanless = totals.labelled == 0
+            && self.ticks.labelled == 0
+            && self.work.labels.wired() >= SPANLESS
+            && !self.work.spanless;
+        self.work.spanless |= spanless;
+        spanless.then_some(tracer.source)
     }
 
     /// Finds the labels of the greenlets that were there at the begin and did not switch yet.
@@ -327,11 +342,20 @@ impl Closing<'_> {
         for (PairKey { stack, label }, totals) in &work.pairs {
             if !stack.is_none() {
                 let of_stack = self.sorted.of_stack.entry(*stack).or_default();
-                of_stack.push((*label, totals.ns, totals.count));
+                let label = Label { kind: label.kind & !KIND_HANDED, ..*label };
+                of_stack.push((label, totals.ns, totals.count));
             }
         }
         for pairs in self.sorted.of_stack.values_mut() {
             pairs.sort_unstable();
+            pairs.dedup_by(|(label, ns, count), (kept, kept_ns, kept_count)| {
+                let same = label == kept;
+                if same {
+                    *kept_ns += *ns;
+                    *kept_count += *count;
+                }
+                same
+            });
         }
         let dropped = work.dropped + work.labels.dropped();
         *self.faults.entry(Fault::LabelsFull).or_default() += dropped;
@@ -372,24 +396,28 @@ impl Closing<'_> {
     /// The requests that were seen.
     pub(super) fn requests(&mut self, profile: &mut Profile) {
         let mut books: FxHashMap<Request, (Label, Books)> = FxHashMap::default();
-        let of = |label: &Label| Label { kind: label.kind & KIND_SOURCE, span: 0, ..*label };
+        let labels = &self.target.work.labels;
         for (PairKey { stack, label }, totals) in &self.target.work.pairs {
-            let (_, request) = books.entry(label.id).or_insert_with(|| (of(label), Books::default()));
+            let of = labels.request_of(label);
+            let (_, request) = books.entry(of.id).or_insert_with(|| (of, Books::default()));
             let inherited = label.kind & KIND_INHERITED != 0;
             if stack.is_none() {
                 let sum = if inherited { &mut request.inherited } else { &mut request.own };
                 if sum.count == 0 { *sum = *totals } else { merge(sum, totals) }
-            } else if self.target.stacks.frames(stack).is_some_and(|(_, owner)| off_of(owner).is_none()) {
+            } else if label.kind & KIND_HANDED == 0
+                && self.target.stacks.frames(stack).is_some_and(|(_, owner)| off_of(owner).is_none())
+            {
                 *(if inherited { &mut request.inherited_waiting_ns } else { &mut request.waiting_ns }) +=
                     totals.ns;
             }
         }
         let mut begun: FxHashMap<Request, (bool, bool)> = FxHashMap::default();
         for (label, ns, open) in std::mem::take(&mut self.sorted.open) {
-            let (_, request) = books.entry(label.id).or_insert_with(|| (of(&label), Books::default()));
+            let of = self.target.work.labels.request_of(&label);
+            let (_, request) = books.entry(of.id).or_insert_with(|| (of, Books::default()));
             if label.kind & KIND_INHERITED == 0 {
                 request.waiting_ns += ns;
-                let ends = begun.entry(label.id).or_default();
+                let ends = begun.entry(of.id).or_default();
                 ends.0 |= open != Open::End;
                 ends.1 |= open != Open::Begin;
             } else {
@@ -402,7 +430,7 @@ impl Closing<'_> {
             self.kept.threads.iter().map(|(_, thread)| thread.seen_ns).collect();
         first_seen.insert(self.bounds.started_ns);
         for label in std::mem::take(&mut self.sorted.running) {
-            begun.entry(label.id).or_default().1 = true;
+            begun.entry(self.target.work.labels.request_of(&label).id).or_default().1 = true;
         }
         let mut rows: Vec<RequestRow> = books
             .into_values()
@@ -447,6 +475,9 @@ pub(super) fn count_looks(kept: &Totals, target: &Recorded, totals: &mut TotalsR
     sum.own += kept.labelled + target.ticks.labelled;
     sum.given += kept.given + target.ticks.given;
     sum.changed += kept.changed;
+    sum.changed_ns += kept.changed_ns;
+    sum.outlived += kept.outlived;
+    sum.outlived_ns += kept.outlived_ns;
     let mut at_switches = kept.blank;
     if target.work.tracer.is_none() {
         // The kernel part does not count those that it does not look at.

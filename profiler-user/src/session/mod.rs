@@ -55,6 +55,7 @@ use crate::{
     },
     target::Target,
     timeline::lives::Bounds,
+    trace::Source,
 };
 
 /// How often the recorder looks around when nothing happens.
@@ -145,6 +146,13 @@ pub enum Progress<'a> {
     NoTicks(&'a KernelError),
     /// Sockets can't be watched: no labels for processes without a tracer.
     NoWire(&'a KernelError),
+    /// A process's tracer makes no span of its requests: they are taken from the wire.
+    Spanless {
+        /// The process.
+        pid: u32,
+        /// Which tracer.
+        source: Source,
+    },
     /// A greenlet held up its thread.
     Block {
         /// The process.
@@ -357,6 +365,9 @@ impl Session {
                 }
                 target.notice_exec(&totals);
                 target.notice_unready(&totals);
+                if let Some(source) = target.notice_spanless(&totals) {
+                    progress(Progress::Spanless { pid: target.target.pid, source });
+                }
                 if !target.looked_at {
                     target.look_around(&self.engine);
                 }

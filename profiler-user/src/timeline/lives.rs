@@ -3,10 +3,11 @@
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
-    label::Label,
+    label::{Label, Lent},
     record::{EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_RUNNING, Greenlet, Thread},
     walk::StackKey,
 };
+use rustc_hash::FxHashMap;
 
 /// The recording's bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +110,13 @@ pub fn uncharged_ns(thread: &Thread, clock: &Clock) -> [u64; OFF_KINDS] {
 
 /// The life of a greenlet whose end was not seen.
 #[must_use]
-pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bounds) -> Life {
+pub fn alive(
+    pimpl: Addr,
+    greenlet: &Greenlet,
+    lent: &FxHashMap<u64, Lent>,
+    head_start_ns: u64,
+    bounds: Bounds,
+) -> Life {
     let mut life = life(pimpl, greenlet, head_start_ns);
     life.alive = true;
     let ns = bounds.ended_ns.saturating_sub(greenlet.since_ns);
@@ -121,9 +128,29 @@ pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bound
         // A greenlet that is known but was never switched into was the current one
         // when we came, and its wait began inside.
         let (stack, label) = (greenlet.stack, greenlet.label);
-        life.open_waits.push(OpenWait { stack, ns, open: Open::End, label });
+        let own_ns = over_ns(greenlet, lent).map_or(ns, |over_ns| over_ns.saturating_sub(greenlet.since_ns));
+        let own_ns = own_ns.min(ns);
+        if own_ns < ns {
+            life.open_waits.push(OpenWait { stack, ns: ns - own_ns, open: Open::End, label: Label::NONE });
+        }
+        if own_ns > 0 || ns == 0 {
+            life.open_waits.push(OpenWait { stack, ns: own_ns, open: Open::End, label });
+        }
     }
     life
+}
+
+/// When the request ended whose label a greenlet has from its maker, if it did.
+fn over_ns(greenlet: &Greenlet, lent: &FxHashMap<u64, Lent>) -> Option<u64> {
+    if !greenlet.given.is_inherited() || greenlet.label.is_none() {
+        return None;
+    }
+    match lent.get(&greenlet.label.request()) {
+        Some(Lent { makers: 0, over_ns }) => Some(*over_ns),
+        Some(_) => None,
+        // Pushed out by later ones.
+        None => greenlet.label.is_inherited().then_some(0),
+    }
 }
 
 /// The life of a greenlet whose end was seen.
@@ -204,19 +231,20 @@ mod tests {
             label_since_ns: 0,
             socket: 0,
             body_bytes: 0,
+            lent: 0,
         }
     }
 
     #[test]
     fn the_last_run_is_closed_at_the_end() {
-        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), 0, BOUNDS);
+        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), &FxHashMap::default(), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (400, 400));
         assert!(life.open_waits.is_empty() && life.alive);
     }
 
     #[test]
     fn the_last_wait_counts_its_part_inside_and_is_marked() {
-        let life = alive(Addr(8), &greenlet(0), 0, BOUNDS);
+        let life = alive(Addr(8), &greenlet(0), &FxHashMap::default(), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (300, 500));
         let wait =
             OpenWait { stack: StackKey { id: 5, check: 6 }, ns: 100, open: Open::End, label: Label::NONE };
@@ -228,15 +256,22 @@ mod tests {
         let mut kept = greenlet(GREENLET_RUNNING);
         kept.begun_ns = 70;
         kept.begun_stack = StackKey { id: 9, check: 9 };
-        let life = alive(Addr(8), &kept, 0, BOUNDS);
+        let life = alive(Addr(8), &kept, &FxHashMap::default(), 0, BOUNDS);
         let wait = OpenWait { stack: kept.begun_stack, ns: 70, open: Open::Begin, label: Label::NONE };
         assert_eq!(life.open_waits, [wait]);
     }
 
     #[test]
     fn only_the_first_greenlet_of_a_thread_gets_the_head_start() {
-        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING), 50, BOUNDS).running_ns, 400);
-        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), 50, BOUNDS).running_ns, 450);
+        assert_eq!(
+            alive(Addr(8), &greenlet(GREENLET_RUNNING), &FxHashMap::default(), 50, BOUNDS).running_ns,
+            400
+        );
+        assert_eq!(
+            alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), &FxHashMap::default(), 50, BOUNDS)
+                .running_ns,
+            450
+        );
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Line {
             | Progress::NoClocks(_)
             | Progress::NoTicks(_)
             | Progress::NoWire(_)
+            | Progress::Spanless { .. }
             | Progress::Block { .. } => {}
             Progress::Turn { elapsed, switches, stacks } => {
                 let seconds = elapsed.as_secs_f64();

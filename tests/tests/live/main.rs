@@ -25,6 +25,7 @@ mod states;
 mod switches;
 mod unticked;
 mod waits;
+mod whose;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     states::cases(&mut cases);
     names::cases(&mut cases);
     labels::cases(&mut cases);
+    whose::cases(&mut cases);
     namespaces::cases(&mut cases);
     oap::cases(&mut cases);
     outputs::cases(&mut cases);
