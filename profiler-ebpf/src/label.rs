@@ -221,10 +221,19 @@ fn owner(config: &TargetConfig, slot: &Slot, greenlet: &Greenlet) -> Label {
     if config.label.source == 0 {
         return slot.label;
     }
+    let given = greenlet.given.is_wire() && config.flags & CONFIG_WIRE != 0;
+    if given
+        && let Some(last) = slot.parts.get(slot.parts_count.wrapping_sub(1) as usize & 3)
+        && slot.parts_count != 0
+        && last.label.is(&greenlet.given)
+    {
+        // The tracer's word for it would be one part more.
+        return greenlet.given;
+    }
     let before = if slot.parts_count == 0 { greenlet.label.request() } else { slot.seen };
     if slot.contexts == slot.contexts_now && before == slot.label.request() {
         slot.label
-    } else if greenlet.given.is_wire() && config.flags & CONFIG_WIRE != 0 {
+    } else if given {
         greenlet.given
     } else {
         Label::DISPUTED
@@ -402,7 +411,9 @@ fn push_part(slot: &mut Slot, label: &Label, now: u64, off_ns: &[u64; OFF_KINDS]
     if number != 0
         && let Some(last) = slot.parts.get(number.wrapping_sub(1) as usize & 3)
     {
-        same = last.label.is(label);
+        // The spans of a request are one here.
+        same = last.label.is(label)
+            || last.label.kind == label.kind && last.label.request() == label.request() && !label.is_none();
         // Together they are nobody's.
         nobodys = !same && last.label.is_none() && label.is_none();
     }
