@@ -12,8 +12,13 @@ use crate::{
     walk::{Frame, StackKey},
 };
 
+pub use crate::{
+    flags::*,
+    kind::{End, Kind},
+};
+
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -51,50 +56,6 @@ pub const COOKIE_LIBRARY: u32 = 33;
 /// What a slot belongs to when its process is recorded no more, and what a process was that
 /// was no target.
 pub const NO_TARGET: u64 = u64::MAX;
-
-/// [`Greenlet::flags`]: its birth was seen.
-pub const GREENLET_BORN: u32 = 1;
-/// [`Greenlet::flags`]: current on its thread.
-pub const GREENLET_RUNNING: u32 = 2;
-/// [`Greenlet::flags`]: a thread's main greenlet.
-pub const GREENLET_MAIN: u32 = 4;
-/// [`Greenlet::flags`]: it was the current greenlet when its thread was first seen.
-pub const GREENLET_FIRST: u32 = 16;
-
-/// [`Greenlet::flags`]: what its label says could not be sent.
-pub const GREENLET_UNTOLD: u32 = 32;
-/// [`Greenlet::flags`]: its object was freed by another thread than the one that runs it, which
-/// is about to exit. Whatever has its address now is another one.
-pub const GREENLET_FREED: u32 = 1 << 17;
-
-/// [`Greenlet::flags`]: it has tried to receive from a socket.
-pub const GREENLET_RECEIVED: u32 = 64;
-/// [`Greenlet::flags`]: it has read requests of more than one connection.
-pub const GREENLET_SEVERAL: u32 = 128;
-/// [`Greenlet::flags`]: one greenlet switched to it and it switched to another one that was
-/// suspended: it passes control on, as hubs do.
-pub const GREENLET_PASSES: u32 = 1 << 16;
-/// [`Greenlet::flags`]: how far up is the number among those of its thread whose sleeps are
-/// kept apart, from 1 on; 0 for none.
-pub const GREENLET_PLACE: u32 = 8;
-/// How many greenlets of a thread get such a number.
-pub const MAX_PLACES: u32 = 32;
-/// In what a thread's slot has of that: a hub of a known type has polled.
-pub const PLACES_HUB: u32 = 1 << 31;
-
-/// How a greenlet's life ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum End {
-    /// Its function returned or raised.
-    Finished = 1,
-    /// Its object was freed.
-    Freed = 2,
-    /// Its thread ended while it was current.
-    ThreadExit = 3,
-    /// Its address was taken by another greenlet: its end was not seen.
-    Replaced = 4,
-}
 
 /// [`TargetConfig::started_ns`]: the threads are watched, and nothing counts yet.
 pub const ARMED: u64 = u64::MAX;
@@ -239,9 +200,14 @@ pod! {
         pub given: u64,
         /// Switches whose leaver had none, by [`Blank`].
         pub blank: [u64; Blank::COUNT],
-        /// Runs whose label was another at their end than when it was last seen: the time
-        /// between the two is the later one's.
+        /// Runs whose label was another than when it was last seen, or may have been meanwhile.
         pub changed: u64,
+        /// The time between the two looks: nobody's.
+        pub changed_ns: u64,
+        /// Labels of a maker that were taken back, for its request was over.
+        pub outlived: u64,
+        /// Of waits with a maker's label, what came after its request.
+        pub outlived_ns: u64,
         /// The shortest of `runs` once all are in use, else 0.
         pub shortest_run_ns: u64,
         /// The longest runs, unordered.
@@ -313,6 +279,18 @@ pod! {
         /// When it was seen to work for several connections at a time, or to have others answer
         /// for it: no request is its own from then on. Else 0.
         pub shared_ns: u64,
+        /// The request that it works on and lent to greenlets it made, by
+        /// [`Label::request`]; else 0.
+        pub lent: u64,
+    }
+
+    /// The key of a [`crate::label::Lent`].
+    #[derive(PartialEq, Eq, Hash)]
+    pub struct LentKey {
+        /// The attach cookie.
+        pub target: u64,
+        /// [`Label::request`].
+        pub request: u64,
     }
 
     /// Completed waits in one stack.
@@ -597,47 +575,8 @@ pub const TICK_NATIVE: u32 = 4;
 /// [`TickRecord::flags`]: its thread is about to end, and has given back its memory.
 pub const TICK_ENDING: u32 = 8;
 
-/// What a record is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Kind {
-    /// [`StackHead`] and frames.
-    Stack = 1,
-    /// [`EndRecord`].
-    End = 2,
-    /// [`SwitchRecord`].
-    Switch = 3,
-    /// [`SwitchRecord`] that takes the last one of its thread back.
-    Undone = 4,
-    /// [`TickRecord`].
-    Tick = 5,
-    /// [`BlockRecord`].
-    Block = 6,
-    /// [`ForkRecord`].
-    Fork = 7,
-    /// [`LabelRecord`].
-    Label = 8,
-    /// [`ExecRecord`].
-    Exec = 9,
-    /// [`LoadedRecord`].
-    Loaded = 10,
-    /// [`RecordHead`] alone: a target that had not loaded greenlet may do so.
-    Loads = 11,
-    /// [`UpRecord`].
-    Up = 12,
-    /// [`OffRecord`].
-    Off = 13,
-    /// A code's text: [`crate::code`].
-    Code = 14,
-    /// [`RequestRecord`].
-    Request = 15,
-    /// [`OffRecord`]: a thread with greenlets slept for as long as a block, or for the first time
-    /// in that stack.
-    Slept = 16,
-}
-
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_864;
+pub const SLOT_BYTES: usize = 7_928;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]
