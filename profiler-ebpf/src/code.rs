@@ -48,5 +48,5 @@ fn send(scratch: &mut Scratch, code: Addr) -> bool {
     let table = words.get(place::TABLE).copied().unwrap_or_default();
     let most = (LINES_WORDS * 8) as u64;
     let table = if table < most { table } else { most };
-    emit::send(words, (TEXT_FIXED_WORDS * 8) as u64 + (table + 7 & !7), false)
+    emit::send(words, (TEXT_FIXED_WORDS * 8) as u64 + ((table + 7) & !7), false)
 }

@@ -313,6 +313,7 @@ fn sent(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection, byt
     }
     slot.cursor.begin(bytes);
     if connection.came == connection.answered
+        && !connection.answers.is_within()
         && slot.cursor.peek().is_none_or(|first| first & HTTP_1_MASK != HTTP_1)
     {
         // No answer, and none is awaited.

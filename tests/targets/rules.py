@@ -94,8 +94,9 @@ def serve(connection, _address):
 def by_wire():
     server = gevent.server.StreamServer(("127.0.0.1", 0), serve)
     server.start()
-    # Now, for it takes threads to look for the address.
+    # Now, for it takes threads to look for the address, which have greenlets of their own.
     free = [gevent.socket.create_connection(server.address) for _ in range(WORKERS)]
+    gevent.get_hub().threadpool.kill()
     taken = {}
 
     def run(number):

@@ -107,6 +107,39 @@ def own():
     return lambda: clients(server.server_port, 3)
 
 
+def older():
+    """Connections from before the recording; each answer goes in two pieces."""
+
+    def serve(sock, _address):
+        while data := whole_head(sock):
+            work(data)
+            sock.sendall(ANSWER[:-2])
+            sock.sendall(ANSWER[-2:])
+            between()
+
+    server = StreamServer(("127.0.0.1", 0), serve)
+    server.start()
+    socks = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(3)]
+
+    def ask_older(sock, count=60):
+        for name in (list(NAMES) * count)[:count]:
+            sock.sendall(head(name))
+            whole_answer(sock)
+
+    for sock in socks:
+        ask_older(sock, 1)
+    requests.clear()
+
+    def run(sock):
+        # Where this one began nobody could know.
+        sock.sendall(head("alpha"))
+        whole_answer(sock)
+        requests["GET /alpha"] -= 1
+        ask_older(sock)
+
+    return lambda: [gevent.spawn(run, sock) for sock in socks]
+
+
 def readers():
     """One that reads, and for each request another one that answers."""
 
@@ -316,7 +349,7 @@ def nothing():
 
 
 def main():
-    modes = (own, readers, dispatcher, loop, forms, nothing)
+    modes = (own, older, readers, dispatcher, loop, forms, nothing)
     begin = {mode.__name__: mode for mode in modes}[sys.argv[1]]()
     books.ready()
     gevent.joinall(begin(), raise_error=True)

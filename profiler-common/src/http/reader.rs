@@ -138,6 +138,13 @@ impl Reader {
         self.skip = 0;
     }
 
+    /// Whether it is in the middle of a message.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_within(&self) -> bool {
+        self.state != IN_START && self.state != IN_OTHER
+    }
+
     /// Nothing more is looked at, until [`Self::restart`].
     #[inline(always)]
     #[must_use]

@@ -6,7 +6,6 @@ use bytemuck::Zeroable as _;
 use profiler_common::{
     address::Addr,
     clock::OFF_KINDS,
-    code::TextLayout,
     fault::Fault,
     label::{Label, LabelConfig},
     layout::Layout,
@@ -31,13 +30,14 @@ use super::{
     names::Names,
     sleeps::Sleep,
     stacks::{Stacks, Taken},
+    texts::texts_of,
     ticks::{self, Ticks},
 };
 use crate::{
     kernel::{Engine, Kept},
     memory::{Cached, LiveProcess},
     profile::Frame,
-    python::{field, objects::ObjectLayout},
+    python::field,
     target::{self, Faults, FoundGreenlet, Greenlet, Kinds, Target, TypeInfo},
     timeline::intervals::Intervals,
 };
@@ -593,26 +593,5 @@ impl Recorded {
         {
             self.idle.meet(&off, &frames);
         }
-    }
-}
-
-/// Where the kernel part finds what code objects show.
-pub(super) const fn texts_of(objects: &ObjectLayout, code_type: Addr) -> TextLayout {
-    TextLayout {
-        code_type,
-        code_firstlineno: objects.code_firstlineno,
-        code_firsttraceable: objects.code_firsttraceable,
-        code_filename: objects.code_filename,
-        str_length: objects.str_length,
-        str_state: objects.str_state,
-        str_kind_bit: objects.str_kind_bit,
-        str_kind_bits: objects.str_kind_bits,
-        str_compact_bit: objects.str_compact_bit,
-        str_ascii_bit: objects.str_ascii_bit,
-        str_ascii_data: objects.str_ascii_data,
-        str_compact_data: objects.str_compact_data,
-        object_size: objects.object_size,
-        bytes_data: objects.bytes_data,
-        padding: 0,
     }
 }

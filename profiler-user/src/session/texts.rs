@@ -2,11 +2,12 @@
 
 use profiler_common::{
     address::Addr,
-    code::{FILE_WORDS, LINES_WORDS, NAME_WORDS, TEXT_FIXED_WORDS, TEXT_HEAD_WORDS, place},
+    code::{FILE_WORDS, LINES_WORDS, NAME_WORDS, TEXT_FIXED_WORDS, TEXT_HEAD_WORDS, TextLayout, place},
 };
 
 use crate::python::{
     code::{self, Code},
+    objects::ObjectLayout,
     text,
 };
 
@@ -44,20 +45,38 @@ pub(super) fn parse(record: &[u8]) -> Option<Text> {
     Some(Text { stands: Addr(word(place::CODE)?), code, is_whole: bytes <= LINES_WORDS * 8 })
 }
 
+/// Where the kernel part finds what code objects show.
+pub(super) const fn texts_of(objects: &ObjectLayout, code_type: Addr) -> TextLayout {
+    TextLayout {
+        code_type,
+        code_firstlineno: objects.code_firstlineno,
+        code_firsttraceable: objects.code_firsttraceable,
+        code_filename: objects.code_filename,
+        str_length: objects.str_length,
+        str_state: objects.str_state,
+        str_kind_bit: objects.str_kind_bit,
+        str_kind_bits: objects.str_kind_bits,
+        str_compact_bit: objects.str_compact_bit,
+        str_ascii_bit: objects.str_ascii_bit,
+        str_ascii_data: objects.str_ascii_data,
+        str_compact_data: objects.str_compact_data,
+        object_size: objects.object_size,
+        bytes_data: objects.bytes_data,
+        padding: 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use profiler_common::{
-        code::{BY_TEXT, NO_TEXT, Room, TextLayout, text},
+        code::{BY_TEXT, NO_TEXT, Room, text},
         limits::{WINDOW_SLACK_WORDS, WINDOW_WORDS},
         record::RecordHead,
     };
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        memory::Recorded, python::objects::ObjectLayout, session::recorded::texts_of,
-        target::layouts_generated::PYTHON,
-    };
+    use crate::{memory::Recorded, target::layouts_generated::PYTHON};
 
     const CODE_TYPE: Addr = Addr(0x9_0000);
 

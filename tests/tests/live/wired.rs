@@ -20,6 +20,9 @@ const MOST: u64 = 95;
 
 pub(crate) fn cases(cases: &mut Cases) {
     cases.each("requests_have_their_time_whoever_polls_before_the_read", |python| owned(python, "own"));
+    cases.once("requests_over_connections_from_before_are_seen/py3.11", || {
+        owned(&Python::find("py3.11")?, "older")
+    });
     cases.once("requests_in_every_form_are_counted_and_labelled/py3.12", || {
         owned(&Python::find("py3.12")?, "forms")
     });
