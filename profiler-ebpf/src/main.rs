@@ -20,6 +20,7 @@ mod exec;
 mod fork;
 mod kernel;
 mod label;
+mod lent;
 mod log;
 mod maps;
 mod memory;
