@@ -121,7 +121,7 @@ def older():
     server.start()
     socks = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(3)]
 
-    def ask_older(sock, count=60):
+    def ask_older(sock, count=120):
         for name in (list(NAMES) * count)[:count]:
             sock.sendall(head(name))
             whole_answer(sock)
