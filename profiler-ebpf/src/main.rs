@@ -20,7 +20,6 @@ mod exec;
 mod fork;
 mod kernel;
 mod label;
-mod lent;
 mod log;
 mod maps;
 mod memory;

@@ -108,6 +108,8 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
         slot.off_label = slot.label;
         if entry.is_some() {
             slot.off_seen = 1;
+            let label = slot.label;
+            label::observe(slot, &label, now);
         }
     }
     if key == slot.sent_stack && config.sending == slot.sent {
@@ -204,7 +206,7 @@ fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
     }
     if looked && seen {
         // It did nothing meanwhile.
-        label::push(slot, &label, now);
+        label::observe(slot, &label, now);
     }
     if label.is_none() {
         return 0;

@@ -141,15 +141,11 @@ def older():
 
 
 def readers():
-    """One that reads, and for each request another one that answers and goes on after it."""
-
-    def answer(sock, data):
-        respond(sock, data)
-        between()
+    """One that reads, and for each request another one that answers."""
 
     def serve(sock, _address):
         while data := whole_head(sock):
-            gevent.spawn(answer, sock, data)
+            gevent.spawn(respond, sock, data)
 
     server = StreamServer(("127.0.0.1", 0), serve)
     server.start()

@@ -24,9 +24,6 @@ pub(super) struct Looks<'a> {
     given: u64,
     blank: &'a BTreeMap<&'static str, u64>,
     changed: u64,
-    changed_ns: u64,
-    outlived: u64,
-    outlived_ns: u64,
 }
 
 #[derive(Serialize)]
@@ -126,16 +123,8 @@ pub(super) fn tracer(row: &TracerRow) -> Tracer<'_> {
 }
 
 pub(super) fn looks(row: &Observations) -> Looks<'_> {
-    let Observations { own, given, blank, changed, changed_ns, outlived, outlived_ns } = row;
-    Looks {
-        own: *own,
-        given: *given,
-        blank,
-        changed: *changed,
-        changed_ns: *changed_ns,
-        outlived: *outlived,
-        outlived_ns: *outlived_ns,
-    }
+    let Observations { own, given, blank, changed } = row;
+    Looks { own: *own, given: *given, blank, changed: *changed }
 }
 
 pub(super) fn label(label: Labelled, profile: &Profile) -> Label<'_> {

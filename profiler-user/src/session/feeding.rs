@@ -109,10 +109,8 @@ impl Recorded {
 
     fn whose(&self, label: &Label) -> Option<Work> {
         let labels = &self.work.labels;
-        (!label.is_none()).then(|| Work {
-            called: labels.called(label),
-            began_unix_ms: labels.began_ms(&labels.request_of(label).id),
-        })
+        (!label.is_none())
+            .then(|| Work { called: labels.called(label), began_unix_ms: labels.began_ms(&label.id) })
     }
 
     /// Tells what happened since the last turn, and asks what is wanted until the next; true when
@@ -244,8 +242,7 @@ impl Recorded {
         };
         let kept = engine.alive(&[self.cookie])?;
         let greenlets = kept.get(&self.cookie).into_iter().flat_map(|kept| &kept.greenlets);
-        let held: FxHashSet<Request> =
-            greenlets.map(|(_, greenlet)| self.work.labels.request_of(&greenlet.label).id).collect();
+        let held: FxHashSet<Request> = greenlets.map(|(_, greenlet)| greenlet.label.id).collect();
         let (open, over): (FxHashMap<_, _>, FxHashMap<_, _>) =
             recent.into_iter().partition(|(request, _)| held.contains(request));
         self.work.recent = Some(open);
@@ -293,7 +290,7 @@ impl Recorded {
         let mut known = FxHashSet::default();
         for (key, greenlet) in &kept.greenlets {
             known.insert(key.pimpl);
-            let life = lives::alive(key.pimpl, greenlet, &kept.lent, 0, bounds);
+            let life = lives::alive(key.pimpl, greenlet, 0, bounds);
             waits.extend(life.open_waits.into_iter().map(|wait| (greenlet.type_object, wait)));
         }
         for ended in &self.ended {
