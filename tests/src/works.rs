@@ -83,6 +83,9 @@ pub struct Call {
     pub end_ns: u64,
     /// By the thread's CPU clock.
     pub cpu_ns: Option<u64>,
+    /// Of one that blocks: how long the thread was ready and had no CPU.
+    #[serde(default)]
+    pub delayed_ns: u64,
 }
 
 /// What a function does.

@@ -8,6 +8,7 @@ import _thread
 import functools
 import json
 import mmap
+import os
 import struct
 import time
 
@@ -19,6 +20,16 @@ _now_ns = time.monotonic_ns
 _cpu_ns = time.thread_time_ns
 _native_id = _thread.get_native_id
 _current = greenlet.getcurrent
+_open, _read, _close = os.open, os.read, os.close
+
+
+def _delayed_ns():
+    """How long the thread was ready and had no CPU: the second number there."""
+    file = _open("/proc/thread-self/schedstat", os.O_RDONLY)
+    try:
+        return int(_read(file, 64).split()[1])
+    finally:
+        _close(file)
 
 
 class Work:
@@ -61,8 +72,8 @@ class Work:
             "ended", "greenlet", "function", "tid")}
         facts["functions"] = [
             {"function": function, "state": state, "begin_ns": begin_ns, "end_ns": end_ns,
-             "cpu_ns": cpu_ns}
-            for function, state, begin_ns, end_ns, cpu_ns in self.calls
+             "cpu_ns": cpu_ns, "delayed_ns": delayed_ns}
+            for function, state, begin_ns, end_ns, cpu_ns, delayed_ns in self.calls
         ]
         facts["spans"] = [
             {**{name: label[name]
@@ -106,12 +117,17 @@ def of(state):
         @functools.wraps(function)
         def timed(*args):
             calls = _current().work.calls
+            delayed_ns = _delayed_ns() if state == "blocked" else 0
             began_ns, began_cpu_ns = _now_ns(), _cpu_ns()
             try:
                 return function(*args)
             finally:
                 cpu_ns = None if state == "wait" else _cpu_ns() - began_cpu_ns
-                calls.append((name, state, began_ns, _now_ns(), cpu_ns))
+                ended_ns = _now_ns()
+                if state == "blocked":
+                    # It was no part of the sleep.
+                    delayed_ns = _delayed_ns() - delayed_ns
+                calls.append((name, state, began_ns, ended_ns, cpu_ns, delayed_ns))
 
         return timed
 

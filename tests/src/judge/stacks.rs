@@ -202,7 +202,11 @@ impl<'a> Functions<'a> {
                 let booked = Booked {
                     calls: 1,
                     // What a greenlet does that outlives its request may go on.
-                    wall_ns: call.end_ns.min(ended_ns).saturating_sub(call.begin_ns.max(started_ns)),
+                    wall_ns: call
+                        .end_ns
+                        .min(ended_ns)
+                        .saturating_sub(call.begin_ns.max(started_ns))
+                        .saturating_sub(call.delayed_ns),
                     cpu_ns: call.cpu_ns.unwrap_or(0),
                 };
                 functions.by_whose.entry((whose, &call.function)).or_default().add(booked);
