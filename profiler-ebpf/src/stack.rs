@@ -52,7 +52,6 @@ unsafe extern "C" fn record_frame(_index: u32, context: *mut c_void) -> i64 {
             if index >= MAX_FRAMES {
                 return 1;
             }
-            // 0 is no check value: user space will not name this frame.
             // 0 is no check value: user space will not name this frame without its text.
             let mut check = 0;
             if frame.code.0 & BY_TEXT == 0 {

@@ -196,14 +196,14 @@ fn received(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection,
     0
 }
 
-/// Counts the requests that were seen and can't be read.
+/// Counts the requests that were seen and can't be read. A socket is read without the GIL.
 #[inline(always)]
 fn unread(slot: &Slot) {
     if slot.cursor.unread != 0
         && let Some(totals) = maps::totals(slot.target)
         && let Some(counter) = totals.faults.get_mut(Fault::WireUnreadable as usize)
     {
-        *counter += u64::from(slot.cursor.unread);
+        maps::add(counter, u64::from(slot.cursor.unread));
     }
 }
 
