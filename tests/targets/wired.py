@@ -202,6 +202,9 @@ def loop():
         listening.set()
         await server.serve_forever()
 
+    # Imports what gevent needs for a hub. Two threads that do so at once, each with locks that
+    # need a hub to wait, call each other for ever.
+    gevent.get_hub()
     listening = monkey.get_original("threading", "Event")()
     thread = lambda: asyncio.run(run(listening))  # noqa: E731
     monkey.get_original("_thread", "start_new_thread")(thread, ())

@@ -19,9 +19,11 @@ fn silent(python: &Python) -> Result<()> {
     let pid = other.pid().to_string();
     let recording = Recording::start(silent.pid(), &["--pid", &pid])?;
     silent.go()?;
-    let done = silent.hear("done")?;
+    silent.hear("switched")?;
     let says = |line: &str| line.contains("does not answer");
     recording.process.stderr.line(0, tests::deadline::Deadline::usual(), "that it does not answer", says)?;
+    silent.go()?;
+    let done = silent.hear("done")?;
     // The other one begins when nothing is to be had of the first one any more.
     other.go()?;
     let books = other.books()?;
