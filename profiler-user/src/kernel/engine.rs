@@ -425,6 +425,16 @@ impl Engine {
             .set(target, &Module { start: Addr(module.start), end: Addr(module.end), told: 0, owner: 0 })
     }
 
+    /// Whether it is known where a target has mapped greenlet's extension: the kernel part finds
+    /// it at its first hit.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be read.
+    pub fn has_module(&self, target: u32) -> Result<bool, KernelError> {
+        Ok(!self.modules.get(target)?.end.is_null())
+    }
+
     /// Hands every waiting record to `take`.
     pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
         #[cfg(feature = "kernel-log")]

@@ -59,14 +59,19 @@ impl Session {
             }
             let found =
                 target::inspect(pid).ok().filter(|target| target.incarnation == old.target.incarnation);
-            let Some(target) = found else {
-                // It is gone, with what it did.
-                old.fault(Fault::GreenletLate);
+            let is_expected = found.as_ref().and_then(|target| match &target.greenlet {
+                Some(greenlet) => self.probes.is(old.library(), target, greenlet, &mut self.engine),
+                None => Some(true),
+            });
+            let (Some(target), Some(is_expected)) = (found, is_expected) else {
+                // It is gone, with what it did, but for what the expected library's probes took.
+                if !self.engine.has_module(old.cookie)? {
+                    old.fault(Fault::GreenletLate);
+                }
                 continue;
             };
-            let number = old.library();
-            if target.greenlet.is_none() || self.probes.is(number, &target, &mut self.engine) {
-                // Of the expected one the first hit tells.
+            if is_expected {
+                // Of that one the first hit tells.
                 continue;
             }
             old.fault(Fault::GreenletLate);

@@ -195,10 +195,21 @@ impl Probes {
         }
     }
 
-    /// Whether a target's library is the one with that number.
-    pub(super) fn is(&self, number: u32, target: &Target, engine: &mut Engine) -> bool {
-        let own = target.greenlet.as_ref().and_then(|greenlet| identity(target, greenlet, engine).ok());
-        own.is_some() && own == self.known(number).map(|known| known.identity)
+    /// Whether a target's library is the one with that number. `None` when its file can't be
+    /// looked at: the target has ended.
+    pub(super) fn is(
+        &self,
+        number: u32,
+        target: &Target,
+        greenlet: &Greenlet,
+        engine: &mut Engine,
+    ) -> Option<bool> {
+        let own = identity(target, greenlet, engine).ok();
+        // A process that ends loses its memory first, then its files.
+        if own.is_none() && target::greenlet_file(target.pid).is_none() {
+            return None;
+        }
+        Some(own.is_some() && own == self.known(number).map(|known| known.identity))
     }
 
     /// The number of a library; 0 if it is not probed in every process.
