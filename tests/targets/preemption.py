@@ -7,11 +7,17 @@ the first time it is reached the stack is noted as Python sees it: by
 `sys._getframe` on that same line, or, where the switch happens deeper
 (`gevent.sleep`), by the suspended greenlet's `gr_frame`.
 
+The clocks have books as well. The wall's is read right before each switch and right after
+it, in the one greenlet and in the other. Nobody here can know when in between the switch
+happened, least of all when a preemption fell into it, so each time is booked twice: no
+less, and no more. When the process was off the CPU is the scheduler's to tell: the driver
+leaves its trace in a file. (A look at the thread's own CPU clock is a call of the kernel's,
+and took longer than the switches.)
+
 It says `ready` when every site has been seen and the books were checked against
 `greenlet.settrace`, zeroes them, and blocks until a byte comes on stdin. It then
-switches until the flag file's first byte is set, writes the truth, says `done`,
-and blocks again: between the two the books are exactly what a recorder must have
-seen. No site waits in the kernel, so that whoever interrupts it is another process.
+switches until the flag file's first byte is set, says `done`, and blocks again: between the two the books are exactly what a recorder must have
+seen, and writes the truth after a last byte. No site waits in the kernel, so that whoever interrupts it is another process.
 """
 
 import argparse
@@ -19,27 +25,49 @@ import json
 import mmap
 import os
 import sys
+import time
+from array import array
+from bisect import bisect
 
 import greenlet
 
 VARIANTS = 4
 BORN_DEPTH = 3
 BIRTH_EVERY = 16
+# Written at a switch, on its very line and by C alone, so that no stack has it: the site, or
+# BORN where there is none, and the time.
+LOOKS = "LOG({0}); LOG(WALL())"
+BORN = -1
+# The scheduler's trace is cut to it.
+MICROSECOND = 1000
 
 
 class Books:
-    """Counts and stacks of every switch site, by index."""
+    """Counts, owners and stacks of every switch site, by index, and the log of the clocks."""
 
     def __init__(self):
         self.counts = []
+        self.owners = []
+        self.log = array("q")
         self.seen = []
         self.stacks = []
         self.deaths = [0]
         self.hub = set()
         self.calls = set()
 
-    def reserve(self, sites):
+    def names(self):
+        """What the code at a switch calls."""
+        return {
+            "SEEN": self.seen,
+            "COUNTS": self.counts,
+            "DEATHS": self.deaths,
+            "LOG": self.log.append,
+            "WALL": time.monotonic_ns,
+        }
+
+    def reserve(self, sites, owner):
         first = len(self.counts)
+        self.owners.extend([owner] * sites)
         self.counts.extend([0] * sites)
         self.seen.extend([0] * sites)
         self.stacks.extend([None] * sites)
@@ -48,6 +76,7 @@ class Books:
     def zero(self):
         self.counts[:] = [0] * len(self.counts)
         self.deaths[0] = 0
+        del self.log[:]
 
     def site_switches(self):
         return sum(self.counts)
@@ -63,6 +92,12 @@ def frames_of(frame):
         frame = frame.f_back
     rows.reverse()
     return tuple(rows)
+
+
+def site(index, hop):
+    """The source of one switch site."""
+    books = f"SEEN[{index}] or LOOK({index}); COUNTS[{index}] += 1"
+    return f"{books}; {LOOKS.format(index)}; {hop}; {LOOKS.format(index)}"
 
 
 def chain(name, depth, first, hops, forever):
@@ -82,10 +117,12 @@ def chain(name, depth, first, hops, forever):
             if forever:
                 lines.append(f"{pad}while True:")
                 pad += "    "
+            else:
+                lines.append(f"{pad}{LOOKS.format(BORN)}")
             lines.append(f"{pad}for v in {tuple(range(VARIANTS))}:")
             pad += "    "
         lines.append(f"{pad}i = {base} + v")
-        lines.append(f"{pad}SEEN[i] or LOOK(i); COUNTS[i] += 1; {hops(k)}")
+        lines.append(f"{pad}{site('i', hops(k))}")
         if k < depth:
             callee = f"{name}_d{k + 1}"
             call = {3: f"any(map({callee}, (v,)))", 4: f"any({callee}(v))"}.get(
@@ -98,7 +135,7 @@ def chain(name, depth, first, hops, forever):
         if k % 5 == 4:
             lines.append(f"{pad}yield")
         if k == 0 and not forever:
-            lines.append("    DEATHS[0] += 1")
+            lines.append(f"    DEATHS[0] += 1; {LOOKS.format(BORN)}")
         lines.append("")
     return "\n".join(lines) + "\n"
 
@@ -117,37 +154,34 @@ class Raw:
     def __init__(self, options, books):
         self.books = books
         process = options.process
-        names = {
-            "SEEN": books.seen,
-            "COUNTS": books.counts,
-            "DEATHS": books.deaths,
-            "LOOK": self.look,
-        }
+        names = {**books.names(), "LOOK": self.look}
         self.main = greenlet.getcurrent()
         self.workers = []
         spaces = []
         for g in range(options.greenlets):
-            first = books.reserve((options.depth + 1) * VARIANTS)
             name = f"p{process}_g{g}"
+            first = books.reserve((options.depth + 1) * VARIANTS, name)
             source = chain(name, options.depth, first, lambda k: "HOP()", True)
             space = load(source, name, process, g, names)
             spaces.append(space)
-            self.workers.append(greenlet.greenlet(space[f"{name}_d0"]))
+            worker = greenlet.greenlet(space[f"{name}_d0"])
+            worker.name = name
+            self.workers.append(worker)
         for space, following in zip(spaces, self.workers[1:] + [self.main]):
             space["HOP"] = following.switch
-        first = books.reserve((BORN_DEPTH + 1) * VARIANTS)
+        first = books.reserve((BORN_DEPTH + 1) * VARIANTS, BORN)
         name = f"p{process}_born"
         source = chain(name, BORN_DEPTH, first, lambda k: "HOP()", False)
         born = load(
             source, name, process, options.greenlets, {**names, "HOP": self.main.switch}
         )
-        sites = books.reserve(2)
         name = f"p{process}_main"
+        sites = books.reserve(2, name)
         source = f"""
 def {name}_d0(limit):
     n = 0
     while n != limit and not FLAG[0]:
-        SEEN[{sites}] or LOOK({sites}); COUNTS[{sites}] += 1; HOP()
+        {site(sites, "HOP()")}
         n += 1
         if n % {BIRTH_EVERY} == 0:
             {name}_d1()
@@ -155,7 +189,7 @@ def {name}_d0(limit):
 def {name}_d1():
     child = BORN(p{process}_born_d0)
     while not child.dead:
-        SEEN[{sites + 1}] or LOOK({sites + 1}); COUNTS[{sites + 1}] += 1; child.switch()
+        {site(sites + 1, "child.switch()")}
 """
         space = load(
             source,
@@ -197,9 +231,7 @@ class Gevent:
         process = options.process
         self.sleeps = set()
         names = {
-            "SEEN": books.seen,
-            "COUNTS": books.counts,
-            "DEATHS": books.deaths,
+            **books.names(),
             "LOOK": self.look,
             "CB": self.run_callback,
             "HUB": self.hub.switch,
@@ -207,28 +239,29 @@ class Gevent:
         }
         self.workers = []
         for g in range(options.greenlets):
-            first = books.reserve((options.depth + 1) * VARIANTS)
+            name = f"p{process}_g{g}"
+            first = books.reserve((options.depth + 1) * VARIANTS, name)
             for k in range(1, options.depth + 1, 2):
                 self.sleeps.update(range(first + k * VARIANTS, first + (k + 1) * VARIANTS))
-            name = f"p{process}_g{g}"
             source = chain(name, options.depth, first, self.hop, True)
             space = load(source, name, process, g, names)
             worker = gevent.Greenlet(space[f"{name}_d0"])
             space["ME"] = worker.switch
+            worker.name = name
             self.workers.append(worker)
-        first = books.reserve((BORN_DEPTH + 1) * VARIANTS)
+        first = books.reserve((BORN_DEPTH + 1) * VARIANTS, BORN)
         self.sleeps.update(range(first, first + (BORN_DEPTH + 1) * VARIANTS))
         name = f"p{process}_born"
         source = chain(name, BORN_DEPTH, first, lambda k: "SLEEP(0)", False)
         born = load(source, name, process, options.greenlets, names)
         self.births = [0]
-        sites = books.reserve(2)
         name = f"p{process}_main"
+        sites = books.reserve(2, name)
         source = f"""
 def {name}_d0(limit):
     n = 0
     while n != limit and not FLAG[0]:
-        SEEN[{sites}] or LOOK({sites}); COUNTS[{sites}] += 1; CB(ME); HUB()
+        {site(sites, "CB(ME); HUB()")}
         n += 1
         if n % {BIRTH_EVERY} == 0:
             BIRTHS[0] += 1
@@ -237,7 +270,7 @@ def {name}_d0(limit):
 
 def {name}_d1():
     while True:
-        SEEN[{sites + 1}] or LOOK({sites + 1}); COUNTS[{sites + 1}] += 1; CB(ME); HUB()
+        {site(sites + 1, "CB(ME); HUB()")}
         if DEATHS[0] == BIRTHS[0]:
             return
 """
@@ -343,16 +376,92 @@ def phases(books):
     raise SystemExit("preemption.py: some switch site is never reached")
 
 
+class Bounds:
+    """Times that were over when the recording was, summed: no less, and no more."""
+
+    def __init__(self):
+        self.closed = self.least = self.most = 0
+
+    def add(self, least, most):
+        self.closed += 1
+        self.least += least
+        self.most += most
+
+    def row(self):
+        return {"closed": self.closed, "least_ns": self.least, "most_ns": self.most}
+
+
+class OffCpu:
+    """How long the process was off the CPU, by the scheduler's trace."""
+
+    def __init__(self, path):
+        with open(path) as trace:
+            times = json.load(trace)
+        self.begins = [begin for begin, _ in times]
+        self.least, self.most = [0], [0]
+        for begin, end in times:
+            self.least.append(self.least[-1] + max(0, end - begin - MICROSECOND))
+            self.most.append(self.most[-1] + end - begin + MICROSECOND)
+
+    def within(self, inside, around):
+        """No less and no more, of two spans that the process began and ended on the CPU.
+
+        A begin that is cut may seem to lie before the moment that it came after.
+        """
+        first, last = bisect(self.begins, inside[0]), bisect(self.begins, inside[1] - MICROSECOND)
+        least = self.least[max(first, last)] - self.least[first]
+        first, last = bisect(self.begins, around[0] - MICROSECOND), bisect(self.begins, around[1])
+        return least, self.most[last] - self.most[first]
+
+
+class Clocks:
+    """What the log says of waits by stack, and of runs by owner."""
+
+    def __init__(self, books, off_cpu):
+        self.waits = {stack: Bounds() for stack in books.stacks}
+        self.hub = Bounds()
+        self.running = {owner: Bounds() for owner in books.owners}
+        self.off_cpu = {owner: Bounds() for owner in books.owners}
+        # By site, of whoever left it and is not back: when, and when the next one came.
+        away = {}
+        before = None
+        for at in range(0, len(books.log), 4):
+            leaver, left, comer, came = books.log[at : at + 4]
+            # A site of those that are born is left by several, and their sum is the same
+            # whoever of them comes back first.
+            if leaver != BORN:
+                away.setdefault(leaver, []).append((left, came))
+            # Who waits there since before the recording has no closed wait.
+            if comer != BORN and away.get(comer):
+                was_left, was_followed = away[comer].pop()
+                self.waits[books.stacks[comer]].add(left - was_followed, came - was_left)
+            if before is not None:
+                owner = books.owners[leaver] if leaver != BORN else BORN
+                inside, around = (before[1], left), (before[0], came)
+                self.running[owner].add(left - before[1], came - before[0])
+                self.hub.add(left - before[1], came - before[0])
+                self.off_cpu[owner].add(*off_cpu.within(inside, around))
+            before = left, came
+
+
 def truth(options, ring, books):
     """What a recorder must report: one row per distinct stack, and what may run."""
+    clocks = Clocks(books, OffCpu(options.off_cpu))
     rows = {}
     for stack, count in zip(books.stacks, books.counts):
         rows[stack] = rows.get(stack, 0) + count
     stacks = [
-        {"state": "wait", "count": count, "frames": stack} for stack, count in rows.items()
+        {"state": "wait", "count": count, "frames": stack, "time": clocks.waits[stack].row()}
+        for stack, count in rows.items()
     ]
     stacks += [
-        {"state": "idle", "count": ring.hub_switches(), "frames": stack} for stack in books.hub
+        {
+            "state": "idle",
+            "count": ring.hub_switches(),
+            "frames": stack,
+            "time": clocks.hub.row(),
+        }
+        for stack in books.hub
     ]
     return {
         "pid": os.getpid(),
@@ -362,10 +471,18 @@ def truth(options, ring, books):
         "births": books.deaths[0],
         "greenlets": ring.greenlets() + books.deaths[0],
         "stacks": stacks,
+        # By name, of those that wait at both ends.
+        "clocks": [
+            {
+                "name": worker.name,
+                "running": clocks.running[worker.name].row(),
+                "off_cpu": clocks.off_cpu[worker.name].row(),
+            }
+            for worker in ring.workers
+        ],
         # Functions that are current without being a switch site, root first.
         "running": [
             ["<module>", "main", "pause"],
-            ["<module>", "main", "save"],
             *sorted(books.calls),
         ],
     }
@@ -390,6 +507,7 @@ def main():
     parser.add_argument("--greenlets", type=int, default=8)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--flag", required=True, help="file whose first byte ends the work")
+    parser.add_argument("--off-cpu", required=True, help="file with the scheduler's trace")
     parser.add_argument("--truth", required=True, help="file to write the truth to")
     options = parser.parse_args()
     with open(options.flag, "rb") as flag:
@@ -406,8 +524,8 @@ def main():
         ring.turn(turns)
         if why == "check":
             tracer.check(ring, books)
-    save(options, ring, books)
     pause("done")
+    save(options, ring, books)
     os._exit(0)
 
 

@@ -114,6 +114,19 @@ def involuntary_switches(pid):
     return int(found.group(1)) if found else None
 
 
+def scheduled(pid, seconds):
+    """What the scheduler says of a process that sleeps: ns on a CPU, and ready without one.
+
+    Of one that runs its sums lack the time since the last tick.
+    """
+    deadline = time.monotonic() + seconds
+    while read(f"/proc/{pid}/stat").rpartition(") ")[2][:1] != "S":
+        if time.monotonic() > deadline:
+            raise Failed(f"pid {pid} does not sleep")
+        os.sched_yield()
+    return [int(word) for word in read(f"/proc/{pid}/schedstat").split()[:2]]
+
+
 def verified_instructions(pid):
     """What the verifier walked through for each BPF program that a process holds."""
     found = []
@@ -192,6 +205,39 @@ class PreemptionTrace:
         return re.match(r"preempt_schedule", "".join(functions[1:2]))
 
 
+class OffCpu:
+    """When each process left the CPU and when it came back, by the clock that Python reads."""
+
+    # A quarter of a million context switches; one that finds no room fails the phase.
+    KILOBYTES = 16384
+
+    def __init__(self):
+        self.event = f"{TRACING}/events/sched/sched_switch"
+        write(f"{TRACING}/trace_clock", "mono")
+        write(f"{TRACING}/buffer_size_kb", str(self.KILOBYTES))
+        write(f"{self.event}/filter", 'prev_comm ~ "python*" || next_comm ~ "python*"')
+        write(f"{self.event}/enable", "1")
+
+    def stop(self):
+        write(f"{self.event}/enable", "0")
+        write(f"{self.event}/filter", "0")
+
+    def times(self, pids, cpu):
+        """Pairs of ns by process; the trace is emptied."""
+        lost = re.search(r"^overrun: (\d+)", read(f"{TRACING}/per_cpu/cpu{cpu}/stats"), re.M)
+        if lost is None or lost.group(1) != "0":
+            raise Failed("the scheduler's trace is not whole")
+        left, times = {}, {pid: [] for pid in pids}
+        line = re.compile(r" (\d+)\.(\d{6}): sched_switch: .* prev_pid=(\d+) .* next_pid=(\d+) ")
+        for seconds, micro, leaver, comer in line.findall(read(f"{TRACING}/trace")):
+            now = int(seconds) * 1_000_000_000 + int(micro) * 1_000
+            left[int(leaver)] = now
+            if int(comer) in times and int(comer) in left:
+                times[int(comer)].append((left.pop(int(comer)), now))
+        write(f"{TRACING}/trace", "")
+        return times
+
+
 class SwitchEvent:
     """An event of tracefs at every greenlet switch, independent of greenscope."""
 
@@ -259,7 +305,9 @@ class Phase:
                 *("--greenlets", str(self.plan["greenlets"])),
                 *("--depth", str(self.plan["depth"])),
                 *("--flag", flag_path, "--truth", self.path(f"truth-{number}.json")),
+                *("--off-cpu", self.path(f"off-cpu-{number}.json")),
             ]
+            write(self.path(f"off-cpu-{number}.json"), "[]")
             child = Child(command, self.path(f"target-{number}.log"), cpu=self.plan.get("cpu"))
             self.children.append(child)
             targets.append(child)
@@ -296,7 +344,9 @@ class Phase:
             event = SwitchEvent(self.plan["extension"])
             canary = Canary(event.path, self.plan["cpu"])
         trace = PreemptionTrace() if self.phase.get("trace") else None
+        off_cpu = OffCpu() if self.phase["greenscopes"] else None
         before = {pid: involuntary_switches(pid) for pid in pids}
+        booked = {pid: scheduled(pid, patience) for pid in pids}
         for target in targets:
             target.go()
         # The measured time itself; whatever a target says before its end is an error.
@@ -309,6 +359,12 @@ class Phase:
         self.facts["involuntary"] = {
             pid: (involuntary_switches(pid) or 0) - (before[pid] or 0) for pid in pids
         }
+        self.facts["scheduled"] = {
+            pid: [now - then for now, then in zip(scheduled(pid, patience), booked[pid])]
+            for pid in pids
+        }
+        if off_cpu:
+            off_cpu.stop()
         if trace:
             places, text = trace.close()
             self.facts["preempted"] = places
@@ -323,6 +379,9 @@ class Phase:
         for number, child in enumerate(greenscopes):
             code = child.finish(patience)
             self.facts["greenscopes"].append({"exit": code, "out": f"out-{number}.json"})
+        if off_cpu:
+            for number, times in enumerate(off_cpu.times(pids, self.plan["cpu"]).values()):
+                write(self.path(f"off-cpu-{number}.json"), json.dumps(times))
         for target in targets:
             target.go()
             if (code := target.finish(patience)) != 0:

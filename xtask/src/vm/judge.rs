@@ -8,7 +8,10 @@ use anyhow::Context as _;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::verdict::{self, Report, Truth};
+use super::verdict::{
+    self, Report, Truth,
+    clocks::{self, Scheduled},
+};
 
 /// Involuntary context switches below which a run has shown nothing.
 const MIN_INVOLUNTARY: u64 = 300;
@@ -25,6 +28,9 @@ struct Facts {
     /// Involuntary context switches by pid.
     #[serde(default)]
     involuntary: BTreeMap<String, u64>,
+    /// What the scheduler counted of each.
+    #[serde(default)]
+    scheduled: Scheduled,
     preempted: Option<Places>,
     /// Greenlet switches by pid, counted by the kernel.
     counted: Option<BTreeMap<String, u64>>,
@@ -99,7 +105,10 @@ pub(super) fn recording(
         let report: Report = read(&folder.join(out))?;
         let verdict = verdict::compare(&report, &truths, allowed_faults);
         println!("    greenscope {number}: {verdict}");
-        wrong.extend(verdict.wrong.into_iter().map(|line| format!("greenscope {number}: {line}")));
+        let clocks = clocks::compare(&report, &truths, &facts.scheduled);
+        println!("    greenscope {number}: {clocks}");
+        let both = verdict.wrong.into_iter().chain(clocks.wrong);
+        wrong.extend(both.map(|line| format!("greenscope {number}: {line}")));
     }
     for line in wrong.iter().take(SHOWN) {
         println!("    wrong: {line}");

@@ -8,7 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use ::tests::profile::{Clock, Thread};
 use serde::Deserialize;
+
+pub(super) mod clocks;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub(super) struct Frame {
@@ -36,8 +39,10 @@ type Stack = Vec<Frame>;
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Report {
     version: u32,
+    duration_ns: u64,
     targets: Vec<Target>,
     totals: Totals,
+    threads: Vec<Thread>,
     greenlets: Vec<Greenlet>,
     stacks: Vec<Row>,
 }
@@ -59,7 +64,11 @@ struct Totals {
 #[derive(Debug, Clone, Deserialize)]
 struct Greenlet {
     pid: u32,
+    name: Option<String>,
     switches_in: Option<u64>,
+    running_ns: Option<u64>,
+    #[serde(flatten)]
+    clock: Clock,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -67,6 +76,7 @@ struct Row {
     frames: Stack,
     state: String,
     pid: u32,
+    ns: u64,
     count: Option<u64>,
     open: Option<String>,
 }
@@ -80,13 +90,23 @@ pub(super) struct Truth {
     pub(super) switches: u64,
     /// Greenlets that lived at some time of the recording.
     greenlets: usize,
-    /// The state and the count of each stack in which it stops.
-    stops: BTreeMap<Stack, (String, u64)>,
+    /// Each stack in which it stops.
+    stops: BTreeMap<Stack, Stop>,
+    /// The greenlets whose runs are booked.
+    lives: Vec<clocks::Life>,
     /// What may be current: every stack that leads to a stop or is one, by
     /// function and file.
     running: BTreeSet<Vec<(String, Option<String>)>>,
     /// The same, by function alone, for those that are no stop.
     aside: BTreeSet<Vec<String>>,
+}
+
+#[derive(Debug, Clone)]
+struct Stop {
+    state: String,
+    count: u64,
+    /// Of those that began and ended within the recording.
+    time: clocks::Bounds,
 }
 
 #[derive(Deserialize)]
@@ -96,6 +116,7 @@ struct TruthFile {
     switches: u64,
     greenlets: usize,
     stacks: Vec<TruthRow>,
+    clocks: Vec<clocks::Life>,
     running: Vec<Vec<String>>,
 }
 
@@ -104,14 +125,15 @@ struct TruthRow {
     state: String,
     count: u64,
     frames: Vec<(String, String, u32)>,
+    time: clocks::Bounds,
 }
 
 impl From<TruthFile> for Truth {
     fn from(file: TruthFile) -> Self {
-        let TruthFile { pid, variant, switches, greenlets, stacks, running } = file;
-        let mut stops: BTreeMap<Stack, (String, u64)> = BTreeMap::new();
+        let TruthFile { pid, variant, switches, greenlets, stacks, clocks: lives, running } = file;
+        let mut stops: BTreeMap<Stack, Stop> = BTreeMap::new();
         let mut prefixes = BTreeSet::new();
-        for TruthRow { state, count, frames } in stacks {
+        for TruthRow { state, count, frames, time } in stacks {
             let stack: Stack = frames
                 .into_iter()
                 .map(|(function, file, line)| Frame {
@@ -123,7 +145,9 @@ impl From<TruthFile> for Truth {
             for end in 1..=stack.len() {
                 prefixes.insert(outline(stack.get(..end).unwrap_or_default()));
             }
-            stops.entry(stack).or_insert((state, 0)).1 += count;
+            let stop = stops.entry(stack).or_insert(Stop { state, count: 0, time: Default::default() });
+            stop.count += count;
+            stop.time.add(time);
         }
         let mut aside = BTreeSet::new();
         for functions in running {
@@ -131,7 +155,7 @@ impl From<TruthFile> for Truth {
                 aside.insert(functions.iter().take(end).cloned().collect());
             }
         }
-        Self { pid, variant, switches, greenlets, stops, running: prefixes, aside }
+        Self { pid, variant, switches, greenlets, stops, lives, running: prefixes, aside }
     }
 }
 
@@ -141,7 +165,7 @@ fn outline(frames: &[Frame]) -> Vec<(String, Option<String>)> {
 
 impl Truth {
     fn switch_outs(&self) -> u64 {
-        self.stops.values().map(|(_, count)| count).sum()
+        self.stops.values().map(|stop| stop.count).sum()
     }
 
     fn may_run(&self, frames: &[Frame]) -> bool {
@@ -188,7 +212,7 @@ const BLANKS_ONE_IN: u64 = 10_000;
 
 /// Compares a report with the truth of every target that it was to record.
 pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[String]) -> Verdict {
-    let Report { version, targets, totals, greenlets, stacks } = report;
+    let Report { version, duration_ns: _, targets, totals, threads: _, greenlets, stacks } = report;
     let mut verdict = Verdict::default();
     if *version != 1 {
         verdict.wrong.push(format!("the json's version is {version}, not 1"));
@@ -203,7 +227,7 @@ pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[Strin
     verdict.distinct = observed.len();
     verdict.switch_outs = observed.values().sum();
     for truth in truths {
-        let Truth { pid, variant, switches, greenlets: lived, stops, running: _, aside: _ } = truth;
+        let Truth { pid, variant, switches, greenlets: lived, stops, lives: _, running: _, aside: _ } = truth;
         if !targets.iter().any(|target| target.pid == *pid) {
             verdict.wrong.push(format!("pid {pid} is not among the json's targets"));
         }
@@ -223,7 +247,7 @@ pub(super) fn compare(report: &Report, truths: &[Truth], allowed_faults: &[Strin
                 own().count()
             ));
         }
-        for (stack, (_, count)) in stops {
+        for (stack, Stop { count, .. }) in stops {
             let seen = observed.get(&(*pid, stack)).copied().unwrap_or(0);
             let text = || {
                 let stack = show(stack);
@@ -274,7 +298,7 @@ fn check_row<'a>(
     observed: &mut BTreeMap<(u32, &'a Stack), u64>,
     verdict: &mut Verdict,
 ) {
-    let Row { frames, state, pid, count, open } = row;
+    let Row { frames, state, pid, ns: _, count, open } = row;
     let Some(truth) = by_pid.get(pid) else {
         verdict.wrong.push(format!("a stack of pid {pid}, which is no target: {}", show(frames)));
         return;
@@ -283,7 +307,7 @@ fn check_row<'a>(
         // No frames is a blank, as is one without a name, and a blank is not wrong. What has
         // no file is no frame but a line for time without a stack.
         let known = frames.iter().all(|frame| frame.function.is_some() && frame.file.is_some());
-        if !frames.is_empty() && known && !is_saving(frames) {
+        if !frames.is_empty() && known {
             verdict.running += 1;
             if !truth.may_run(frames) {
                 verdict.wrong.push(format!(
@@ -295,7 +319,7 @@ fn check_row<'a>(
         }
         return;
     }
-    let Some((expected_state, _)) = truth.stops.get(frames) else {
+    let Some(Stop { state: expected_state, .. }) = truth.stops.get(frames) else {
         verdict.wrong.push(format!("pid {pid} ({}) never stops {}", truth.variant, blame(frames, by_pid)));
         return;
     };
@@ -317,13 +341,6 @@ fn check_row<'a>(
         }
         Some(other) => verdict.wrong.push(format!("pid {pid}: `open` is `{other}`")),
     }
-}
-
-/// Whether the target writes down its truth, which it does after its work and before the
-/// recording ends.
-fn is_saving(frames: &[Frame]) -> bool {
-    let names: Vec<Option<&str>> = frames.iter().take(3).map(|frame| frame.function.as_deref()).collect();
-    names == [Some("<module>"), Some("main"), Some("save")]
 }
 
 fn show(frames: &[Frame]) -> String {
