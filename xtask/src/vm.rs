@@ -3,8 +3,8 @@
 //! The development machine's kernel never preempts a uprobe program, so it cannot
 //! show what goes wrong there. Here a kernel of Debian's boots in qemu with one
 //! processor, several Python processes switch greenlets on it as fast as they can,
-//! greenscope records them, and every stack that it reports is compared with what
-//! the processes know to be true.
+//! greenscope records them, and every stack and every clock that it reports is compared
+//! with what the processes and the scheduler know to be true.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ const REQUIREMENTS: &str = "tests/requirements.txt";
 /// Boot other kernels in qemu and compare greenscope with the truth there
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Kernel series, may be repeated: 6.1, 6.12, 7.2 [default: 7.2; all with --load-only]
+    /// Kernel series, may be repeated: 6.1, 6.12, 7.2 [default: those that preempt programs; all with --load-only]
     #[arg(long)]
     kernel: Vec<String>,
     /// Preemption mode [default: lazy on 7.2, full on 6.1 and 6.12]
@@ -94,10 +94,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         bail!("the test machines are x86-64 Linux: run this there");
     }
     let root = workspace::root();
-    let series: Vec<&Series> = if args.kernel.is_empty() && args.load_only {
-        kernel::SERIES.iter().collect()
-    } else if args.kernel.is_empty() {
-        vec![Series::named("7.2")?]
+    let series: Vec<&Series> = if args.kernel.is_empty() {
+        kernel::SERIES.iter().filter(|series| args.load_only || series.preempts_programs).collect()
     } else {
         args.kernel.iter().map(|name| Series::named(name)).collect::<Result<_, _>>()?
     };
