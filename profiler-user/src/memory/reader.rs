@@ -7,9 +7,10 @@
 //! <https://github.com/torvalds/linux/blob/v6.12/fs/userfaultfd.c> (`handle_userfault`)
 
 use std::{
+    fs,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI32, AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError, SyncSender},
     },
     thread,
@@ -23,26 +24,47 @@ static IDLE: Mutex<Vec<SyncSender<Job>>> = Mutex::new(Vec::new());
 
 /// How far some work is: it counts while it goes on.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pulse(Arc<AtomicU64>);
+pub(super) struct Pulse(Arc<Work>);
+
+#[derive(Debug, Default)]
+struct Work {
+    count: AtomicU64,
+    /// Of the thread that does it; 0 until it does.
+    tid: AtomicI32,
+}
 
 impl Pulse {
     pub(super) fn beat(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
     }
 
     fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    fn begin(&self) {
+        self.0.tid.store(rustix::thread::gettid().as_raw_pid(), Ordering::Relaxed);
+    }
+
+    /// Whether the thread could go on, and has no CPU: that is no memory's fault.
+    fn is_ready(&self) -> bool {
+        let tid = self.0.tid.load(Ordering::Relaxed);
+        let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
+        tid == 0 || stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
     }
 }
 
-/// Does the work elsewhere; none if for so long its pulse did not change, or it panicked.
+/// Does the work elsewhere; none if for so long its pulse did not change and it is asleep, or it
+/// panicked.
 pub(super) fn apart<R: Send + 'static>(
     pulse: &Pulse,
     patience: Duration,
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Option<R> {
     let (answer, answered) = mpsc::sync_channel(1);
+    let own = pulse.clone();
     let mut job: Job = Box::new(move || {
+        own.begin();
         // Nobody may wait any more.
         let _sent = answer.send(work());
     });
@@ -66,7 +88,9 @@ pub(super) fn apart<R: Send + 'static>(
                 idle().push(worker);
                 return Some(result);
             }
-            Err(RecvTimeoutError::Timeout) if pulse.count() != seen => seen = pulse.count(),
+            Err(RecvTimeoutError::Timeout) if pulse.count() != seen || pulse.is_ready() => {
+                seen = pulse.count();
+            }
             // Without its sender the thread ends when it comes back.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
         }
@@ -88,6 +112,8 @@ fn start() -> Option<SyncSender<Job>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -99,6 +125,17 @@ mod tests {
         // Others go on.
         assert_eq!(apart(&Pulse::default(), Duration::from_secs(60), || 7), Some(7));
         drop(release);
+    }
+
+    #[test]
+    fn what_is_ready_to_run_is_waited_for() {
+        let patience = Duration::from_millis(1);
+        let busy = move || {
+            let begin = Instant::now();
+            while begin.elapsed() < 50 * patience {}
+            7
+        };
+        assert_eq!(apart(&Pulse::default(), patience, busy), Some(7));
     }
 
     #[test]
