@@ -22,8 +22,8 @@ use profiler_common::{
     label::{Label, PairKey, PairTotals},
     limits::{MAX_PROBED, MAX_TARGETS},
     record::{
-        ANY_TARGET, COOKIE_LIBRARY, Greenlet, GreenletKey, Kin, Module, Probed, SLOT_BYTES, StackTotals,
-        TargetConfig, Thread, Totals, Watch,
+        ANY_TARGET, COOKIE_LIBRARY, Greenlet, GreenletKey, Kin, Module, Probed, SLOT_BYTES, StackRecord,
+        StackTotals, TargetConfig, Thread, Totals, Watch,
     },
     walk::StackKey,
 };
@@ -64,6 +64,7 @@ pub struct Engine {
     pub(super) stacks: Table<StackKey, StackTotals, { size_of::<StackKey>() }, { size_of::<StackTotals>() }>,
     pub(super) threads: Table<u64, Thread, 8, { size_of::<Thread>() }>,
     slots: Storage<SLOT_BYTES>,
+    stack_records: Storage<{ size_of::<StackRecord>() }>,
     kin: Storage<{ size_of::<Kin>() }>,
     free: Queue<MapData, u32>,
     processes: Table<u32, u32, 4, 4>,
@@ -135,6 +136,7 @@ impl Engine {
             stacks: Table::take(&mut ebpf, "STACKS")?,
             threads: Table::take(&mut ebpf, "THREADS")?,
             slots: Storage::take(&mut ebpf, "SLOTS")?,
+            stack_records: Storage::take(&mut ebpf, "STACK_RECORDS")?,
             kin: Storage::take(&mut ebpf, "KIN")?,
             free,
             processes: Table::take(&mut ebpf, "PROCESSES")?,
@@ -270,6 +272,15 @@ impl Engine {
             self.threads.insert(&watch.thread, &thread)?;
         }
         Ok(fresh)
+    }
+
+    /// Makes a thread's room for the frames of its stacks, which its first switch makes else.
+    ///
+    /// # Errors
+    ///
+    /// When the map can't be written, for instance because the thread ended.
+    pub fn make_room(&mut self, thread: BorrowedFd<'_>) -> Result<bool, KernelError> {
+        self.stack_records.insert(thread.as_raw_fd(), &[])
     }
 
     /// A thread's clock as it stands now; none if it is not watched.

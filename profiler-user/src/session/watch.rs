@@ -53,7 +53,15 @@ pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut 
                     engine.forget(pidfd.as_fd()).ok()?;
                 }
                 let Kin { target, made_ns } = recorded.kin();
-                engine.watch(pidfd.as_fd(), &Watch { clock, target, thread, made_ns, own_tstate }).ok()
+                let watch = Watch { clock, target, thread, made_ns, own_tstate };
+                let watched = engine.watch(pidfd.as_fd(), &watch);
+                // While it is made at a first switch nobody else on that CPU can make his, and on a
+                // kernel that preempts that takes as long as the others like. Most often it is this
+                // thread that has a hub; 8 KiB for each that never switches would be many.
+                if tid == recorded.target.pid && recorded.target.greenlet.is_some() {
+                    let _made = engine.make_room(pidfd.as_fd());
+                }
+                watched.ok()
             });
             if tid == target.pid && fresh == Some(false) {
                 return false;
