@@ -55,6 +55,11 @@ pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut 
                 let Kin { target, made_ns } = recorded.kin();
                 let watch = Watch { clock, target, thread, made_ns, own_tstate };
                 let watched = engine.watch(pidfd.as_fd(), &watch);
+                // From Linux 7.0 on the kernel takes memory for it without a lock, and has none
+                // whenever that is in its way: the next look tries again.
+                if watched.is_err() {
+                    seen.remove(&tid);
+                }
                 // While it is made at a first switch nobody else on that CPU can make his, and on a
                 // kernel that preempts that takes as long as the others like. Most often it is this
                 // thread that has a hub; 8 KiB for each that never switches would be many.
