@@ -11,6 +11,9 @@ pub const GREENLET_FIRST: u32 = 16;
 
 /// [`crate::record::Greenlet::flags`]: what its label says could not be sent.
 pub const GREENLET_UNTOLD: u32 = 32;
+/// [`crate::record::Greenlet::flags`]: nothing was known of its own label when it left last
+/// ([`crate::label::Blank::is_unknown`]).
+pub const GREENLET_UNKNOWN: u32 = 1 << 18;
 /// [`crate::record::Greenlet::flags`]: its object was freed by another thread than the one that runs it, which
 /// is about to exit. Whatever has its address now is another one.
 pub const GREENLET_FREED: u32 = 1 << 17;

@@ -109,6 +109,9 @@ pub const MAX_PAIRS: u32 = 65_536;
 /// Greenlets made inside of a request that were not switched to yet, over all targets.
 pub const MAX_UNSTARTED: u32 = 65_536;
 
+/// Requests remembered that made greenlets, over all targets: the newest.
+pub const MAX_LENT: u32 = 16_384;
+
 /// Bytes looked at of the head of a request.
 pub const WIRE_BYTES: u32 = 4_096;
 

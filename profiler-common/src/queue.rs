@@ -38,6 +38,13 @@ impl Queued {
         self.any_most_ns = self.any_most_ns.wrapping_add(more.any_most_ns);
     }
 
+    /// Of a wait, without its last `ns`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without(&self, ns: u64) -> Self {
+        self.since(&Self { least_ns: ns, most_ns: ns, any_most_ns: ns })
+    }
+
     /// What came since it was `before`, which was read earlier.
     #[inline(always)]
     #[must_use]
@@ -141,6 +148,12 @@ mod tests {
     #[test]
     fn without_a_poller_nothing_is_known() {
         assert_eq!(Polls::default().resume(HUB, 100, 7), queued(0, 7, 7));
+    }
+
+    #[test]
+    fn the_begin_of_a_wait_is_queued_as_far_as_it_reaches_back() {
+        assert_eq!(queued(5, 20, 30).without(10), queued(0, 10, 20));
+        assert_eq!(queued(5, 20, 30).without(0), queued(5, 20, 30));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -200,9 +200,14 @@ pod! {
         pub given: u64,
         /// Switches whose leaver had none, by [`Blank`].
         pub blank: [u64; Blank::COUNT],
-        /// Runs whose label was another at their end than when it was last seen: the time
-        /// between the two is the later one's.
+        /// Runs whose label was another than when it was last seen, or may have been meanwhile.
         pub changed: u64,
+        /// The time between the two looks: nobody's.
+        pub changed_ns: u64,
+        /// Labels of a maker that were taken back, for its request was over.
+        pub outlived: u64,
+        /// Of waits with a maker's label, what came after its request.
+        pub outlived_ns: u64,
         /// The shortest of `runs` once all are in use, else 0.
         pub shortest_run_ns: u64,
         /// The longest runs, unordered.
@@ -274,6 +279,18 @@ pod! {
         /// When it was seen to work for several connections at a time, or to have others answer
         /// for it: no request is its own from then on. Else 0.
         pub shared_ns: u64,
+        /// The request that it works on and lent to greenlets it made, by
+        /// [`Label::request`]; else 0.
+        pub lent: u64,
+    }
+
+    /// The key of a [`crate::label::Lent`].
+    #[derive(PartialEq, Eq, Hash)]
+    pub struct LentKey {
+        /// The attach cookie.
+        pub target: u64,
+        /// [`Label::request`].
+        pub request: u64,
     }
 
     /// Completed waits in one stack.
@@ -559,7 +576,7 @@ pub const TICK_NATIVE: u32 = 4;
 pub const TICK_ENDING: u32 = 8;
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_864;
+pub const SLOT_BYTES: usize = 7_928;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

@@ -17,7 +17,7 @@ use profiler_common::{
 };
 
 use crate::{
-    clock, emit, label,
+    clock, emit, label, lent,
     maps::{self, count},
     memory::UserMemory,
     module,
@@ -67,11 +67,14 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.reading = 0;
     sight.alone = 0;
     sight.shared_ns = 0;
+    sight.lent = 0;
     maps::take_unstarted(key, &mut sight.given);
     if sight.flags & GREENLET_BORN == 0 {
         // Its start was not seen: whose that is nobody knows.
         sight.given = Label::NONE;
     }
+    // From its first instruction on.
+    sight.label = sight.given;
     if !maps::insert_greenlet(key, sight) {
         count(totals, Fault::GreenletsFull);
         totals.blind = 1;
@@ -160,6 +163,9 @@ pub fn end(greenlet: &Greenlet, how: u32, slot: &mut Slot, totals: &mut Totals) 
     }
     // A thread that exits holds no GIL.
     maps::add(&mut totals.ends, 1);
+    if greenlet.lent != 0 {
+        lent::ended(key.target, greenlet.lent, greenlet.since_ns);
+    }
     if !emit::send(record, size_of::<EndRecord>() as u64, false) {
         count(totals, Fault::RingFullEnd);
         maps::add(&mut totals.unlisted, 1);
@@ -245,9 +251,13 @@ pub fn ended(greenlet: &mut Greenlet, now: u64, how: End, slot: &mut Slot, total
         // It did not go on.
         waited(&greenlet.stack, slot.target, ns, &Queued::NONE, totals);
         slot.pair.queued = Queued::NONE;
-        let labelled = !greenlet.label.is_none() && !greenlet.was_answered_for();
-        if labelled && !label::add_wait(slot, &greenlet.stack, &greenlet.label, ns, now) {
-            count(totals, Fault::LabelsFull);
+        if !greenlet.label.is_none() && !greenlet.was_answered_for() {
+            let pimpl = slot.from_key.pimpl;
+            let part_ns = lent::of_wait(slot, greenlet, pimpl, ns, now);
+            let until_ns = now - (ns - part_ns);
+            if !label::add_wait(slot, &greenlet.stack, &greenlet.label, part_ns, until_ns) {
+                count(totals, Fault::LabelsFull);
+            }
         }
     }
     greenlet.since_ns = now;

@@ -15,22 +15,20 @@ use profiler_common::{
     clock::OFF_KINDS,
     fault::Fault,
     greenlet,
-    label::{KIND_ANSWERED, KIND_INHERITED, KIND_SOURCE, Label, MAX_CHAIN, Source},
-    limits::MAX_PARTS,
+    label::{Blank, KIND_ANSWERED, Label, MAX_CHAIN},
     memory::Memory as _,
-    queue::Queued,
     record::{
-        ARMED, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, LabelRecord, RecordHead, TargetConfig, Totals,
-        VERSION,
+        ARMED, CONFIG_WIRE, GREENLET_UNKNOWN, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, LabelRecord,
+        RecordHead, TargetConfig, Totals, VERSION,
     },
     walk::StackKey,
 };
 
 use crate::{
-    clock, emit,
+    clock, emit, lent,
     maps::{self, count},
     memory::UserMemory,
-    module,
+    module, part,
     slot::Slot,
 };
 
@@ -72,14 +70,23 @@ extern "C" fn label_run(config: *const TargetConfig, slot: *mut Slot) -> u32 {
     0
 }
 
-/// Finds the label of the context of the thread state `tstate`, into `slot.label`.
+/// Finds the label of the context of the thread state `tstate`, into `slot.label`, and how many
+/// contexts were entered and left there, into `slot.contexts_now`.
 ///
 /// Returns 0, or 1 + the [`profiler_common::label::Blank`] that is the reason why there is
 /// none.
 #[inline(always)]
-pub fn own(config: &TargetConfig, slot: &mut Slot, tstate: Addr) -> u32 {
-    let context = UserMemory.pointer(tstate.at(config.layout.python.tstate_context));
-    of_context(config, slot, context.unwrap_or(Addr(1)))
+fn own(config: &TargetConfig, slot: &mut Slot, tstate: Addr) -> u32 {
+    let context = config.layout.python.tstate_context;
+    let version = config.label.layout.tstate_context_ver;
+    let mut words = [1, 0];
+    let known = UserMemory.read(tstate.at(context), &mut words).is_ok();
+    let [at, mut entered] = words;
+    if version != context.wrapping_add(8) {
+        entered = UserMemory.word(tstate.at(version)).unwrap_or_default();
+    }
+    slot.contexts_now = entered;
+    of_context(config, slot, Addr(if known { at } else { 1 }))
 }
 
 /// The same of a context.
@@ -94,6 +101,15 @@ pub fn of_context(config: &TargetConfig, slot: &mut Slot, context: Addr) -> u32 
     slot.chain.blank
 }
 
+/// [`Slot::seen`]: not known.
+const UNKNOWN: u64 = u64::MAX;
+
+/// The request of the label in `slot.label`, which [`own`] or a gift just told.
+#[inline(always)]
+fn seen(slot: &Slot) -> u64 {
+    if Blank::is_unknown(slot.chain.blank) { UNKNOWN } else { slot.label.request() }
+}
+
 /// Whether anything of the target can have a label.
 #[inline(always)]
 pub fn wanted(config: &TargetConfig, given: &Label) -> bool {
@@ -101,11 +117,12 @@ pub fn wanted(config: &TargetConfig, given: &Label) -> bool {
 }
 
 /// Says what the label in `slot.label`, which [`own`] just found, is; false if there is no
-/// room for that now.
+/// room for that now. `given` is what its greenlet's request is by the wire.
 #[inline(never)]
-pub fn tell(config: &TargetConfig, slot: &mut Slot, now: u64) -> bool {
+pub fn tell(config: &TargetConfig, slot: &mut Slot, given: &Label, now: u64) -> bool {
     let Slot { chain, label_record, .. } = &mut *slot;
     chain.begin_about(&mut label_record.about);
+    label_record.about.request = if given.is_wire() { given.id } else { [0; 2] };
     let _ran = label_run(config, slot);
     send(slot, now)
 }
@@ -148,140 +165,160 @@ extern "C" fn label_left(
     let totals = unsafe { &mut *totals };
     // SAFETY: as above.
     let from = unsafe { &mut *from };
-    if from.given.kind & KIND_ANSWERED != 0 {
-        let now = from.since_ns;
-        end_answered(slot, from, now);
-    }
     slot.label = Label::NONE;
+    let now = from.since_ns;
+    let mut given = lent::given(config, slot.target, from);
+    let answered = from.given.kind & KIND_ANSWERED != 0;
+    let mut blank = 0;
     if config.label.source != 0 {
-        match own(config, slot, slot.tstate) {
+        blank = own(config, slot, slot.tstate);
+        if Blank::is_unknown(blank) {
+            given = Label::NONE;
+        }
+        match blank {
             0 => totals.labelled += 1,
-            _ if !given(config, from).is_none() => totals.given += 1,
+            // After its answer it leaves for something else.
+            _ if !given.is_none() && !answered => totals.given += 1,
             blank => {
                 if let Some(counter) = totals.blank.get_mut(blank.wrapping_sub(1) as usize) {
                     *counter += 1;
                 }
             }
         }
-    } else if !from.given.is_none() {
+    } else if !given.is_none() {
         totals.given += 1;
     }
-    let now = from.since_ns;
+    if from.lent != 0 {
+        // The last moment in which it surely went on: the run's begin.
+        let _over = lent::take_back(slot, from, blank);
+    }
+    if slot.label.is_none() && from.given.is_inherited() && given.is_none() && !Blank::is_unknown(blank) {
+        from.given = Label::NONE;
+        totals.outlived += 1;
+    }
     if slot.label.is_none() {
-        slot.label = given(config, from);
+        slot.label = given;
     } else if !slot.label.is(&from.label) && !slot.label.is(&slot.told) || from.flags & GREENLET_UNTOLD != 0 {
-        if tell(config, slot, now) {
+        // What it had before it got its request is not that.
+        let request = if slot.label.is(&from.label) { Label::NONE } else { given };
+        if tell(config, slot, &request, now) {
             from.flags &= !GREENLET_UNTOLD;
         } else {
             count(totals, Fault::RingFullLabel);
             from.flags |= GREENLET_UNTOLD;
         }
     }
-    if slot.parts_count != 0 || !slot.label.is(&from.label) {
-        let changed = change(from);
-        if changed != 0 {
-            totals.changed += 1;
+    let has_given = slot.label.is(&given);
+    let changes = end_run(config, slot, from, now);
+    from.flags &= !GREENLET_UNKNOWN;
+    if Blank::is_unknown(blank) {
+        from.flags |= GREENLET_UNKNOWN;
+    }
+    if !changes && !answered {
+        return 0;
+    }
+    if answered {
+        from.given = Label::NONE;
+        if has_given {
+            // It had it to here, and waits for something else.
+            slot.label = Label::NONE;
         }
-        if changed == FULL {
-            count(totals, Fault::LabelsFull);
-        }
+    }
+    let changed = part::change(from);
+    if changed & part::CHANGED != 0 {
+        totals.changed += 1;
+    }
+    if changed & part::FULL != 0 {
+        count(totals, Fault::LabelsFull);
     }
     0
 }
 
-/// What its request or its maker gave a greenlet. In a process with a tracer nothing ends what
-/// the wire gave before that was found.
-#[inline(always)]
-fn given(config: &TargetConfig, greenlet: &Greenlet) -> Label {
-    let wire = greenlet.given.kind & KIND_SOURCE == Source::Wire as u32;
-    if wire && config.label.source != 0 { Label::NONE } else { own_of(greenlet) }
-}
-
-/// What a greenlet was given, whether it is answered or not.
-#[inline(always)]
-pub fn own_of(greenlet: &Greenlet) -> Label {
-    Label { kind: greenlet.given.kind & !KIND_ANSWERED, ..greenlet.given }
-}
-
-/// What the current greenlet was given is over: up to `now` it had it.
-#[inline(always)]
-pub fn end_answered(slot: &mut Slot, greenlet: &mut Greenlet, now: u64) {
-    let before = own_of(greenlet);
-    observe(slot, &before, now);
-    greenlet.given = Label::NONE;
-}
-
-/// [`change`]: there was no room for the time of a label.
-const FULL: u32 = 2;
-
-/// The label of `from` is `slot.label` now and was another before, or others were seen in
-/// between: each gets its time.
-///
-/// The slot is looked up again: a key of a map must lie in a map's value or on the stack, and
-/// up to 6.2 or so the verifier takes what a global function is given for neither.
+/// Whose the end of the run was; false if all of it is what the greenlet had before. Out of line:
+/// the stack is scarce.
 #[inline(never)]
-fn change(from: &mut Greenlet) -> u32 {
-    let Some(slot) = maps::slot() else {
+fn end_run(config: &TargetConfig, slot: &mut Slot, from: &Greenlet, now: u64) -> bool {
+    let owner = owner(config, slot, from);
+    // A switch enters a context.
+    slot.contexts = slot.contexts_now.wrapping_add(1);
+    let changes = slot.parts_count != 0 || !slot.label.is(&from.label) || !owner.is(&from.label);
+    if changes || from.given.kind & KIND_ANSWERED != 0 {
+        part::push_last(slot, &owner, now);
+    }
+    changes
+}
+
+/// Whose the time since the last look is, now that the greenlet has the label `slot.label`.
+///
+/// Its own label is its context's, and contexts change without a switch: an event loop enters
+/// that of a task for each step of it. If none was entered or left since, and the label is of
+/// the same request as before, it was so all the time. What it has from the wire is known from
+/// begin to end, whatever contexts are entered meanwhile; but not whether the tracer has another
+/// word for it, where that can't be read.
+#[inline(always)]
+fn owner(config: &TargetConfig, slot: &Slot, greenlet: &Greenlet) -> Label {
+    if config.label.source == 0 {
+        return slot.label;
+    }
+    let before = match slot.parts_count {
+        0 if greenlet.flags & GREENLET_UNKNOWN != 0 => UNKNOWN,
+        0 => greenlet.label.request(),
+        _ => slot.seen,
+    };
+    let now = seen(slot);
+    let known = before != UNKNOWN && now != UNKNOWN;
+    let given = known && greenlet.given.is_wire() && config.flags & CONFIG_WIRE != 0;
+    if given
+        && let Some(last) = slot.parts.get(slot.parts_count.wrapping_sub(1) as usize & 3)
+        && slot.parts_count != 0
+        && last.label.is(&lent::own_of(greenlet))
+    {
+        // The tracer's word for it would be one part more.
+        return last.label;
+    }
+    if slot.contexts == slot.contexts_now && before == now {
+        slot.label
+    } else if given {
+        lent::own_of(greenlet)
+    } else {
+        Label::DISPUTED
+    }
+}
+
+/// The greenlet gets a request from the wire, or is done with one; what it had until now it had
+/// up to `now`. The only way in which that changes: whose a run was is known by it.
+#[inline(never)]
+pub fn give(slot: &mut Slot, greenlet: &mut Greenlet, label: &Label, now: u64) -> u32 {
+    let Some(config) = maps::config(slot.target) else {
         return 0;
     };
-    // A switch that was undone has added the begin of this run already.
-    let mut begun_ns = slot.undo.from_since_ns.max(from.label_since_ns);
-    let mut running_ns = from.running_ns.saturating_sub(slot.run.ns).max(from.label_running_ns);
-    let mut full = false;
-    // What is charged for this run went through `slot.undo`.
-    for ((pair, sum), (gained, before)) in
-        slot.pair.off_ns.iter_mut().zip(from.off_ns).zip(slot.undo.off_ns.iter().zip(from.label_off_ns))
-    {
-        *pair = sum.wrapping_sub(*gained).saturating_sub(before);
+    let busy = slot.busy;
+    // A tick uses what a look uses.
+    slot.enter();
+    slot.label = Label::NONE;
+    let mut blank = 0;
+    if config.label.source != 0 {
+        blank = own(config, slot, slot.tstate);
     }
-    if !from.label.is_none() {
-        slot.pair_key.label = from.label;
-        slot.pair.ns = running_ns.saturating_sub(from.label_running_ns);
-        slot.pair.first_ns = from.label_since_ns;
-        slot.pair.last_ns = begun_ns;
-        full |= !add_run(slot);
+    // Or may have.
+    let has_own = !slot.label.is_none() || Blank::is_unknown(blank);
+    if !has_own {
+        slot.label = lent::given(config, slot.target, greenlet);
     }
-    for (before, (sum, gained)) in from.label_off_ns.iter_mut().zip(from.off_ns.iter().zip(slot.undo.off_ns))
-    {
-        *before = sum.wrapping_sub(gained);
+    let _pushed = push_seen(config, slot, greenlet, now);
+    if greenlet.lent != 0 && greenlet.given.is_wire() && greenlet.given.request() == greenlet.lent {
+        let _over = lent::over(slot, greenlet, now);
     }
-    let mut last = from.label;
-    for number in 0..MAX_PARTS {
-        if number as u64 >= slot.parts_count {
-            break;
-        }
-        let Some(part) = slot.parts.get(number) else {
-            break;
-        };
-        let ns = part.until_ns.saturating_sub(begun_ns);
-        slot.pair.off_ns = profiler_common::clock::charge(&part.off_ns, &mut slot.part_off_ns, ns);
-        for (before, off) in from.label_off_ns.iter_mut().zip(slot.pair.off_ns) {
-            *before = before.wrapping_add(off);
-        }
-        slot.pair.ns = ns;
-        slot.pair.first_ns = begun_ns;
-        slot.pair.last_ns = part.until_ns;
-        slot.pair_key.label = part.label;
-        last = part.label;
-        begun_ns += ns;
-        running_ns += ns;
-        if !last.is_none() {
-            full |= !add_run(slot);
-        }
+    greenlet.given = *label;
+    if !has_own {
+        slot.label = *label;
     }
-    slot.parts_count = 0;
-    from.label_running_ns = running_ns;
-    from.label_since_ns = begun_ns;
-    from.label = slot.label;
-    if full { FULL } else { u32::from(!last.is(&slot.label)) }
-}
-
-#[inline(always)]
-fn add_run(slot: &mut Slot) -> bool {
-    slot.pair_key.stack = StackKey { id: 0, check: 0 };
-    slot.pair.count = 1;
-    slot.pair.queued = Queued::NONE;
-    maps::add_pair(&slot.pair_key, &slot.pair)
+    slot.seen = seen(slot);
+    slot.contexts = slot.contexts_now;
+    if busy == 0 {
+        slot.leave();
+    }
+    0
 }
 
 /// A wait or a sleep of `ns` in `stack`, that ends at `now`, had that label; how much of it was
@@ -290,9 +327,12 @@ fn add_run(slot: &mut Slot) -> bool {
 pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) -> bool {
     slot.pair_key.stack = *stack;
     if stack.is_none() {
+        slot.handed = 0;
         return true;
     }
     slot.pair_key.label = *label;
+    slot.pair_key.label.kind |= slot.handed;
+    slot.handed = 0;
     slot.pair.ns = ns;
     slot.pair.count = 1;
     slot.pair.first_ns = now.wrapping_sub(ns);
@@ -301,35 +341,8 @@ pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: 
     maps::add_pair(&slot.pair_key, &slot.pair)
 }
 
-/// At `now`, in the middle of a run, the current greenlet has that label.
-#[inline(always)]
-pub fn observe(slot: &mut Slot, label: &Label, now: u64) {
-    if slot.parts_count == 0 {
-        slot.part_off_ns = slot.charged.off_ns;
-    }
-    let mut number = slot.parts_count;
-    let same = number != 0
-        && slot.parts.get(number.wrapping_sub(1) as usize & 3).is_some_and(|last| last.label.is(label));
-    let full = !same && number >= MAX_PARTS as u64;
-    if same || full {
-        number -= 1;
-    } else {
-        slot.parts_count = number + 1;
-    }
-    if full && let Some(totals) = maps::totals(slot.target) {
-        count(totals, Fault::LabelsFull);
-    }
-    let off_ns = slot.clock.off_ns;
-    if let Some(part) = slot.parts.get_mut(number as usize & 3) {
-        // Without room the last one and this one are together nobody's.
-        part.label = if full { Label::NONE } else { *label };
-        part.until_ns = now;
-        part.off_ns = off_ns;
-    }
-}
-
-/// The label of the greenlet that is current on the thread state `tstate`, into `slot.label`;
-/// 0, or 1 + why it has none of its own.
+/// The label of the greenlet that is current on the thread state `tstate`, into `slot.label`,
+/// and whose its time since the last look is; 0, or 1 + why it has none of its own.
 #[inline(always)]
 pub fn at_look(
     config: &TargetConfig,
@@ -362,19 +375,34 @@ extern "C" fn label_seen(
     let current = unsafe { current.as_ref() };
     let mut blank = 0;
     slot.label = Label::NONE;
+    let mut given = current.map_or(Label::NONE, |current| lent::given(config, slot.target, current));
     if config.label.source != 0 {
         blank = own(config, slot, Addr(tstate));
+        if Blank::is_unknown(blank) {
+            given = Label::NONE;
+        }
         let known = current.is_some_and(|current| current.label.is(&slot.label));
-        if blank == 0 && !known && !slot.label.is(&slot.told) && tell(config, slot, now) {
+        if blank == 0 && !known && !slot.label.is(&slot.told) && tell(config, slot, &given, now) {
             slot.told = slot.label;
         }
     }
-    if let Some(current) = current
-        && slot.label.is_none()
-    {
-        slot.label = given(config, current);
+    if slot.label.is_none() {
+        slot.label = given;
+    }
+    if let Some(current) = current {
+        let _pushed = push_seen(config, slot, current, now);
     }
     blank
+}
+
+/// Whose the time up to this look was. Out of line: the stack is scarce.
+#[inline(never)]
+fn push_seen(config: &TargetConfig, slot: &mut Slot, current: &Greenlet, now: u64) -> u32 {
+    let owner = owner(config, slot, current);
+    part::push(slot, &owner, now);
+    slot.seen = seen(slot);
+    slot.contexts = slot.contexts_now;
+    0
 }
 
 /// A greenlet is made: what its maker works for is its work too, until its context says
@@ -417,7 +445,6 @@ fn made(config: &TargetConfig, slot: &mut Slot) -> u32 {
         return 0;
     };
     if !wanted(config, &current.given)
-        || current.given.kind & KIND_ANSWERED != 0
         || greenlet::current(&config.layout, &mut UserMemory, slot.thread_state) != Ok(slot.current_object)
     {
         return 0;
@@ -428,12 +455,11 @@ fn made(config: &TargetConfig, slot: &mut Slot) -> u32 {
     }
     totals.hits += 1;
     let _blank = at_look(config, slot, slot.tstate, Some(current), now);
-    if slot.label.is_none() {
+    // What is answered is not handed on.
+    if slot.label.is_none() || current.given.kind & KIND_ANSWERED != 0 && slot.label.is_wire() {
         return 0;
     }
-    let mut label = slot.label;
-    label.kind |= KIND_INHERITED;
-    if !maps::insert_unstarted(&slot.to_key, &label) {
+    if !lent::lend(slot, current) || !lent::inherit(slot) {
         count(totals, Fault::LabelsFull);
     }
     0

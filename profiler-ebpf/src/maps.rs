@@ -12,7 +12,7 @@ use aya_ebpf::{
         bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_TASK_STORAGE},
         task_struct,
     },
-    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue, RingBuf},
     helpers::generated::{bpf_get_current_task_btf, bpf_sk_storage_get, bpf_task_storage_get},
     macros::btf_map,
     programs::ProbeContext,
@@ -20,14 +20,15 @@ use aya_ebpf::{
 use profiler_common::{
     code::Codes,
     fault::Fault,
-    label::{Label, PairKey, PairTotals},
+    label::{Label, Lent, PairKey, PairTotals},
     limits::{
-        DEFAULT_GREENLETS, MAX_PAIRS, MAX_PROBED, MAX_STACKS, MAX_TARGETS, MAX_THREADS, MAX_UNSTARTED,
-        RING_BYTES,
+        DEFAULT_GREENLETS, MAX_LENT, MAX_PAIRS, MAX_PROBED, MAX_STACKS, MAX_TARGETS, MAX_THREADS,
+        MAX_UNSTARTED, RING_BYTES,
     },
     queue::Queued,
     record::{
-        Greenlet, GreenletKey, Kin, Module, Probed, StackRecord, StackTotals, TargetConfig, Thread, Totals,
+        Greenlet, GreenletKey, Kin, LentKey, Module, Probed, StackRecord, StackTotals, TargetConfig, Thread,
+        Totals,
     },
     walk::StackKey,
 };
@@ -146,6 +147,9 @@ static PHASE: Array<u32, 1> = Array::new();
 /// What greenlets that were not switched to yet have from their makers.
 #[btf_map]
 static UNSTARTED: HashMap<GreenletKey, Label, { MAX_UNSTARTED as usize }> = HashMap::new();
+/// Requests that made greenlets. What is pushed out is over for those: their labels end early.
+#[btf_map]
+static LENT: LruHashMap<LentKey, Lent, { MAX_LENT as usize }> = LruHashMap::new();
 /// How far the clock is ahead of the one by which the CPU's scheduler reckons, as it was when
 /// a thread of a target last came or left there; 0 if none did.
 #[btf_map]
@@ -431,6 +435,20 @@ pub fn take_unstarted(key: &GreenletKey, label: &mut Label) {
 pub fn drop_unstarted(key: &GreenletKey) {
     // Most are not there.
     let _removed = UNSTARTED.remove(key);
+}
+
+/// What is known of a request that made greenlets.
+#[inline(always)]
+pub fn lent(key: &LentKey) -> Option<&'static mut Lent> {
+    let lent = LENT.get_ptr_mut(key)?;
+    // SAFETY: written under the GIL; a tick reads single words.
+    Some(unsafe { &mut *lent })
+}
+
+/// A request made its first greenlet.
+#[inline(always)]
+pub fn insert_lent(key: &LentKey) -> bool {
+    LENT.insert(key, Lent { makers: 1, over_ns: 0, answered_ns: 0 }, 0).is_ok()
 }
 
 /// The current task.

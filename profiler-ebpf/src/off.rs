@@ -24,6 +24,7 @@ use crate::{
     clock, emit, label, maps,
     memory::UserMemory,
     own::{By, FOUND, leaf_frame},
+    part,
     slot::Slot,
     stack, switch, wire,
 };
@@ -108,8 +109,6 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
         slot.off_label = slot.label;
         if entry.is_some() {
             slot.off_seen = 1;
-            let label = slot.label;
-            label::observe(slot, &label, now);
         }
     }
     if key == slot.sent_stack && config.sending == slot.sent {
@@ -206,7 +205,7 @@ fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
     }
     if looked && seen {
         // It did nothing meanwhile.
-        label::observe(slot, &label, now);
+        part::push(slot, &label, now);
     }
     if label.is_none() {
         return 0;

@@ -130,6 +130,13 @@ pub struct Slot {
     pub part_off_ns: [u64; OFF_KINDS],
     /// The labels of the current run so far.
     pub parts: [Part; MAX_PARTS],
+    /// The request that the current greenlet was last seen with in this run, by
+    /// [`Label::request`].
+    pub seen: u64,
+    /// How many contexts the thread had entered and left then, or at the begin of the run.
+    pub contexts: u64,
+    /// Scratch: the same now.
+    pub contexts_now: u64,
     /// Its memory, by the kernel's address of it, since it first came onto a CPU.
     pub memory: u64,
     /// The polls of its hub.
@@ -142,6 +149,10 @@ pub struct Slot {
     pub charged: Reading,
     /// The clock at this hit.
     pub reading: Reading,
+    /// Scratch: [`profiler_common::label::KIND_HANDED`] of the wait that is counted next, or 0.
+    pub handed: u32,
+    /// Scratch: not 0 if the leaver's whole run was for one request.
+    pub whole: u32,
     /// Its `PyThreadState`.
     pub tstate: Addr,
     /// greenlet's `ThreadState`.

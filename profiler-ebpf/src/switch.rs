@@ -5,7 +5,7 @@ use profiler_common::{
     address::Addr,
     fault::Fault,
     greenlet::{self, Head, Life},
-    label::Label,
+    label::{KIND_HANDED, Label},
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
@@ -17,7 +17,7 @@ use profiler_common::{
 };
 
 use crate::{
-    account, block, clock, emit, label,
+    account, block, clock, emit, label, lent,
     log::log,
     maps::{self, count},
     memory::UserMemory,
@@ -304,7 +304,7 @@ fn begun(hit: &mut Hit<'_>) -> u32 {
         let _blank = label::of_context(config, slot, context.unwrap_or(Addr(1)));
         greenlet.label = slot.label;
         greenlet.label_since_ns = config.started_ns;
-        if !slot.label.is_none() && !label::tell(config, slot, *now) {
+        if !slot.label.is_none() && !label::tell(config, slot, &Label::NONE, *now) {
             greenlet.flags |= GREENLET_UNTOLD;
             count(totals, Fault::RingFullLabel);
         }
@@ -338,6 +338,7 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
     slot.undo.from_since_ns = hit.now;
     slot.run.stack = StackKey { id: 0, check: 0 };
     slot.run.greenlet = 0;
+    slot.whole = 0;
     let mut dead = false;
     if let Some(from) = maps::greenlet(&slot.from_key) {
         dead = take_stack(hit, from);
@@ -359,11 +360,12 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         slot.run.ended_ns = now;
         slot.run.greenlet = from.id;
         let had = !from.label.is_none() || hit.slot.parts_count != 0;
-        if had || label::wanted(hit.config, &from.given) {
+        if had || from.lent != 0 || label::wanted(hit.config, &from.given) {
             label::at_leave(hit.config, hit.slot, hit.totals, from);
         } else {
             hit.slot.label = Label::NONE;
         }
+        hit.slot.whole = u32::from(from.label_since_ns <= hit.slot.undo.from_since_ns);
         if ns >= hit.config.block_ns {
             let _block = block::begin(hit.config, hit.slot, from, began_ns);
         }
@@ -431,12 +433,20 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
 /// slot's pair. Out of line: the stack is scarce.
 #[inline(never)]
 fn labelled_wait(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, to: &Greenlet, ns: u64) -> u32 {
-    let now = to.since_ns + ns;
-    if !label::add_wait(slot, &to.stack, &to.label, ns, now) {
+    // All the time the leaver ran for the same request, which did not wait then.
+    let same = slot.label.request() == to.label.request();
+    let handed = same && slot.whole != 0 && slot.undo.from_since_ns == to.since_ns;
+    slot.handed = if handed { KIND_HANDED } else { 0 };
+    let pimpl = slot.to_key.pimpl;
+    let part_ns = lent::of_wait(slot, to, pimpl, ns, to.since_ns + ns);
+    // It was ready at the end of its wait.
+    slot.pair.queued = slot.pair.queued.without(ns - part_ns);
+    let until_ns = to.since_ns + part_ns;
+    if !label::add_wait(slot, &to.stack, &to.label, part_ns, until_ns) {
         count(totals, Fault::LabelsFull);
     }
-    if off::wants_told(config, &to.label, ns) {
-        let _told = off::tell(slot, to.id, &to.label, now, ns);
+    if !handed && off::wants_told(config, &to.label, part_ns) {
+        let _told = off::tell(slot, to.id, &to.label, until_ns, part_ns);
     }
     0
 }

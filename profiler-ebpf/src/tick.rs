@@ -141,10 +141,6 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
     if label::wanted(config, &given) {
         slot.tick.blank = label::at_look(config, slot, slot.own_tstate, current.as_deref(), now);
         slot.tick.label = slot.label;
-        if current.is_some() {
-            let label = slot.label;
-            label::observe(slot, &label, now);
-        }
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Requests as they come over sockets, for processes without an agent.
+//! Requests as they come over sockets, where there is no tracer, or none that tells of them.
 //!
 //! A request is one of its connection, whoever reads and writes there: it begins when its head
 //! is proved and ends with its answer ([`profiler_common::http`]). Whose time is its is another
@@ -17,7 +17,7 @@ use aya_ebpf::{
 use profiler_common::{
     fault::Fault,
     http::{EXPECTS, Event, IS_HEAD, LINE, REQUEST_ANSWERED, REQUEST_PARTLY, TURN},
-    label::{ABOUT_UNOWNED, KIND_ANSWERED, KIND_INHERITED, KIND_SOURCE, Label, Source},
+    label::{ABOUT_UNOWNED, KIND_ANSWERED, Label, Source},
     record::{
         ARMED, CONFIG_WIRE, GREENLET_BORN, GREENLET_MAIN, GREENLET_RECEIVED, GREENLET_SEVERAL, Greenlet,
         GreenletKey, Kind, RecordHead, RequestRecord, TargetConfig, VERSION,
@@ -31,7 +31,7 @@ use crate::{
     },
     emit,
     kernel::{self, Stream},
-    label,
+    label, lent,
     maps::{self, count},
     slot::Slot,
 };
@@ -151,7 +151,7 @@ fn received(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection,
             }
         }
         if bytes != 0 && greenlet.given.kind & KIND_ANSWERED != 0 {
-            label::end_answered(slot, greenlet, time());
+            let _given = label::give(slot, greenlet, &Label::NONE, time());
         }
     }
     if bytes == 0 {
@@ -212,7 +212,7 @@ fn unread(slot: &Slot) {
 fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -> u32 {
     let now = time();
     let id = [now, bpf_get_current_pid_tgid()];
-    slot.label = Label { id, span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
+    let label = Label { id, span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
     let matched = connection.flags & UNMATCHED == 0;
     let alone = matched && connection.came == connection.answered;
     let mut pending = 0;
@@ -229,14 +229,13 @@ fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -
         owned = owns(greenlet, connection, now, alone);
         if owned {
             // What it did until now was for the request before, or none.
-            let before = label::own_of(greenlet);
-            label::observe(slot, &before, now);
-            greenlet.given = slot.label;
+            let _given = label::give(slot, greenlet, &label, now);
             pending |= PENDING_OWNED;
-        } else if greenlet.given.kind & (KIND_SOURCE | KIND_INHERITED) == Source::Wire as u32 {
-            label::end_answered(slot, greenlet, now);
+        } else if greenlet.given.is_wire() {
+            let _given = label::give(slot, greenlet, &Label::NONE, now);
         }
     }
+    slot.label = label;
     if !owned {
         fault(slot, if alone { Fault::WireUnowned } else { Fault::WireUnsure });
     }
@@ -255,6 +254,7 @@ fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -
     about.operation.width = 0;
     about.operation.length = 0;
     about.began_ms = 0;
+    about.request = [0; 2];
     about.flags = connection.heard.flags | if owned { 0 } else { ABOUT_UNOWNED };
     if !label::send(slot, now) {
         fault(slot, Fault::RingFullLabel);
@@ -441,6 +441,9 @@ fn answered(target: u64, first: &mut Pending, sender: u64) -> u32 {
         return 0;
     }
     let [began, _] = first.id;
+    if reader.lent != 0 {
+        lent::answered(target, reader, first.id, time());
+    }
     if reader.given.id == first.id {
         if first.reader == sender {
             reader.given.kind |= KIND_ANSWERED;
@@ -532,9 +535,8 @@ pub fn on_sleep(slot: &mut Slot, greenlet: &mut Greenlet, call: u64, now: u64) {
     if looping && greenlet.shared_ns == 0 {
         greenlet.shared_ns = now;
     }
-    let own = greenlet.given.kind & (KIND_SOURCE | KIND_INHERITED) == Source::Wire as u32;
-    if own && looping || greenlet.given.kind & KIND_ANSWERED != 0 {
-        label::end_answered(slot, greenlet, now);
+    if greenlet.given.is_wire() && looping || greenlet.given.kind & KIND_ANSWERED != 0 {
+        let _given = label::give(slot, greenlet, &Label::NONE, now);
     }
 }
 

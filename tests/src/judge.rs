@@ -222,6 +222,8 @@ struct People<'a> {
     children: HashMap<u64, Vec<&'a Work>>,
     /// By address: requests, in the order in which they were waited for.
     requests: HashMap<u64, Vec<&'a Work>>,
+    /// Requests by number.
+    works: HashMap<u64, &'a Work>,
 }
 
 /// Whose label it is.
@@ -238,8 +240,13 @@ struct Owner<'a> {
 impl<'a> People<'a> {
     fn of(works: &'a [Work]) -> Self {
         let source = works.first().map_or(Source::Wire, |work| work.labels);
-        let mut people =
-            Self { source, owners: HashMap::new(), children: HashMap::new(), requests: HashMap::new() };
+        let mut people = Self {
+            source,
+            owners: HashMap::new(),
+            children: HashMap::new(),
+            requests: HashMap::new(),
+            works: HashMap::new(),
+        };
         for work in works {
             people.add(work);
         }
@@ -254,6 +261,9 @@ impl<'a> People<'a> {
 
     fn add(&mut self, work: &'a Work) {
         let key = self.key(&work.truth);
+        if work.kind == Kind::Request {
+            self.works.insert(work.serial, work);
+        }
         if let (Some(key), Kind::Request) = (key, work.kind) {
             let endpoint = match self.source {
                 Source::Agent | Source::Wire => Some(work.endpoint.as_str()),
@@ -302,6 +312,11 @@ impl<'a> People<'a> {
         let next = own.partition_point(|work| work.begin_ns.is_some_and(|begin_ns| begin_ns <= ns));
         let work = own.get(next.checked_sub(1)?)?;
         work.end_ns.is_none_or(|end_ns| ns <= end_ns).then_some(*work)
+    }
+
+    /// The request that made a child.
+    fn request_of(&self, child: &Work) -> Option<&'a Work> {
+        self.works.get(&child.of?).copied()
     }
 
     /// The last request that the greenlet at that address began to wait for.

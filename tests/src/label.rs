@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::profile::{Frame, Open};
+use crate::profile::{Clock, Frame, Open};
 
 /// Where a label comes from.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -118,6 +118,9 @@ pub struct Looks {
     pub given: u64,
     /// None, by reason.
     pub blank: BTreeMap<String, u64>,
+    /// Labels of makers that were taken back.
+    #[serde(default)]
+    pub outlived: u64,
 }
 
 /// What tells of requests in a process.
@@ -142,10 +145,16 @@ pub struct Request {
     pub segment_id: Option<String>,
     /// What was asked for.
     pub endpoint: Option<String>,
-    /// When the run began in which it was first seen, from the start of the recording.
+    /// What tells of it.
+    #[serde(rename = "label_source")]
+    pub source: Option<Source>,
+    /// When it was first seen, from the start of the recording.
     pub begin_ns: Option<u64>,
     /// From there to when it was last seen.
     pub wall_ns: Option<u64>,
+    /// Where the time of its own greenlets went.
+    #[serde(flatten)]
+    pub clock: Clock,
     /// How long its own greenlets waited, if it is known which these are.
     pub waiting_ns: Option<u64>,
     /// The same of those that they made.
@@ -168,6 +177,9 @@ pub struct Endpoint {
     pub requests: u64,
     /// How many of them from begin to end.
     pub whole: u64,
+    /// How long their own greenlets waited.
+    #[serde(default)]
+    pub waiting_ns: Option<u64>,
     /// Where its own greenlets waited most.
     pub top_wait: Option<TopWait>,
 }

@@ -165,6 +165,12 @@ pub enum Context {
 }
 
 impl Work {
+    /// Whether the request's answer was sent by then.
+    #[must_use]
+    pub fn is_answered(&self, ns: u64) -> bool {
+        self.answered_ns.is_some_and(|answered_ns| answered_ns <= ns)
+    }
+
     /// The innermost label that is true at that moment, and whether it is a span's of this
     /// work; else it is the work's own, or of a child its maker's.
     #[must_use]

@@ -85,6 +85,8 @@ class Agent:
     """The agent of SkyWalking."""
 
     name = "agent"
+    by_hand = True
+    """Whether its plugin is installed where it does not do that itself."""
 
     def start(self):
         """Start it as a service does, and its Flask plugin by hand where it does not."""
@@ -118,7 +120,7 @@ class Agent:
 
         self.plugin = "agent"
         # The agent loads its plugins as modules of their own: `sw_flask`.
-        if Flask.full_dispatch_request.__module__ == "flask.app":
+        if self.by_hand and Flask.full_dispatch_request.__module__ == "flask.app":
             from skywalking.plugins import sw_flask
 
             sw_flask.install()
@@ -175,6 +177,8 @@ class OpenTelemetry:
     """OpenTelemetry's SDK, all spans sampled and none sent anywhere."""
 
     name = "otel"
+    ratio = None
+    """Of the traces that begin here, how many are sampled; None for all."""
 
     def start(self):
         """A provider whose exporter drops what it gets."""
@@ -194,8 +198,10 @@ class OpenTelemetry:
         self.trace = trace
         self.sdk = sdk
         facts = {"service.name": SERVICE, "service.instance.id": INSTANCE}
-        provider = sdk.TracerProvider(sampler=sampling.ALWAYS_ON,
-                                      resource=Resource.create(facts))
+        sampler = sampling.ALWAYS_ON
+        if self.ratio is not None:
+            sampler = sampling.ParentBasedTraceIdRatio(self.ratio)
+        provider = sdk.TracerProvider(sampler=sampler, resource=Resource.create(facts))
         provider.add_span_processor(export.SimpleSpanProcessor(Nowhere()))
         trace.set_tracer_provider(provider)
         self.tracer = trace.get_tracer("traced")

@@ -141,11 +141,15 @@ def older():
 
 
 def readers():
-    """One that reads, and for each request another one that answers."""
+    """One that reads, and for each request another one that answers and goes on after it."""
+
+    def answer(sock, data):
+        respond(sock, data)
+        between()
 
     def serve(sock, _address):
         while data := whole_head(sock):
-            gevent.spawn(respond, sock, data)
+            gevent.spawn(answer, sock, data)
 
     server = StreamServer(("127.0.0.1", 0), serve)
     server.start()

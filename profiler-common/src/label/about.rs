@@ -12,6 +12,7 @@ impl Chain {
     pub const fn begin_about(&mut self, about: &mut About) {
         about.began_ms = 0;
         about.flags = 0;
+        about.request = [0; 2];
         about.trace.width = 0;
         about.endpoint.width = 0;
         about.operation.width = 0;

@@ -71,6 +71,8 @@ pub const KIND_INHERITED: u32 = 1 << 8;
 /// [`Label::kind`] of what a greenlet was given: the request is answered, and only what it runs
 /// until it waits again is still of it.
 pub const KIND_ANSWERED: u32 = 1 << 9;
+/// [`Label::kind`], of a wait: another greenlet of the same request ran meanwhile.
+pub const KIND_HANDED: u32 = 1 << 10;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -186,8 +188,8 @@ pod! {
         pub values_items: u16,
         /// `PyDictValues.valid` (3.13 on), else [`crate::layout::ABSENT`].
         pub values_valid: u16,
-        /// None.
-        pub padding: u16,
+        /// `PyThreadState.context_ver`: counts what enters and leaves contexts.
+        pub tstate_context_ver: u16,
     }
 
     /// What the chain of a target needs to know.
@@ -255,6 +257,21 @@ pod! {
         pub began_ms: u64,
         /// `ABOUT_*`.
         pub flags: u64,
+        /// Of a tracer's label: the id of the request from the wire that its greenlet works on,
+        /// else 0.
+        pub request: [u64; 2],
+    }
+
+    /// What greenlets have from their makers: a request that made some. Key:
+    /// [`crate::record::LentKey`].
+    #[derive(Default, PartialEq, Eq)]
+    pub struct Lent {
+        /// Greenlets that work on it themselves, and made some.
+        pub makers: u64,
+        /// Until when it was seen to go on, once none of them works on it any more; else 0.
+        pub over_ns: u64,
+        /// When it was answered on the wire, which ends it whoever works on; else 0.
+        pub answered_ns: u64,
     }
 
     /// Where time is counted that has a label: in a stack, or (no stack) as a run.
@@ -293,6 +310,19 @@ pub const ABOUT_TRACEPARENT: u64 = 4;
 /// [`About::flags`]: the label is no greenlet's: who works for the request is not known.
 pub const ABOUT_UNOWNED: u64 = 8;
 
+impl Lent {
+    /// Until when the request went on, if it is over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn until_ns(&self) -> Option<u64> {
+        let Self { makers, over_ns, answered_ns } = *self;
+        if answered_ns != 0 && (makers != 0 || answered_ns < over_ns) {
+            return Some(answered_ns);
+        }
+        if makers == 0 { Some(over_ns) } else { None }
+    }
+}
+
 impl Label {
     /// No label.
     pub const NONE: Self = Self { id: [0; 2], span: 0, kind: 0, target: 0 };
@@ -302,6 +332,35 @@ impl Label {
     #[must_use]
     pub const fn is_none(&self) -> bool {
         self.kind == 0
+    }
+
+    /// Of nobody, for it changed since the last look and nobody saw when.
+    pub const DISPUTED: Self = Self { id: [0; 2], span: 1, kind: 0, target: 0 };
+
+    /// Whether it is the maker's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_inherited(&self) -> bool {
+        self.kind & KIND_INHERITED != 0
+    }
+
+    /// Whether it is the request's own from the wire, answered or not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_wire(&self) -> bool {
+        self.kind & !KIND_ANSWERED == Source::Wire as u32
+    }
+
+    /// A number for its request, whatever the span and whoever has it; 0 for no label.
+    #[inline(always)]
+    #[must_use]
+    pub const fn request(&self) -> u64 {
+        if self.is_none() {
+            return 0;
+        }
+        let [high, low] = self.id;
+        // 2^64 by the golden ratio: ids of ours differ in few bits.
+        high.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) ^ low | 1
     }
 
     /// Whether both are the same.
@@ -359,6 +418,16 @@ impl Blank {
         Self::Unready,
         Self::NoRequest,
     ];
+
+    /// Whether nothing is known of a label, by 1 + the reason why there is none, or 0. There may
+    /// be one then. Whatever else its greenlet was given stands back: that trace need not be the
+    /// tracer's.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_unknown(reason: u32) -> bool {
+        let unknown = [Self::Unreadable, Self::OwnDictionary, Self::Unready];
+        unknown.iter().any(|blank| *blank as u32 + 1 == reason)
+    }
 
     /// The name in the json format.
     #[must_use]

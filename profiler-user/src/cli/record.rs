@@ -22,6 +22,7 @@ use crate::{
     profile::{Filter, Profile, event::Feed},
     session::{self, Labels, Options, Progress, Sites},
     target::{self, Target, TargetError},
+    trace::Source,
     view::{progress::Line, summary},
 };
 
@@ -230,6 +231,13 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             say!(
                 "greenscope: pid {pid}: its memory does not answer (pages of a userfaultfd or FUSE that nobody \
                  serves?): nothing is read of it from now on, what is counted goes on"
+            );
+        } else if let Progress::Spanless { pid, source } = progress {
+            let name = if source == Source::Agent { "SkyWalking's agent" } else { "OpenTelemetry" };
+            say!(
+                "greenscope: pid {pid}: {name} is in the process and made no span of its requests so far \
+                 (nothing instrumented, or none sampled; the agent 1.2.0 installs no plugin from Python \
+                 3.12 on): their labels are from the wire"
             );
         } else if let Progress::Block { pid, name, length, frames, met } = progress
             && arguments.warn_blocks

@@ -24,6 +24,9 @@ pub(super) struct Looks<'a> {
     given: u64,
     blank: &'a BTreeMap<&'static str, u64>,
     changed: u64,
+    changed_ns: u64,
+    outlived: u64,
+    outlived_ns: u64,
 }
 
 #[derive(Serialize)]
@@ -123,8 +126,16 @@ pub(super) fn tracer(row: &TracerRow) -> Tracer<'_> {
 }
 
 pub(super) fn looks(row: &Observations) -> Looks<'_> {
-    let Observations { own, given, blank, changed } = row;
-    Looks { own: *own, given: *given, blank, changed: *changed }
+    let Observations { own, given, blank, changed, changed_ns, outlived, outlived_ns } = row;
+    Looks {
+        own: *own,
+        given: *given,
+        blank,
+        changed: *changed,
+        changed_ns: *changed_ns,
+        outlived: *outlived,
+        outlived_ns: *outlived_ns,
+    }
 }
 
 pub(super) fn label(label: Labelled, profile: &Profile) -> Label<'_> {

@@ -1,7 +1,8 @@
 //! Reading what the kernel part keeps.
 
 use profiler_common::{
-    record::{Greenlet, GreenletKey, StackTotals, Thread, Totals},
+    label::Lent,
+    record::{Greenlet, GreenletKey, LentKey, StackTotals, Thread, Totals},
     walk::StackKey,
 };
 use rustc_hash::FxHashMap;
@@ -19,6 +20,8 @@ pub struct Kept {
     pub stacks: FxHashMap<StackKey, StackTotals>,
     /// The threads that were watched, by `bpf_get_current_pid_tgid`.
     pub threads: Vec<(u64, Thread)>,
+    /// Requests that made greenlets, by [`profiler_common::label::Label::request`].
+    pub lent: FxHashMap<u64, Lent>,
 }
 
 impl Engine {
@@ -47,6 +50,7 @@ impl Engine {
                 greenlets: Vec::new(),
                 stacks: FxHashMap::default(),
                 threads: Vec::new(),
+                lent: FxHashMap::default(),
             };
             all.insert(*target, kept);
         }
@@ -54,6 +58,11 @@ impl Engine {
         for (key, greenlet) in self.greenlets.entries()? {
             if let Some(kept) = of(key.target).and_then(|target| all.get_mut(&target)) {
                 kept.greenlets.push((key, greenlet));
+            }
+        }
+        for (LentKey { target, request }, lent) in self.lent.entries()? {
+            if let Some(kept) = of(target).and_then(|target| all.get_mut(&target)) {
+                kept.lent.insert(request, lent);
             }
         }
         for (key, thread) in self.threads.entries()? {

@@ -19,11 +19,11 @@ use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
     code::Codes,
-    label::{Label, PairKey, PairTotals},
+    label::{Label, Lent, PairKey, PairTotals},
     limits::{MAX_PROBED, MAX_TARGETS},
     record::{
-        ANY_TARGET, COOKIE_LIBRARY, Greenlet, GreenletKey, Kin, Module, Probed, SLOT_BYTES, StackRecord,
-        StackTotals, TargetConfig, Thread, Totals, Watch,
+        ANY_TARGET, COOKIE_LIBRARY, Greenlet, GreenletKey, Kin, LentKey, Module, Probed, SLOT_BYTES,
+        StackRecord, StackTotals, TargetConfig, Thread, Totals, Watch,
     },
     walk::StackKey,
 };
@@ -70,6 +70,7 @@ pub struct Engine {
     processes: Table<u32, u32, 4, 4>,
     pairs: Pairs,
     unstarted: Table<GreenletKey, Label, { size_of::<GreenletKey>() }, { size_of::<Label>() }>,
+    pub(super) lent: Table<LentKey, Lent, { size_of::<LentKey>() }, { size_of::<Lent>() }>,
     ring: RingBuf<MapData>,
     clocks: Result<(), KernelError>,
     follows: bool,
@@ -142,6 +143,7 @@ impl Engine {
             processes: Table::take(&mut ebpf, "PROCESSES")?,
             pairs: Pairs::take(&mut ebpf)?,
             unstarted: Table::take(&mut ebpf, "UNSTARTED")?,
+            lent: Table::take(&mut ebpf, "LENT")?,
             ring,
             follows: clocks.is_ok() && layout.task_pid != 0,
             clocks,
@@ -498,6 +500,11 @@ impl Engine {
         for (key, _) in self.unstarted.entries()? {
             if key.target == u64::from(target) {
                 self.unstarted.remove(&key)?;
+            }
+        }
+        for (key, _) in self.lent.entries()? {
+            if key.target == u64::from(target) {
+                self.lent.remove(&key)?;
             }
         }
         self.release(target, first_pid)

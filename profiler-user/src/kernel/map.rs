@@ -35,7 +35,7 @@ impl<K: Pod, V: Pod, const KN: usize, const VN: usize> Table<K, V, KN, VN> {
     pub(super) fn take(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<Self, KernelError> {
         let () = Self::SIZES;
         let map = ebpf.take_map(name).ok_or(KernelError::Missing(name))?;
-        let Map::HashMap(data) = &map else {
+        let (Map::HashMap(data) | Map::LruHashMap(data)) = &map else {
             return Err(KernelError::Missing(name));
         };
         let fd = data.fd().as_fd().try_clone_to_owned();

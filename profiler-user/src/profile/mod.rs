@@ -126,9 +126,14 @@ pub struct Observations {
     pub given: u64,
     /// There was none, by reason; only those that happened.
     pub blank: BTreeMap<&'static str, u64>,
-    /// Runs at whose end it was another than before: what lies between the last look and the
-    /// end is the later one's.
+    /// Runs in which it was another than before, or may have been meanwhile.
     pub changed: u64,
+    /// What lies between those looks: nobody's.
+    pub changed_ns: u64,
+    /// Labels of makers that were taken back, for their request was over.
+    pub outlived: u64,
+    /// Of waits with a maker's label, what came after its request.
+    pub outlived_ns: u64,
 }
 
 /// A request that was seen.

@@ -158,6 +158,8 @@ pub struct ObjectLayout {
     pub code_stacksize: u32,
     /// `PyContext.ctx_vars`.
     pub context_vars: u32,
+    /// `PyThreadState.context_ver`.
+    pub tstate_context_ver: u32,
     /// `PyContextVar.var_hash`.
     pub contextvar_hash: u32,
     /// `PyHamtObject.h_root`.

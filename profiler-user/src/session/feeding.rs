@@ -62,7 +62,7 @@ impl Recorded {
             time_ns: tick.head.time_ns,
             frames: frames.filter(|_| whole).map_or_else(|| Arc::new([]), Arc::clone),
             work: self.whose(&tick.label),
-            is_sure: whole && !tick.stack.is_none() && is_sure(tick.blank),
+            is_sure: whole && !tick.stack.is_none() && !Blank::is_unknown(tick.blank),
         });
         self.keep(event);
     }
@@ -109,8 +109,10 @@ impl Recorded {
 
     fn whose(&self, label: &Label) -> Option<Work> {
         let labels = &self.work.labels;
-        (!label.is_none())
-            .then(|| Work { called: labels.called(label), began_unix_ms: labels.began_ms(&label.id) })
+        (!label.is_none()).then(|| Work {
+            called: labels.called(label),
+            began_unix_ms: labels.began_ms(&labels.request_of(label).id),
+        })
     }
 
     /// Tells what happened since the last turn, and asks what is wanted until the next; true when
@@ -242,7 +244,8 @@ impl Recorded {
         };
         let kept = engine.alive(&[self.cookie])?;
         let greenlets = kept.get(&self.cookie).into_iter().flat_map(|kept| &kept.greenlets);
-        let held: FxHashSet<Request> = greenlets.map(|(_, greenlet)| greenlet.label.id).collect();
+        let held: FxHashSet<Request> =
+            greenlets.map(|(_, greenlet)| self.work.labels.request_of(&greenlet.label).id).collect();
         let (open, over): (FxHashMap<_, _>, FxHashMap<_, _>) =
             recent.into_iter().partition(|(request, _)| held.contains(request));
         self.work.recent = Some(open);
@@ -290,7 +293,7 @@ impl Recorded {
         let mut known = FxHashSet::default();
         for (key, greenlet) in &kept.greenlets {
             known.insert(key.pimpl);
-            let life = lives::alive(key.pimpl, greenlet, 0, bounds);
+            let life = lives::alive(key.pimpl, greenlet, &kept.lent, 0, bounds);
             waits.extend(life.open_waits.into_iter().map(|wait| (greenlet.type_object, wait)));
         }
         for ended in &self.ended {
@@ -402,10 +405,4 @@ pub(super) fn look_at_waits(
 fn off_cpu(idle: &Idle, off: &OffOwner, frames: &[Frame]) -> Option<State> {
     let unsure = off.plain && !idle.rests(off, frames);
     asleep(idle, off, frames).map(|state| if state == State::Idle && unsure { State::Blocked } else { state })
-}
-
-/// Whether it is sure whose work it was: of what could not be read it is not.
-fn is_sure(blank: u32) -> bool {
-    let unsure = [Blank::Unreadable, Blank::OwnDictionary, Blank::Unready];
-    !unsure.iter().any(|reason| *reason as u32 + 1 == blank)
 }

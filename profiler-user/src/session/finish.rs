@@ -282,7 +282,8 @@ impl Closing<'_> {
             .map(|record| lives::ended(record, head_start(record.greenlet.thread)))
             .collect();
         lives.extend(self.kept.greenlets.iter().map(|(key, greenlet)| {
-            let mut life = lives::alive(key.pimpl, greenlet, head_start(greenlet.thread), self.bounds);
+            let mut life =
+                lives::alive(key.pimpl, greenlet, &self.kept.lent, head_start(greenlet.thread), self.bounds);
             // Without its thread nothing can run it any more.
             life.alive = self.target.gone_ns.is_none() && !ended.contains(&greenlet.thread);
             life

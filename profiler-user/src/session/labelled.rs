@@ -7,13 +7,12 @@ use profiler_common::{
     clock::OFF_KINDS,
     fault::Fault,
     label::{
-        self, About, Blank, Chain, KIND_INHERITED, KIND_SOURCE, Label, LabelConfig, PairKey, PairTotals,
-        Source,
+        self, About, Blank, Chain, KIND_HANDED, KIND_INHERITED, Label, LabelConfig, PairKey, PairTotals,
     },
     memory::Memory as _,
     owner::off_of,
     queue,
-    record::{CONFIG_WIRE, Greenlet, Kind, LabelRecord, RecordHead, RequestRecord, Totals, VERSION},
+    record::{Greenlet, Kind, LabelRecord, RecordHead, RequestRecord, Totals, VERSION},
     walk::StackKey,
 };
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -26,7 +25,7 @@ use crate::{
     },
     target::{self, FoundGreenlet, GreenletState},
     timeline::lives::{Life, Open},
-    trace::{self, Identity, OnWire, Request, Tracer},
+    trace::{self, Identity, OnWire, Request, Source, Tracer},
 };
 
 /// Pairs of stack and label kept of a target; what comes later has no label.
@@ -36,6 +35,8 @@ const MOST_RECENT: usize = 100_000;
 
 /// Greenlets that never switch whose labels are read: the recording goes on meanwhile.
 const MAX_SUSPENDED: usize = 10_000;
+/// Requests on the wire without one span, after which it is said that there are none.
+const SPANLESS: u64 = 50;
 /// Between two looks for a tracer that taught nothing, at most: 2^5 times the usual.
 const MOST_IDLE: u32 = 5;
 
@@ -65,6 +66,8 @@ pub(super) struct Work {
     idle: u32,
     /// Looks to leave out until the next one.
     left_out: u32,
+    /// It was said that the tracer makes no spans.
+    spanless: bool,
 }
 
 impl Work {
@@ -80,9 +83,10 @@ impl Work {
         if let Some(recent) = &mut self.recent
             && key.stack.is_none()
             && key.label.kind & KIND_INHERITED == 0
-            && (recent.len() < MOST_RECENT || recent.contains_key(&key.label.id))
+            && let request = self.labels.request_of(&key.label).id
+            && (recent.len() < MOST_RECENT || recent.contains_key(&request))
         {
-            let (first_ns, last_ns) = recent.entry(key.label.id).or_insert((more.first_ns, more.last_ns));
+            let (first_ns, last_ns) = recent.entry(request).or_insert((more.first_ns, more.last_ns));
             *first_ns = more.first_ns.min(*first_ns);
             *last_ns = more.last_ns.max(*last_ns);
         }
@@ -176,8 +180,6 @@ impl Recorded {
         self.work.tracer = Some(tracer);
         self.change_config(|kept| {
             kept.label = config;
-            // Its own word goes before the wire's.
-            kept.flags &= !CONFIG_WIRE;
         });
     }
 
@@ -204,6 +206,18 @@ impl Recorded {
         {
             intervals.unlabel(record.shared, record.head.time_ns);
         }
+    }
+
+    /// Whether it is news that the tracer makes no spans: of requests that were seen on the wire
+    /// none had one.
+    pub(super) fn notice_spanless(&mut self, totals: &Totals) -> Option<Source> {
+        let tracer = self.work.tracer.as_ref()?;
+        let spanless = totals.labelled == 0
+            && self.ticks.labelled == 0
+            && self.work.labels.wired() >= SPANLESS
+            && !self.work.spanless;
+        self.work.spanless |= spanless;
+        spanless.then_some(tracer.source)
     }
 
     /// Finds the labels of the greenlets that were there at the begin and did not switch yet.
@@ -346,12 +360,22 @@ impl Closing<'_> {
         for (PairKey { stack, label }, totals) in &work.pairs {
             if !stack.is_none() {
                 let of_stack = self.sorted.of_stack.entry(*stack).or_default();
+                let label = Label { kind: label.kind & !KIND_HANDED, ..*label };
                 let PairTotals { ns, count, queued, .. } = *totals;
-                of_stack.push((*label, Waits { ns, count, queued }));
+                of_stack.push((label, Waits { ns, count, queued }));
             }
         }
         for pairs in self.sorted.of_stack.values_mut() {
             pairs.sort_unstable_by_key(|(label, waits)| (*label, waits.ns));
+            pairs.dedup_by(|(label, waits), (kept, sum)| {
+                let same = label == kept;
+                if same {
+                    sum.ns += waits.ns;
+                    sum.count += waits.count;
+                    sum.queued.add(&waits.queued);
+                }
+                same
+            });
         }
         let dropped = work.dropped + work.labels.dropped();
         *self.faults.entry(Fault::LabelsFull).or_default() += dropped;
@@ -417,14 +441,16 @@ impl Closing<'_> {
     /// The requests that were seen.
     pub(super) fn requests(&mut self, profile: &mut Profile) {
         let mut books: FxHashMap<Request, (Label, Books)> = FxHashMap::default();
-        let of = |label: &Label| Label { kind: label.kind & KIND_SOURCE, span: 0, ..*label };
+        let labels = &self.target.work.labels;
         for (PairKey { stack, label }, totals) in &self.target.work.pairs {
-            let (_, request) = books.entry(label.id).or_insert_with(|| (of(label), Books::default()));
+            let of = labels.request_of(label);
+            let (_, request) = books.entry(of.id).or_insert_with(|| (of, Books::default()));
             let inherited = label.kind & KIND_INHERITED != 0;
             if stack.is_none() {
                 let sum = if inherited { &mut request.inherited } else { &mut request.own };
                 if sum.count == 0 { *sum = *totals } else { merge(sum, totals) }
-            } else if let Some((frames, owner)) = self.target.stacks.frames(stack)
+            } else if label.kind & KIND_HANDED == 0
+                && let Some((frames, owner)) = self.target.stacks.frames(stack)
                 && off_of(owner).is_none()
             {
                 if inherited {
@@ -438,11 +464,12 @@ impl Closing<'_> {
         }
         let mut begun: FxHashMap<Request, (bool, bool)> = FxHashMap::default();
         for (label, ns, open) in std::mem::take(&mut self.sorted.open) {
-            let (_, request) = books.entry(label.id).or_insert_with(|| (of(&label), Books::default()));
+            let of = self.target.work.labels.request_of(&label);
+            let (_, request) = books.entry(of.id).or_insert_with(|| (of, Books::default()));
             if label.kind & KIND_INHERITED == 0 {
                 request.waiting_ns += ns;
                 request.queued.most_ns += ns;
-                let ends = begun.entry(label.id).or_default();
+                let ends = begun.entry(of.id).or_default();
                 ends.0 |= open != Open::End;
                 ends.1 |= open != Open::Begin;
             } else {
@@ -452,10 +479,16 @@ impl Closing<'_> {
         let on_wire: FxHashMap<Request, OnWire> =
             self.target.work.labels.on_wire().map(|(request, known)| (*request, known)).collect();
         let cookie = self.target.cookie;
-        for id in on_wire.keys() {
-            // Those of whose work nothing was seen are requests as well.
+        let has_spans = self.totals.labelled + self.target.ticks.labelled > 0;
+        for (id, seen) in &on_wire {
+            // Those of whose work nothing was seen are requests as well. Beside a tracer that tells
+            // of some a request without an owner is perhaps one of these.
+            if has_spans && !seen.owned {
+                continue;
+            }
             let label = Label { id: *id, span: 0, kind: Source::Wire as u32, target: cookie };
-            books.entry(*id).or_insert_with(|| (label, Books::default()));
+            let of = self.target.work.labels.request_of(&label);
+            books.entry(of.id).or_insert_with(|| (of, Books::default()));
         }
         let pid = self.target.target.pid;
         // Whose work a thread did before its first switch is not known.
@@ -463,7 +496,7 @@ impl Closing<'_> {
             self.kept.threads.iter().map(|(_, thread)| thread.seen_ns).collect();
         first_seen.insert(self.bounds.started_ns);
         for label in std::mem::take(&mut self.sorted.running) {
-            begun.entry(label.id).or_default().1 = true;
+            begun.entry(self.target.work.labels.request_of(&label).id).or_default().1 = true;
         }
         let mut rows: Vec<RequestRow> = books
             .into_values()
@@ -475,7 +508,14 @@ impl Closing<'_> {
                 let seen = on_wire.get(&label.id).copied();
                 // Whose time it is is known of those that have an owner to their end.
                 let worked = own.count > 0 || waiting_ns > 0;
-                let is_known = seen.is_none_or(|seen| seen.owned && !seen.partly && worked);
+                // One that had no span has its label all the time. Of any other the tracer knows more
+                // than could be read: perhaps another trace.
+                let is_unsure = has_spans
+                    && seen.is_some_and(|seen| {
+                        let ended_ns = seen.ended_ns.unwrap_or(seen.began_ns);
+                        own.ns + waiting_ns < ended_ns.saturating_sub(seen.began_ns)
+                    });
+                let is_known = seen.is_none_or(|seen| seen.owned && !seen.partly && worked && !is_unsure);
                 let hands_on = seen.is_none_or(|seen| seen.owned);
                 let begin_ns = match seen {
                     Some(seen) => Some(seen.began_ns),
@@ -489,8 +529,8 @@ impl Closing<'_> {
                 RequestRow {
                     pid,
                     source: called.source,
-                    trace_id: called.trace_id,
-                    segment_id: called.segment_id,
+                    trace_id: called.trace_id.filter(|_| !is_unsure),
+                    segment_id: called.segment_id.filter(|_| !is_unsure),
                     endpoint: called.endpoint,
                     begin_ns: begin_ns.map(|begin_ns| begin_ns.saturating_sub(self.origin_ns)),
                     wall_ns,
@@ -523,6 +563,9 @@ pub(super) fn count_looks(kept: &Totals, target: &Recorded, totals: &mut TotalsR
     sum.own += kept.labelled + target.ticks.labelled;
     sum.given += kept.given + target.ticks.given;
     sum.changed += kept.changed;
+    sum.changed_ns += kept.changed_ns;
+    sum.outlived += kept.outlived;
+    sum.outlived_ns += kept.outlived_ns;
     let mut at_switches = kept.blank;
     if target.work.tracer.is_none() {
         // The kernel part does not count those that it does not look at.

@@ -57,6 +57,7 @@ use crate::{
     },
     target::Target,
     timeline::lives::Bounds,
+    trace::Source,
 };
 
 /// How often the recorder looks around when nothing happens.
@@ -164,6 +165,13 @@ pub enum Progress<'a> {
     NoWire(&'a KernelError),
     /// That process's memory does not answer: nothing is read of it any more.
     NoAnswer(u32),
+    /// A process's tracer makes no span of its requests: they are taken from the wire.
+    Spanless {
+        /// The process.
+        pid: u32,
+        /// Which tracer.
+        source: Source,
+    },
     /// A greenlet held up its thread.
     Block {
         /// The process.
@@ -383,6 +391,9 @@ impl Session {
                 }
                 target.notice_exec(&totals);
                 target.notice_unready(&totals);
+                if let Some(source) = target.notice_spanless(&totals) {
+                    progress(Progress::Spanless { pid: target.target.pid, source });
+                }
                 if !target.looked_at {
                     target.look_around(&self.engine);
                 }

@@ -283,6 +283,7 @@ impl Lookup<'_> {
             code_nlocalsplus: self.wide("PyCodeObject", "co_nlocalsplus")?,
             code_stacksize: self.wide("PyCodeObject", "co_stacksize")?,
             context_vars: self.wide("_pycontextobject", "ctx_vars")?,
+            tstate_context_ver: self.wide("_ts", "context_ver")?,
             contextvar_hash: self.wide("_pycontextvarobject", "var_hash")?,
             hamt_root: self.wide("PyHamtObject", "h_root")?,
             bitmap_bits: self.wide("PyHamtNode_Bitmap", "b_bitmap")?,

@@ -3,13 +3,14 @@
 use profiler_common::{
     address::Addr,
     clock::{Clock, OFF_KINDS},
-    label::Label,
+    label::{Label, Lent},
     record::{
         EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_PASSES, GREENLET_PLACE,
         GREENLET_RUNNING, Greenlet, Thread,
     },
     walk::StackKey,
 };
+use rustc_hash::FxHashMap;
 
 /// The recording's bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +119,13 @@ pub fn uncharged_ns(thread: &Thread, clock: &Clock) -> [u64; OFF_KINDS] {
 
 /// The life of a greenlet whose end was not seen.
 #[must_use]
-pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bounds) -> Life {
+pub fn alive(
+    pimpl: Addr,
+    greenlet: &Greenlet,
+    lent: &FxHashMap<u64, Lent>,
+    head_start_ns: u64,
+    bounds: Bounds,
+) -> Life {
     let mut life = life(pimpl, greenlet, head_start_ns);
     life.alive = true;
     let ns = bounds.ended_ns.saturating_sub(greenlet.since_ns);
@@ -129,11 +136,30 @@ pub fn alive(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64, bounds: Bound
         life.waiting_ns += ns;
         // A greenlet that is known but was never switched into was the current one
         // when we came, and its wait began inside.
-        let label = if greenlet.was_answered_for() { Label::NONE } else { greenlet.label };
         let stack = greenlet.stack;
-        life.open_waits.push(OpenWait { stack, ns, open: Open::End, label });
+        let label = if greenlet.was_answered_for() { Label::NONE } else { greenlet.label };
+        let own_ns = over_ns(greenlet, lent).map_or(ns, |over_ns| over_ns.saturating_sub(greenlet.since_ns));
+        let own_ns = own_ns.min(ns);
+        if own_ns < ns {
+            life.open_waits.push(OpenWait { stack, ns: ns - own_ns, open: Open::End, label: Label::NONE });
+        }
+        if own_ns > 0 || ns == 0 {
+            life.open_waits.push(OpenWait { stack, ns: own_ns, open: Open::End, label });
+        }
     }
     life
+}
+
+/// When the request ended whose label a greenlet has from its maker, if it did.
+fn over_ns(greenlet: &Greenlet, lent: &FxHashMap<u64, Lent>) -> Option<u64> {
+    if !greenlet.given.is_inherited() || greenlet.label.is_none() {
+        return None;
+    }
+    match lent.get(&greenlet.label.request()) {
+        Some(lent) => lent.until_ns(),
+        // Pushed out by later ones.
+        None => greenlet.label.is_inherited().then_some(0),
+    }
 }
 
 /// The life of a greenlet whose end was seen.
@@ -185,7 +211,10 @@ fn life(pimpl: Addr, greenlet: &Greenlet, head_start_ns: u64) -> Life {
 
 #[cfg(test)]
 mod tests {
-    use profiler_common::record::{EndRecord, RecordHead};
+    use profiler_common::{
+        label::{KIND_INHERITED, Source},
+        record::{EndRecord, RecordHead},
+    };
 
     use super::*;
 
@@ -219,19 +248,42 @@ mod tests {
             reading: 0,
             alone: 0,
             shared_ns: 0,
+            lent: 0,
         }
     }
 
     #[test]
     fn the_last_run_is_closed_at_the_end() {
-        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), 0, BOUNDS);
+        let life = alive(Addr(8), &greenlet(GREENLET_RUNNING), &FxHashMap::default(), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (400, 400));
         assert!(life.open_waits.is_empty() && life.alive);
     }
 
     #[test]
+    fn a_makers_label_ends_with_its_request() {
+        let mut kept = greenlet(0);
+        kept.label = Label { id: [1, 2], span: 0, kind: Source::Wire as u32 | KIND_INHERITED, target: 0 };
+        kept.given = kept.label;
+        let (since_ns, request) = (kept.since_ns, kept.label.request());
+        let parts = |lent: Option<Lent>| {
+            let lent: FxHashMap<u64, Lent> = lent.map(|lent| (request, lent)).into_iter().collect();
+            let waits = alive(Addr(8), &kept, &lent, 0, BOUNDS).open_waits;
+            waits.iter().map(|wait| (!wait.label.is_none(), wait.ns)).collect::<Vec<_>>()
+        };
+        let on = Lent { makers: 1, over_ns: 0, answered_ns: 0 };
+        assert_eq!(parts(Some(on)), [(true, 100)]);
+        assert_eq!(parts(Some(Lent { answered_ns: since_ns + 30, ..on })), [(false, 70), (true, 30)]);
+        let over = Lent { makers: 0, over_ns: since_ns + 40, answered_ns: 0 };
+        assert_eq!(parts(Some(over)), [(false, 60), (true, 40)]);
+        // The earlier end is it.
+        assert_eq!(parts(Some(Lent { answered_ns: since_ns + 30, ..over })), [(false, 70), (true, 30)]);
+        assert_eq!(parts(Some(Lent { answered_ns: since_ns + 50, ..over })), [(false, 60), (true, 40)]);
+        assert_eq!(parts(None), [(false, 100)]);
+    }
+
+    #[test]
     fn the_last_wait_counts_its_part_inside_and_is_marked() {
-        let life = alive(Addr(8), &greenlet(0), 0, BOUNDS);
+        let life = alive(Addr(8), &greenlet(0), &FxHashMap::default(), 0, BOUNDS);
         assert_eq!((life.running_ns, life.waiting_ns), (300, 500));
         let wait =
             OpenWait { stack: StackKey { id: 5, check: 6 }, ns: 100, open: Open::End, label: Label::NONE };
@@ -243,15 +295,22 @@ mod tests {
         let mut kept = greenlet(GREENLET_RUNNING);
         kept.begun_ns = 70;
         kept.begun_stack = StackKey { id: 9, check: 9 };
-        let life = alive(Addr(8), &kept, 0, BOUNDS);
+        let life = alive(Addr(8), &kept, &FxHashMap::default(), 0, BOUNDS);
         let wait = OpenWait { stack: kept.begun_stack, ns: 70, open: Open::Begin, label: Label::NONE };
         assert_eq!(life.open_waits, [wait]);
     }
 
     #[test]
     fn only_the_first_greenlet_of_a_thread_gets_the_head_start() {
-        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING), 50, BOUNDS).running_ns, 400);
-        assert_eq!(alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), 50, BOUNDS).running_ns, 450);
+        assert_eq!(
+            alive(Addr(8), &greenlet(GREENLET_RUNNING), &FxHashMap::default(), 50, BOUNDS).running_ns,
+            400
+        );
+        assert_eq!(
+            alive(Addr(8), &greenlet(GREENLET_RUNNING | GREENLET_FIRST), &FxHashMap::default(), 50, BOUNDS)
+                .running_ns,
+            450
+        );
     }
 
     #[test]

@@ -92,6 +92,10 @@ pub struct Labels {
     /// The late ones as they came.
     order: VecDeque<Request>,
     spans: FxHashMap<(Request, u64), Arc<str>>,
+    /// Requests on the wire that the tracer made a span of, and a label of that.
+    traced: FxHashMap<Request, Label>,
+    /// Requests on the wire.
+    wired: u64,
     /// The same text once.
     texts: FxHashMap<String, Arc<str>>,
     dropped: u64,
@@ -114,6 +118,12 @@ impl Labels {
     pub fn take(&mut self, record: &LabelRecord) {
         let LabelRecord { head: _, label, about } = record;
         let source = source(label);
+        if source == Some(Source::Wire) {
+            self.wired += 1;
+        } else if about.request != [0; 2] && self.traced.len() < MAX_REQUESTS {
+            let of_request = Label { span: 0, kind: label.kind & KIND_SOURCE, ..*label };
+            self.traced.entry(about.request).or_insert(of_request);
+        }
         let endpoint = text(&about.endpoint);
         let operation = text(&about.operation);
         let (endpoint, operation) =
@@ -176,6 +186,24 @@ impl Labels {
         all.filter_map(|(request, known)| Some((request, known.wire?)))
     }
 
+    /// How many requests were seen on the wire.
+    #[must_use]
+    pub fn wired(&self) -> u64 {
+        self.wired
+    }
+
+    /// The label of a request: the tracer's word for it, where it made a span of what was seen on
+    /// the wire.
+    #[must_use]
+    pub fn request_of(&self, label: &Label) -> Label {
+        let own = Label { span: 0, kind: label.kind & KIND_SOURCE, ..*label };
+        if source(label) == Some(Source::Wire) {
+            self.traced.get(&label.id).copied().unwrap_or(own)
+        } else {
+            own
+        }
+    }
+
     fn known(&self, request: &Request) -> Option<&Known> {
         self.requests.get(request).or_else(|| self.late.get(request))
     }
@@ -199,6 +227,15 @@ impl Labels {
     /// What a label is called; what is not known for sure is left out.
     #[must_use]
     pub fn called(&self, label: &Label) -> Called {
+        if let Some(traced) = self.traced.get(&label.id).filter(|_| source(label) == Some(Source::Wire)) {
+            // Which span it was nobody says.
+            let root = Label { kind: traced.kind | label.kind & KIND_INHERITED, ..*traced };
+            return Called { span: None, operation: None, ..self.called_itself(&root) };
+        }
+        self.called_itself(label)
+    }
+
+    fn called_itself(&self, label: &Label) -> Called {
         let Some(source) = source(label) else {
             return Called::default();
         };

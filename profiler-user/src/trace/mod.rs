@@ -201,6 +201,6 @@ fn layout(objects: &ObjectLayout) -> Option<LabelLayout> {
         managed_values: or(objects.managed_values, 0)?,
         values_items: near(objects.values_items)?,
         values_valid: or(objects.values_valid, ABSENT)?,
-        padding: 0,
+        tstate_context_ver: near(objects.tstate_context_ver)?,
     })
 }

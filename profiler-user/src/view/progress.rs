@@ -35,6 +35,7 @@ impl Line {
             | Progress::NoTicks(_)
             | Progress::NoWire(_)
             | Progress::NoAnswer(_)
+            | Progress::Spanless { .. }
             | Progress::Block { .. } => {}
             Progress::Turn { elapsed, switches, stacks } => {
                 let seconds = elapsed.as_secs_f64();

@@ -114,6 +114,23 @@ pub(super) fn judge(evidence: &Evidence<'_>, people: &People<'_>, verdict: &mut 
         let named = stack.frames.iter().rev().filter_map(|frame| frame.function.as_deref());
         let function = named.clone().find(|name| functions.all.contains_key(name));
         let view = named.clone().find_map(|name| VIEWS.iter().find(|(view, ..)| *view == name));
+        if people.source != Source::Wire && stack.label.source == Some(Source::Wire) {
+            // No span of the tracer's, and a request all the same.
+            let endpoint = stack.label.endpoint.as_deref().and_then(|seen| asked(Source::Wire, seen));
+            let right = match (function, view) {
+                (Some(function), _) => {
+                    seen.entry((None, function)).or_default().add(stack);
+                    evidence.works.iter().any(|work| {
+                        Some(work.endpoint.as_str()) == endpoint
+                            && work.functions.iter().any(|call| call.function == function)
+                    })
+                }
+                (None, Some((_, path, _))) => endpoint == Some(*path),
+                (None, None) => continue,
+            };
+            count(stack, Some(right), false, verdict);
+            continue;
+        }
         let whose = whose(people, &stack.label);
         let right = match (function, view) {
             (Some(function), _) => {
@@ -293,6 +310,10 @@ impl<'a> Functions<'a> {
 /// for nobody's.
 fn owner_at<'a>(evidence: &Evidence<'a>, people: &People<'a>, work: &'a Work, ns: u64) -> Option<Whose<'a>> {
     let (truth, is_span) = work.at(ns);
+    let is_over = people.request_of(work).is_some_and(|request| request.is_answered(ns));
+    if !is_span && is_over {
+        return None;
+    }
     let inherited = work.kind == Kind::Child && !is_span;
     let key = people.key(truth);
     if inherited && !evidence.inherits || key.is_none() && people.source != Source::Wire {
@@ -305,12 +326,30 @@ fn owner_at<'a>(evidence: &Evidence<'a>, people: &People<'a>, work: &'a Work, ns
 /// Each request that was seen is one of the books, when it was worked on.
 fn requests(evidence: &Evidence<'_>, people: &People<'_>, verdict: &mut Verdict) {
     let profile = evidence.profile;
+    let looks = profile.totals.labels.as_ref();
+    let unready = looks.and_then(|looks| looks.blank.get("UNREADY")).copied().unwrap_or_default();
+    let mut bare = 0;
     for request in &profile.requests {
         let label = Label {
             trace_id: request.trace_id.clone(),
             segment_id: request.segment_id.clone(),
             ..Label::default()
         };
+        if people.source != Source::Wire && request.source == Some(Source::Wire) {
+            let asked = request.endpoint.as_deref().and_then(|seen| asked(Source::Wire, seen));
+            // While a tracer's classes are not known there is what the head says, but for the trace.
+            let is_bare = request.trace_id.is_none()
+                && request.waiting_ns.is_none()
+                && request.clock.on_cpu_ns.is_none()
+                && bare < unready;
+            if asked != Some(IGNORED) && is_bare {
+                bare += 1;
+            } else if asked != Some(IGNORED) {
+                verdict.wrong_sums += 1;
+                verdict.wrong(|| format!("a request without its spans: {request:?}"));
+            }
+            continue;
+        }
         let Some(key) = people.key_of(&label) else { continue };
         let owner = people.owners.get(key);
         let fits = owner.is_some_and(|owner| {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Evidence, People, Verdict, asked};
 use crate::label::{Interval, Label, Source};
 use crate::profile::Profile;
-use crate::works::{Context, Switch, Truth};
+use crate::works::{Context, Switch, Truth, Work};
 
 /// Switches at either end that one of both need not have: where the recording begins or
 /// ends between a switch and its line in the book.
@@ -24,6 +24,8 @@ struct Seen {
 /// What a wait should be labelled with.
 enum Expected<'a> {
     None,
+    /// No span; perhaps what the wire says of the request that is worked on, or was until now.
+    Wire(&'a Work),
     Label {
         truth: &'a Truth,
         /// What the request's book says of it.
@@ -64,17 +66,36 @@ pub(super) fn judge<'a>(
     let pairs = matched(&seen, evidence.switches)?;
     same_greenlets(&pairs)?;
     let mut rightly = BTreeMap::new();
-    let mut unmatched = 0;
+    let (mut unmatched, mut begin_ns) = (0, 0);
     for (seen, switch) in pairs {
         let truth = own_truth(switch);
         let expected = expected(evidence, people, seen, switch, &truth);
+        let wait = waits.get(&(seen.leaver, seen.ns));
+        // What has its label from the wire is no blank, nor is a child's last switch, by the time of
+        // which its book has ended.
+        let is_given = match expected {
+            Expected::Wire(_) => wait.is_some_and(|wait| wait.label.source == Some(Source::Wire)),
+            _ if switch.state == Context::Dead => {
+                let child = people.child(switch.leaver, begin_ns);
+                let request = child.and_then(|child| people.request_of(child));
+                request.is_some_and(|request| !request.is_answered(seen.ns))
+            }
+            _ => false,
+        };
+        begin_ns = seen.ns;
         if !expected.is_required()
+            && !is_given
             && let Some(reason) = switch.reason()
         {
-            let reason = if people.source == Source::Wire { "NO_REQUEST" } else { reason };
+            let reason = match (people.source, &expected, switch.state) {
+                (Source::Wire, ..) => "NO_REQUEST",
+                // The book is written when its greenlet is dead; greenscope looked before.
+                (Source::Agent, Expected::Wire(_), Context::Dead) => "NO_SPAN",
+                (Source::Otel, Expected::Wire(_), Context::Dead) => "NOT_SET",
+                _ => reason,
+            };
             *rightly.entry(reason).or_default() += 1;
         }
-        let wait = waits.get(&(seen.leaver, seen.ns));
         match (wait, switch.state) {
             (None, Context::Dead) => {}
             (Some(wait), Context::Dead) => bail!("a dead greenlet waits: {wait:?}, {switch:?}"),
@@ -184,14 +205,23 @@ fn expected<'a>(
     }
     if let Some(child) = people.child(address, ns) {
         let known = people.source == Source::Wire || !child.truth.is_none();
-        if !evidence.inherits || !known {
+        if !evidence.inherits {
             return Expected::None;
+        }
+        let Some(request) = people.request_of(child).filter(|request| !request.is_answered(ns)) else {
+            // It outlives its request.
+            return Expected::None;
+        };
+        if !known {
+            return Expected::Wire(request);
         }
         let names = match people.source {
             Source::Wire => Names { endpoint: Some(&child.endpoint), ..Names::default() },
             Source::Agent | Source::Otel => names(people, &child.truth),
         };
-        return Expected::Label { truth: &child.truth, names, inherited: true, required: true };
+        // What the maker does after its answer is seen by nobody: the label may end between.
+        let required = request.end_ns.is_none_or(|end_ns| ns <= end_ns);
+        return Expected::Label { truth: &child.truth, names, inherited: true, required };
     }
     match people.request(address, ns) {
         Some(request) if people.source == Source::Wire => Expected::Label {
@@ -201,7 +231,21 @@ fn expected<'a>(
             required: request.arrived_ns.is_some_and(|arrived_ns| arrived_ns < ns)
                 && request.answered_ns.is_none_or(|answered_ns| ns <= answered_ns),
         },
+        Some(request) if request.arrived_ns.is_some_and(|arrived_ns| arrived_ns < ns) => {
+            Expected::Wire(request)
+        }
         _ => Expected::None,
+    }
+}
+
+/// Whether the label is what the wire says of that request, or the tracer without a span.
+fn is_of_wire(people: &People<'_>, label: &Label, request: &Work) -> bool {
+    match label.source {
+        Some(Source::Wire) => {
+            label.endpoint.as_deref().and_then(|seen| asked(Source::Wire, seen)) == Some(&request.endpoint)
+        }
+        Some(_) => people.key_of(label).is_some() && people.key_of(label) == people.key(&request.truth),
+        None => true,
     }
 }
 
@@ -237,7 +281,8 @@ fn count(
 ) {
     let seen = label.source.is_some();
     match expected {
-        Expected::None if !seen => verdict.switches.rightly_blank += 1,
+        Expected::None | Expected::Wire(_) if !seen => verdict.switches.rightly_blank += 1,
+        Expected::Wire(request) if is_of_wire(people, label, request) => verdict.switches.right += 1,
         Expected::Label { required: true, inherited, .. } if !seen => {
             verdict.switches.blank += 1;
             verdict.unhanded += u64::from(*inherited);
@@ -252,10 +297,11 @@ fn count(
             let traced = truth.trace_id.is_none() && names.trace_id.is_none() || label.trace_id.is_some();
             verdict.nameless += u64::from(!traced || label.endpoint.is_none());
         }
-        Expected::None | Expected::Label { .. } => {
+        Expected::None | Expected::Wire(_) | Expected::Label { .. } => {
             verdict.switches.wrong += 1;
             let truth = match expected {
                 Expected::None => "none".to_owned(),
+                Expected::Wire(request) => format!("none, or {}", request.endpoint),
                 Expected::Label { truth, names, inherited, required: _ } => {
                     format!("{truth:?} of {:?}, inherited {inherited}", names.endpoint)
                 }

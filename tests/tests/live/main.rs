@@ -33,6 +33,7 @@ mod switches;
 mod threads;
 mod unticked;
 mod waits;
+mod whose;
 mod wired;
 
 use std::process::ExitCode;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
     names::cases(&mut cases);
     labels::cases(&mut cases);
     wired::cases(&mut cases);
+    whose::cases(&mut cases);
     interpreters::cases(&mut cases);
     silent::cases(&mut cases);
     namespaces::cases(&mut cases);
