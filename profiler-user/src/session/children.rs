@@ -80,7 +80,7 @@ pub(super) fn arm(
             Err(error) => return Err(error),
         };
         // Before the probes: a hit would begin the thread's clock without its past.
-        if !watch::watch(&recorded, monotonic_ns(), again, engine) {
+        if !watch::watch(&mut recorded, monotonic_ns(), again, engine) {
             // Its parent was watched when it was made: the kernel part tells of it.
             engine.release(cookie, first_pid)?;
             continue;

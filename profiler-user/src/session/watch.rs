@@ -8,6 +8,7 @@ use std::{
 use profiler_common::{
     address::Addr,
     clock::Clock,
+    fault::Fault,
     record::{Kin, Watch},
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -28,14 +29,14 @@ const LOOKS: u32 = 8;
 /// Has every thread of the target watched, from `now_ns` on; false if the kernel part was
 /// faster, and the process is another target already. If they are watched `again`, what
 /// they were before is forgotten.
-pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut Engine) -> bool {
+pub(super) fn watch(recorded: &mut Recorded, now_ns: u64, again: bool, engine: &mut Engine) -> bool {
     if !engine.has_clocks() {
         return true;
     }
     let target = &recorded.target;
     let first_namespace = target::in_first_namespace();
     let mut memory = recorded.memory.clone();
-    let mut seen = HashSet::new();
+    let (mut seen, mut unwatched) = (HashSet::new(), HashSet::new());
     for _ in 0..LOOKS {
         let threads = target::threads(target);
         let fresh: Vec<_> = threads.iter().filter(|thread| seen.insert(thread.tid)).collect();
@@ -59,6 +60,9 @@ pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut 
                 // whenever that is in its way: the next look tries again.
                 if watched.is_err() {
                     seen.remove(&tid);
+                    unwatched.insert(tid);
+                } else {
+                    unwatched.remove(&tid);
                 }
                 // While it is made at a first switch nobody else on that CPU can make his, and on a
                 // kernel that preempts that takes as long as the others like. Most often it is this
@@ -72,6 +76,9 @@ pub(super) fn watch(recorded: &Recorded, now_ns: u64, again: bool, engine: &mut 
                 return false;
             }
         }
+    }
+    if target::threads(target).iter().any(|thread| unwatched.contains(&thread.tid)) {
+        recorded.fault(Fault::NoTaskStorage);
     }
     true
 }
