@@ -12,6 +12,7 @@ pub mod compare;
 pub mod deadline;
 pub mod graphql;
 pub mod judge;
+pub mod kind;
 pub mod label;
 pub mod oap;
 pub mod place;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use tests::kind;
 use tests::place::{Python, as_root, tool};
 use tests::profile::Profile;
 use tests::recording::Recording;
@@ -54,14 +55,16 @@ fn recorded(python: &Python, arguments: &[&str], options: &[&str]) -> Result<()>
 
 fn exact(profile: &Profile, books: &BTreeMap<u32, Book>) -> Result<()> {
     let truth: BTreeMap<u32, u64> = books.iter().map(|(pid, book)| (*pid, book.switches)).collect();
+    let found = profile.totals.probe_hits;
+    // Each switch is hit once, and each end.
+    let hits: u64 = books.values().map(|book| book.switches + book.freed).sum();
+    kind::row("switches", truth.values().sum::<u64>(), profile.totals.switches);
+    kind::row("hits of probes", hits, found);
     let seen = switches_by_process(profile);
     ensure!(seen == truth, "switches {seen:?} instead of {truth:?}; {:?}", profile.totals);
     for fault in ["OUT_OF_STEP", "SWITCH_UNDONE", "NOT_A_GREENLET", "WRONG_THREAD", "THREAD_STATE"] {
         ensure!(!profile.totals.faults.contains_key(fault), "{fault}: {:?}", profile.totals.faults);
     }
-    // Each switch is hit once, and each end.
-    let hits: u64 = books.values().map(|book| book.switches + book.freed).sum();
-    let found = profile.totals.probe_hits;
     ensure!(found == hits, "{found} hits instead of {hits}");
     Ok(())
 }

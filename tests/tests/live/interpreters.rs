@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use tests::kind;
 use tests::place::Python;
 use tests::recording::Recording;
 use tests::runner::Cases;
@@ -15,12 +16,15 @@ fn elsewhere(python: &Python) -> Result<()> {
     let mut target = Target::start(python, "subinterpreters.py", &[])?;
     let recording = Recording::start(target.pid(), &["--rate", "499"])?;
     let said = recording.process.stderr.text();
-    ensure!(said.contains("beside the main interpreter there are others, 1 by now"), "it said: {said}");
     target.go()?;
     let done = target.hear("done")?;
     let profile = recording.stop()?;
     let count = |name| done.pointer(name).and_then(Value::as_u64).context(name);
     let truth = count("/books/elsewhere")? + count("/books/here")?;
+    kind::row("switches", truth, profile.totals.switches);
+    let told = said.contains("beside the main interpreter there are others, 1 by now");
+    kind::row("other interpreters, told at the attach", 1, u8::from(told));
+    ensure!(told, "it said: {said}");
     ensure!(profile.totals.switches == truth, "{} instead of {truth}", profile.totals.switches);
     ensure!(profile.switches_in() == truth, "{} by greenlet", profile.switches_in());
     // Its waits are under its name.

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use tests::compare;
 use tests::deadline::Deadline;
 use tests::judge::Verdict;
+use tests::kind;
 use tests::label::Source;
 use tests::place::{PYTHONS, Python, as_root, greenscope};
 use tests::profile::Profile;
@@ -253,6 +254,8 @@ fn pieces() -> Result<()> {
     println!("      {verdict}");
     keeps_secrets(&text)?;
     let all = verdict.all();
+    kind::row("labels right", all.labelled(), all.right);
+    kind::row("labels wrong", 0, all.wrong);
     // Blank is the wait for the rest of a head: it is none yet.
     ensure!(all.wrong == 0 && all.blank * 100 < all.labelled(), "{verdict}");
     let cut = profile.totals.faults.get("WIRE_CUT");

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use tests::compare;
+use tests::kind;
 use tests::place::Python;
 use tests::profile::{Block, Clock, Profile, Stack, State};
 use tests::recording::Recording;
@@ -32,9 +33,10 @@ pub(crate) fn cases(cases: &mut Cases) {
     }
     cases.each("a_block_says_who_held_the_gil", |python| {
         let block = one_block(python, "gil")?;
+        let holder = block.gil_holder.as_ref().and_then(|holder| holder.name.as_deref());
+        kind::row("thread that had the GIL", "hog", holder.unwrap_or("not told"));
         ensure!(block.kind.as_deref() == Some("gil"), "{block:?}");
-        let holder = block.gil_holder.as_ref().context("no holder")?;
-        ensure!(holder.name.as_deref() == Some("hog"), "{block:?}");
+        ensure!(holder == Some("hog"), "{block:?}");
         Ok(())
     });
     cases.each("a_block_says_that_it_was_starved", |python| {
@@ -66,6 +68,13 @@ fn one_block(python: &Python, kind: &str) -> Result<Block> {
 /// Records it, and holds against its books which of its time is idle and which blocked.
 fn judge(target: Target) -> Result<Profile> {
     let (profile, done) = record(target)?;
+    let unknown = unbooked(&profile, &done);
+    ensure!(unknown.is_empty(), "blocked, but not by its books: {unknown:?}");
+    Ok(profile)
+}
+
+/// What is blocked for long, and not by its books.
+fn unbooked<'a>(profile: &'a Profile, done: &Done) -> Vec<&'a Stack> {
     // It reads the pipe to the test, before and after.
     let booked = |stack: &Stack| {
         // Where it runs no Python it waits for us: for its memory's lock, while probes are set.
@@ -74,9 +83,7 @@ fn judge(target: Target) -> Result<Profile> {
             || done.spans.iter().any(|span| span.state == State::Blocked && stack.contains(&span.function))
     };
     let long = |stack: &&Stack| stack.state == State::Blocked && stack.ns > SLACK_NS && !booked(stack);
-    let unknown: Vec<_> = profile.stacks.iter().filter(long).collect();
-    ensure!(unknown.is_empty(), "blocked, but not by its books: {unknown:?}");
-    Ok(profile)
+    profile.stacks.iter().filter(long).collect()
 }
 
 /// Records it, and holds its calls and the number of blocks against its books.
@@ -87,11 +94,23 @@ fn record(mut target: Target) -> Result<(Profile, Done)> {
     let profile = recording.stop()?;
     target.finish()?;
     let done: Done = serde_json::from_value(done.get("books").cloned().context("no books")?)?;
+    let seen = |span: &Span| {
+        let of_span = |stack: &&Stack| stack.state == span.state && stack.contains(&span.function);
+        profile.stacks.iter().filter(of_span).map(|stack| stack.ns).sum()
+    };
+    kind::row("blocks", done.blocks, profile.blocks.len());
+    for (what, state) in [("idle in its polls", State::Idle), ("blocked in its calls", State::Blocked)] {
+        let of = || done.spans.iter().filter(|span| span.state == state);
+        if of().next().is_some() {
+            kind::row(what, kind::ms(of().map(|span| span.ns).sum()), kind::ms(of().map(seen).sum()));
+        }
+    }
+    let unknown = unbooked(&profile, &done).iter().map(|stack| stack.ns).sum();
+    kind::row("blocked, and not by its calls", kind::ms(0), kind::ms(unknown));
     compare::complete(&profile)?;
     ensure!(profile.blocks.len() == done.blocks, "{} blocks: {:?}", done.blocks, profile.blocks);
     for span in &done.spans {
-        let of_span = |stack: &&Stack| stack.state == span.state && stack.contains(&span.function);
-        let seen = profile.stacks.iter().filter(of_span).map(|stack| stack.ns).sum();
+        let seen = seen(span);
         near(&format!("{} {:?}", span.function, span.state), Some(seen), span.ns, 0.05, SLACK_NS)?;
     }
     sums(&profile)?;

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::compare;
 use tests::deadline::Deadline;
+use tests::kind;
 use tests::place::{Python, target_program};
 use tests::process::Process;
 use tests::profile::{Profile, Stack, State};
@@ -135,17 +136,19 @@ impl Service {
         let Self { recording, books, answers, .. } = self;
         let requests: usize = answers.values().sum();
         let mut profile = parse(&recording.finish()?)?;
+        let truth = worker_books(books.path())?;
+        let sum: u64 = truth.values().sum();
+        kind::row("switches", sum, profile.totals.switches);
+        kind::row("ticks in the workers' Python", "some", ticks(&profile).0);
         short_lived(&mut profile);
         if unowned && let Some(count) = profile.totals.faults.remove("WIRE_UNOWNED") {
             ensure!(count <= requests as u64, "{count} of {requests} requests");
         }
         compare::complete(&profile)?;
-        let truth = worker_books(books.path())?;
         // The first two, and one at least in the place of one of them.
         ensure!(truth.len() > 2, "{} workers", truth.len());
         let seen = switches_by_process(&profile);
         ensure!(seen == truth, "greenscope {seen:?}, books {truth:?}");
-        let sum: u64 = truth.values().sum();
         ensure!(profile.totals.switches == sum, "{} instead of {sum}", profile.totals.switches);
         // Each request slept 10 ms, in whichever worker.
         let slept = profile.waiting_ns("query");
@@ -221,14 +224,19 @@ fn uwsgi(python: &Python) -> Result<()> {
     // Its core reads for a greenlet that it had before.
     let profile = service.finish_unowned(true)?;
     // C forks its workers, and tells Python nothing of it: they have their stacks all the same.
+    let (python, native) = ticks(&profile);
+    ensure!(python > 0, "no tick in the workers' Python, {native} elsewhere");
+    Ok(())
+}
+
+/// How many met the workers' Python, and how many something else.
+fn ticks(profile: &Profile) -> (u64, u64) {
     let cpu = profile.stacks.iter().filter(|stack| stack.state == State::Cpu);
     let (python, native): (Vec<_>, Vec<_>) = cpu.partition(|stack| {
         stack.contains("application") || stack.contains("Hub.run") || stack.contains("begin")
     });
     let count = |stacks: Vec<&Stack>| stacks.iter().map(|stack| stack.count).sum::<u64>();
-    let (python, native) = (count(python), count(native));
-    ensure!(python > 0, "no tick in the workers' Python, {native} elsewhere");
-    Ok(())
+    (count(python), count(native))
 }
 
 fn worker_books(folder: &Path) -> Result<BTreeMap<u32, u64>> {

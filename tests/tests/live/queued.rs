@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use tests::kind;
 use tests::place::Python;
 use tests::profile::{Profile, State};
 use tests::recording::Recording;
@@ -30,18 +31,20 @@ struct Waits {
 struct Found {
     ns: u64,
     count: u64,
-    least_ns: u64,
-    most_ns: u64,
+    /// None where one of them is not told.
+    least_ns: Option<u64>,
+    most_ns: Option<u64>,
 }
 
 fn found(profile: &Profile, function: &str) -> Result<Found> {
-    let mut sum = Found::default();
+    let mut sum = Found { least_ns: Some(0), most_ns: Some(0), ..Found::default() };
+    let add = |sum: Option<u64>, ns: Option<u64>| Some(sum? + ns?);
     for stack in profile.stacks.iter().filter(|stack| stack.contains(function)) {
         if stack.state == State::Wait && stack.open.is_none() {
             sum.ns += stack.ns;
             sum.count += stack.count;
-            sum.least_ns += stack.queued_ns.context("a wait that is over without queued_ns")?;
-            sum.most_ns += stack.queued_at_most_ns.context("and without queued_at_most_ns")?;
+            sum.least_ns = add(sum.least_ns, stack.queued_ns);
+            sum.most_ns = add(sum.most_ns, stack.queued_at_most_ns);
         } else {
             ensure!(stack.queued_ns.is_none() && stack.queued_at_most_ns.is_none(), "{stack:?}");
         }
@@ -58,17 +61,26 @@ fn between(python: &Python, kind: &str) -> Result<()> {
     target.finish()?;
     let waits = done.pointer("/books/waits").cloned().context("no books")?;
     let waits: BTreeMap<String, Waits> = serde_json::from_value(waits)?;
+    let mut seen = Vec::new();
     for function in ["receive", "nap", "result", "event", "take"] {
         let truth = waits.get(function).with_context(|| format!("no wait in {function}"))?;
         let found = found(&profile, function)?;
         println!("      {function}: {truth:?}, {found:?}");
+        let bounds = found.least_ns.zip(found.most_ns);
+        let told = bounds.map(|(least, most)| format!("{} to {}", kind::ms(least), kind::ms(most)));
+        let told = told.unwrap_or_else(|| format!("not told: part of {} of waiting", kind::ms(found.ns)));
+        kind::row(&format!("queued in `{function}`"), kind::ms(truth.queued_ns), told);
+        seen.push((function, truth, found, bounds));
+    }
+    for (function, truth, found, bounds) in seen {
+        let (least_ns, most_ns) = bounds.context("a wait that is over without its time queued")?;
         ensure!(truth.count > 10, "{function}: {truth:?}");
-        ensure!(found.least_ns <= truth.queued_ns, "{function}: {truth:?}, {found:?}");
+        ensure!(least_ns <= truth.queued_ns, "{function}: {truth:?}, {found:?}");
         // The target reads its clock a moment after it goes on, and takes a receipt for a wait
         // whose message came just before.
         let late_ns = truth.ns.saturating_sub(found.ns);
-        ensure!(found.most_ns + late_ns >= truth.queued_ns, "{function}: {truth:?}, {found:?}");
-        ensure!(found.most_ns <= found.ns, "{function}: {found:?}");
+        ensure!(most_ns + late_ns >= truth.queued_ns, "{function}: {truth:?}, {found:?}");
+        ensure!(most_ns <= found.ns, "{function}: {found:?}");
     }
     Ok(())
 }

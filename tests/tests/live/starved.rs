@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use tests::kind;
 use tests::place::{Python, as_root};
 use tests::profile::{Profile, State};
 use tests::recording::Recording;
@@ -89,10 +90,18 @@ fn starved(python: &Python, workload: &str, neighbours: &str, quota: Option<&Quo
         let fact = done.pointer(&format!("/books/{name}")).and_then(serde_json::Value::as_u64);
         fact.with_context(|| format!("no {name}"))
     };
-    let truth = after
+    let truth: BTreeMap<u32, Sums> = after
         .into_iter()
         .map(|(tid, sums)| (tid, sums.since(before.get(&tid).copied().unwrap_or_default())))
         .collect();
+    let threads =
+        profile.threads.iter().filter(|thread| thread.tid.is_some_and(|tid| truth.contains_key(&tid)));
+    let ready = threads.map(|thread| thread.clock.preempted_ns).sum();
+    kind::row(
+        "ready without a CPU",
+        kind::ms(truth.values().map(|sums| sums.delay_ns).sum()),
+        kind::ms_if_told(ready),
+    );
     Ok(Starved { profile, truth, throttled_ns, naps: fact("naps")?, nap_ns: fact("nap_ns")? })
 }
 

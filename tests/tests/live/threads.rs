@@ -1,7 +1,9 @@
 //! Which thread state is a thread's own: among hundreds, and in a process that C forked.
 
 use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
 use serde_json::Value;
+use tests::kind;
 use tests::place::Python;
 use tests::profile::{Profile, Stack, State};
 use tests::recording::Recording;
@@ -36,28 +38,46 @@ pub(crate) fn cases(cases: &mut Cases) {
     });
 }
 
+/// What a function did, by the target's own books.
+#[derive(Debug, Deserialize)]
+struct Booked {
+    function: String,
+    state: State,
+    calls: u64,
+    cpu_ns: u64,
+}
+
 fn recorded(target: &mut Target, pid: u32) -> Result<()> {
     let recording = Recording::start(pid, &["--rate", RATE])?;
     target.go()?;
     let done = target.hear("done")?;
     let profile = recording.stop()?;
+    let functions = done.pointer("/books/cpu/functions").cloned().context("books")?;
+    let functions: Vec<Booked> = serde_json::from_value(functions)?;
+    let of = |state| functions.iter().filter(move |booked| booked.state == state);
+    let seen = &profile;
+    let found = |state| of(state).map(move |booked| sum(seen, state, &booked.function));
+    kind::row(
+        "CPU time under the functions that burn",
+        kind::ms(of(State::Cpu).map(|booked| booked.cpu_ns).sum()),
+        kind::ms(found(State::Cpu).map(|(ns, _)| ns).sum()),
+    );
+    kind::row(
+        "sleeps under the functions that sleep",
+        of(State::Blocked).map(|booked| booked.calls).sum::<u64>(),
+        found(State::Blocked).map(|(_, count)| count).sum::<u64>(),
+    );
     // None of the ticks of those who ran Python was without a stack.
     let faults = &profile.totals.faults;
     ensure!(!faults.contains_key("THREAD_STATE"), "{faults:?}");
-    let functions = done.pointer("/books/cpu/functions").and_then(Value::as_array).context("books")?;
     ensure!(functions.len() == 5, "{functions:?}");
-    for entry in functions {
-        let text = |name: &str| entry.get(name).and_then(Value::as_str).context("a name");
-        let number = |name: &str| entry.get(name).and_then(Value::as_u64).context("a number");
-        let function = text("function")?;
-        let (calls, cpu_ns) = (number("calls")?, number("cpu_ns")?);
-        if text("state")? == "cpu" {
-            let (ns, _) = sum(&profile, State::Cpu, function);
-            near(function, Some(ns), cpu_ns, 0.25, 5_000_000)?;
+    for Booked { function, state, calls, cpu_ns } in &functions {
+        let (ns, count) = sum(&profile, *state, function);
+        if *state == State::Cpu {
+            near(function, Some(ns), *cpu_ns, 0.25, 5_000_000)?;
             continue;
         }
-        let (ns, count) = sum(&profile, State::Blocked, function);
-        ensure!(count.abs_diff(calls) <= calls / 20 + 2, "{function}: {count} times of {calls}");
+        ensure!(count.abs_diff(*calls) <= calls / 20 + 2, "{function}: {count} times of {calls}");
         // The sleep without what came after it: 50 ms each, less what its thread was kept from
         // the CPU between its look at the clock and the sleep.
         let kept = profile.threads.iter().filter_map(|thread| thread.clock.preempted_ns).sum::<u64>();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use tests::kind;
 use tests::place::Python;
 use tests::profile::{Profile, State};
 use tests::recording::Recording;
@@ -54,22 +55,25 @@ fn seen(python: &Python, mode: &str) -> Result<Seen> {
         .iter()
         .map(|(endpoint, count)| (endpoint.clone(), count.as_u64().unwrap_or_default()))
         .collect();
-    let (mut right_ns, mut blank_ns) = (0, 0);
+    let (mut right_ns, mut blank_ns, mut wrong_ns, mut wrong) = (0, 0, 0, None);
     for stack in &profile.stacks {
         let endpoint = stack.label.endpoint.as_deref();
         let named = |name: &str| stack.frames.iter().any(|frame| frame.function.as_deref() == Some(name));
         // What a greenlet runs after the answer until it waits may be the request's.
         let is_nobodys = (named(BETWEEN) || named("Hub.run")) && stack.state != State::Cpu;
-        ensure!(!is_nobodys || endpoint.is_none(), "nobody's time under {endpoint:?}: {stack:?}");
-        let Some((_, path)) = HANDLERS.iter().find(|(function, _)| named(function)) else { continue };
-        match endpoint {
-            None => blank_ns += stack.ns,
-            Some(endpoint) => {
-                ensure!(endpoint.ends_with(path), "{path} under {endpoint}: {stack:?}");
-                right_ns += stack.ns;
-            }
+        let path = HANDLERS.iter().find(|(function, _)| named(function)).map(|(_, path)| *path);
+        let others = |endpoint: &str| is_nobodys || path.is_some_and(|path| !endpoint.ends_with(path));
+        if endpoint.is_some_and(others) {
+            wrong_ns += stack.ns;
+            wrong = Some(format!("{stack:?}"));
+        } else if path.is_some() {
+            *(if endpoint.is_some() { &mut right_ns } else { &mut blank_ns }) += stack.ns;
         }
     }
+    let counted: u64 = profile.endpoints.iter().map(|row| row.requests).sum();
+    kind::row("requests", requests.values().sum::<u64>(), counted);
+    kind::row("time under another's endpoint", kind::ms(0), kind::ms(wrong_ns));
+    ensure!(wrong.is_none(), "under another's endpoint, or nobody's under any: {wrong:?}");
     Ok(Seen { right_ns, blank_ns, profile, requests })
 }
 
