@@ -8,6 +8,7 @@ mod books;
 mod bounds;
 mod document;
 mod greenscope;
+mod kinds;
 mod outside;
 mod shares;
 mod subject;
@@ -20,6 +21,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use self::{
     attribution::Attribution,
     bounds::{Figure, Verdict},
+    kinds::Kinds,
     shares::Shares,
     tools::{Run, Tool},
 };
@@ -58,6 +60,9 @@ pub(crate) struct Arguments {
     /// Only whose work it was; docs/accuracy.md is not written then.
     #[arg(long, conflicts_with_all = ["workload", "tool"])]
     attribution: bool,
+    /// Only the kinds that were told wrong once; docs/accuracy.md is not written then.
+    #[arg(long, conflicts_with_all = ["workload", "tool", "attribution"])]
+    kinds: bool,
     /// The targets' Python
     #[arg(long, default_value = "3.13", value_parser = python::covered)]
     python: (u32, u32),
@@ -122,6 +127,8 @@ struct Results {
     steal_ms: u64,
     /// Whose work it was; none where only some workloads or tools were asked for.
     attribution: Option<Attribution>,
+    /// None where only something else was asked for.
+    kinds: Option<Kinds>,
 }
 
 impl Results {
@@ -175,7 +182,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let text = document::text(&results);
     println!("{text}");
     let some = arguments.workload.is_empty() && arguments.tool.is_empty();
-    let whole = some && !arguments.attribution;
+    let whole = some && !arguments.attribution && !arguments.kinds;
     if whole && arguments.rounds >= ENOUGH && arguments.seconds >= LONG_ENOUGH {
         let path = workspace::root().join(DOCUMENT);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -191,11 +198,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !times {
         eprintln!("error: a time of greenscope's is outside of its bound, or not measured");
     }
-    Ok(if labels && times { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let kinds = results.kinds.as_ref().is_none_or(Kinds::are_good);
+    if !kinds {
+        eprintln!("error: a live test of a kind that was told wrong once did not pass");
+    }
+    Ok(if labels && times && kinds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
-    let Arguments { rounds, seconds, workload, tool, attribution, python: (major, minor) } = arguments;
+    let Arguments { rounds, seconds, workload, tool, attribution, kinds, python: (major, minor) } = arguments;
     let pythons = python::interpreters();
     let Some(python) = python::of_version(&pythons, (*major, *minor)) else {
         bail!("no Python {major}.{minor} with venv on this machine: choose another --python");
@@ -206,12 +217,13 @@ fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
         packages: Vec::new(),
         rounds: *rounds,
         seconds: *seconds,
-        workloads: if *attribution { Vec::new() } else { chosen(workload, &Workload::ALL) },
-        tools: if *attribution { Vec::new() } else { chosen(tool, &Tool::ALL) },
+        workloads: if *attribution || *kinds { Vec::new() } else { chosen(workload, &Workload::ALL) },
+        tools: if *attribution || *kinds { Vec::new() } else { chosen(tool, &Tool::ALL) },
         cells: BTreeMap::new(),
         figures: BTreeMap::new(),
         steal_ms: 0,
         attribution: None,
+        kinds: None,
     };
     let (tools, workloads) = (results.tools.clone(), results.workloads.clone());
     let mut environments = BTreeMap::new();
@@ -233,8 +245,12 @@ fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
             }
         }
     }
-    if workload.is_empty() && tool.is_empty() {
+    let some = workload.is_empty() && tool.is_empty();
+    if some && !*kinds {
         results.attribution = Some(attribution::measure(python, *seconds)?);
+    }
+    if some && !*attribution {
+        results.kinds = Some(kinds::measure()?);
     }
     let (major, minor, micro) = python.version;
     let target = format!("CPython {major}.{minor}.{micro}");
@@ -266,7 +282,8 @@ fn environment(tool: Tool, python: &Python) -> Result<(String, Result<PathBuf, S
 }
 
 fn command(arguments: &Arguments) -> String {
-    let Arguments { rounds, seconds, workload: _, tool: _, attribution, python: (major, minor) } = arguments;
+    let Arguments { rounds, seconds, workload: _, tool: _, attribution, kinds, python: (major, minor) } =
+        arguments;
     let mut command = "cargo xtask accuracy".to_owned();
     if *rounds != ENOUGH {
         command.push_str(&format!(" --rounds {rounds}"));
@@ -276,6 +293,9 @@ fn command(arguments: &Arguments) -> String {
     }
     if *attribution {
         command.push_str(" --attribution");
+    }
+    if *kinds {
+        command.push_str(" --kinds");
     }
     if (*major, *minor) != (3, 13) {
         command.push_str(&format!(" --python {major}.{minor}"));

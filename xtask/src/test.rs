@@ -169,7 +169,25 @@ fn prepare_traced(filter: Option<&str>, no_install: bool, skips: &mut Vec<String
         // It does not compile, which the run of the tests will say.
         return Ok(());
     };
-    let wanted = named_environments(&list);
+    make_traced(&named_environments(&list), no_install, skips)
+}
+
+/// Makes what these live tests need, and says what can't be had.
+///
+/// # Errors
+///
+/// When preparing fails.
+pub(crate) fn prepare(cases: impl Iterator<Item = &'static str>) -> Result<()> {
+    let mut skips = Vec::new();
+    prepare_environments(false, &mut skips)?;
+    make_traced(&cases.filter_map(environment).collect(), false, &mut skips)?;
+    for skip in skips {
+        println!("skipped: {skip}");
+    }
+    Ok(())
+}
+
+fn make_traced(wanted: &BTreeSet<String>, no_install: bool, skips: &mut Vec<String>) -> Result<()> {
     let pythons = python::interpreters();
     for file in workspace::files_below(&workspace::root().join(TRACED))? {
         let tracer =
@@ -214,15 +232,20 @@ fn prepare_oap(filter: Option<&str>, no_install: bool, skips: &mut Vec<String>) 
     }
 }
 
-/// What stands behind the last stroke of each test in a list of libtest's.
+/// The environments that tests in a list of libtest's are named after.
 fn named_environments(list: &str) -> BTreeSet<String> {
     let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    names.filter_map(|name| Some(name.rsplit_once('/')?.1.to_owned())).collect()
+    names.filter_map(environment).collect()
+}
+
+/// What stands behind the last stroke of a test's name.
+fn environment(name: &str) -> Option<String> {
+    Some(name.rsplit_once('/')?.1.to_owned())
 }
 
 /// `cargo test` with what every runner gets: one failing crate hides no other's
 /// results.
-fn cargo_test() -> Command {
+pub(crate) fn cargo_test() -> Command {
     let mut command = process::cargo();
     command.args(["test", "--locked", "--no-fail-fast"]);
     command

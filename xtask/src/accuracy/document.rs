@@ -6,6 +6,7 @@ use super::{
     Cell, Results, Workload,
     attribution::Row,
     bounds::{Bound, Figure},
+    kinds,
     shares::Shares,
     tools::Tool,
 };
@@ -79,6 +80,15 @@ ddtrace's profiler labels its samples with a root span. One is right if its requ
 the sample's function within 20 ms of the sample's time.
 ";
 
+const KINDS: &str = "\
+## Kinds that were told wrong once
+
+Programs of kinds that greenscope answered wrong and said nothing, each as a live test with books
+of its own, run once. *Before* is what the greenscope of BEFORE found, the last one that knew none
+of them: a run of its own, so that its truth stands beside it where that is another. The command
+fails if a test does not pass today.
+";
+
 const TOOLS: [(Tool, &str); 5] = [
     (
         Tool::Greenscope,
@@ -146,6 +156,7 @@ fn write(results: &Results, out: &mut String) -> std::fmt::Result {
     let sleeps: Vec<Workload> =
         burns.iter().copied().filter(|workload| *workload != Workload::Threads).collect();
     attribution(results, out)?;
+    kinds(results, out)?;
     by_tool(results, out, RIGHT, &burns, |_, truth, seen| Some(seen.right(truth)))?;
     by_tool(results, out, SLEEPING, &sleeps, |_, _, seen| Some(seen.sleeping))?;
     by_tool(results, out, AMOUNT, &results.workloads, |tool, truth, seen| {
@@ -223,6 +234,16 @@ fn attribution(results: &Results, out: &mut String) -> std::fmt::Result {
         writeln!(out, "Without ddtrace: {missing}\n")?;
     }
     Ok(())
+}
+
+fn kinds(results: &Results, out: &mut String) -> std::fmt::Result {
+    let Some(kinds) = &results.kinds else { return Ok(()) };
+    writeln!(out, "{}", KINDS.replace("BEFORE", kinds::BEFORE.get(..12).unwrap_or_default()))?;
+    writeln!(out, "| kind | | truth | found | before | live test | |\n|---|---|---|---|---|---|---|")?;
+    for kinds::Row { kind, what, truth, found, before, case, verdict } in &kinds.rows {
+        writeln!(out, "| {kind} | {what} | {truth} | {found} | {before} | `{case}` | {verdict} |")?;
+    }
+    writeln!(out)
 }
 
 fn with_share(count: u64, share: &impl Fn(u64) -> String) -> String {
@@ -375,6 +396,7 @@ mod tests {
             figures: BTreeMap::new(),
             steal_ms: 0,
             attribution: None,
+            kinds: None,
         };
         let text = text(&results);
         assert!(text.contains("\n| workload | py-spy | ddtrace |\n|---|---|---|\n| bursts | 50.0 % | - |\n"));
