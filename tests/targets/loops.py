@@ -7,6 +7,7 @@
     gevent      its hub (GEVENT_LOOP says which), a greenlet and the main greenlet that ask a driver
     beside      asyncio.run in a greenlet of gevent's: the hub is blocked by a loop that idles
     pool        gevent's thread pool, run dry
+    celery      a worker of celery's with greenlets for its tasks, some of which resolve a name
     futures     concurrent.futures' pool and a queue's consumer, no greenlets
     gil         a greenlet that waits for the GIL of a thread
     starved     a greenlet that has its CPU taken
@@ -250,6 +251,38 @@ def run_pool():
     gevent.sleep(SECONDS)
 
 
+def run_celery():
+    from gevent import monkey
+
+    monkey.patch_all(select=False)  # a driver's poll is none of Python's
+
+    import gevent
+    from celery import Celery
+    from celery.contrib.testing.worker import start_worker
+
+    app = Celery(broker="memory://", set_as_current=True)
+    ended = []
+
+    @app.task
+    def resolve():
+        socket.getaddrinfo("localhost", 80)
+        ended.append("resolve")
+
+    @app.task
+    def ask():
+        driver()
+        ended.append("ask")
+
+    with start_worker(app, pool="gevent", concurrency=4, perform_ping_check=False):
+        books.ready()
+        began = now()
+        for task in [resolve, resolve, ask]:
+            task.delay()
+        while not over(began) or len(ended) < 3:
+            gevent.sleep(SHORT_S)
+        finish()
+
+
 def consume(tasks):
     while task := tasks.get():
         task()
@@ -341,5 +374,5 @@ def finish():
 if __name__ == "__main__":
     kind = sys.argv[1]
     globals()["run_" + kind]()
-    if kind != "futures":
+    if kind not in ("futures", "celery"):
         finish()

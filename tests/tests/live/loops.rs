@@ -19,7 +19,7 @@ use crate::clocks::near;
 const SLACK_NS: u64 = 30_000_000;
 
 pub(crate) fn cases(cases: &mut Cases) {
-    for kind in ["eventlet", "asyncio", "uvloop", "dispatcher", "beside", "pool", "futures"] {
+    for kind in ["eventlet", "asyncio", "uvloop", "dispatcher", "beside", "pool", "celery", "futures"] {
         cases.each(format!("what_waits_for_events_idles_and_what_blocks_is_a_block/{kind}"), move |python| {
             judge(Target::start(python, "loops.py", &[kind])?).map(drop)
         });

@@ -1,4 +1,4 @@
-//! Requests that are seen on sockets, however they are served: wired.py.
+//! Requests that are seen on sockets, however they are served: wired.py and asgi.py.
 
 use std::collections::BTreeMap;
 
@@ -27,9 +27,16 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.once("requests_in_every_form_are_counted_and_labelled/py3.12", || {
         owned(&Python::find("py3.12")?, "forms")
     });
-    cases.once("requests_that_others_answer_are_counted/py3.13", || shared("readers"));
-    cases.once("requests_that_one_greenlet_reads_for_all_are_counted/py3.13", || shared("dispatcher"));
-    cases.once("requests_under_an_event_loop_are_counted/py3.13", || shared("loop"));
+    cases.once("requests_that_others_answer_are_counted/py3.13", || shared("wired.py", "readers"));
+    cases.once("requests_that_one_greenlet_reads_for_all_are_counted/py3.13", || {
+        shared("wired.py", "dispatcher")
+    });
+    cases.once("requests_under_an_event_loop_are_counted/py3.13", || shared("wired.py", "loop"));
+    for event_loop in ["asyncio", "uvloop"] {
+        cases.once(format!("requests_to_uvicorn_are_counted/{event_loop}/py3.13"), || {
+            shared("asgi.py", event_loop)
+        });
+    }
     cases.once("requests_are_none_that_only_begin_like_one/py3.13", nothing);
 }
 
@@ -41,8 +48,8 @@ struct Seen {
     requests: BTreeMap<String, u64>,
 }
 
-fn seen(python: &Python, mode: &str) -> Result<Seen> {
-    let mut target = Target::start(python, "wired.py", &[mode])?;
+fn seen(python: &Python, program: &str, mode: &str) -> Result<Seen> {
+    let mut target = Target::start(python, program, &[mode])?;
     let recording = Recording::start(target.pid(), &["--intervals"])?;
     target.go()?;
     let done = target.hear("done")?;
@@ -94,7 +101,7 @@ fn counted(seen: &Seen) -> Result<()> {
 }
 
 fn owned(python: &Python, mode: &str) -> Result<()> {
-    let seen = seen(python, mode)?;
+    let seen = seen(python, "wired.py", mode)?;
     let Seen { right_ns, blank_ns, profile, .. } = &seen;
     println!("      {right_ns} ns right, {blank_ns} blank, {:?}", profile.totals.faults);
     counted(&seen)?;
@@ -105,8 +112,8 @@ fn owned(python: &Python, mode: &str) -> Result<()> {
 }
 
 /// Nobody's time is theirs for sure, but all are counted.
-fn shared(mode: &str) -> Result<()> {
-    let seen = seen(&Python::find("py3.13")?, mode)?;
+fn shared(program: &str, mode: &str) -> Result<()> {
+    let seen = seen(&Python::find("py3.13")?, program, mode)?;
     let Seen { right_ns, blank_ns, profile, .. } = &seen;
     println!("      {right_ns} ns right, {blank_ns} blank, {:?}", profile.totals.faults);
     counted(&seen)?;
@@ -119,7 +126,7 @@ fn shared(mode: &str) -> Result<()> {
 }
 
 fn nothing() -> Result<()> {
-    let seen = seen(&Python::find("py3.13")?, "nothing")?;
+    let seen = seen(&Python::find("py3.13")?, "wired.py", "nothing")?;
     let Seen { profile, requests, .. } = &seen;
     let found: Vec<_> = profile.endpoints.iter().map(|row| (row.endpoint.clone(), row.requests)).collect();
     let booked: Vec<_> = requests.iter().map(|(endpoint, count)| (Some(endpoint.clone()), *count)).collect();

@@ -17,7 +17,7 @@ use crate::{process, python, test, workspace};
 pub(super) const BEFORE: &str = "b96e6830d007c7225adcd0397f751aa416043f6d";
 
 /// Each kind's live test.
-const KINDS: [(&str, &str); 25] = [
+const KINDS: [(&str, &str); 28] = [
     ("containers of one image", "containers_of_one_image_are_each_counted_once/py3.13"),
     ("twenty of them", "twenty_containers_of_one_image_are_exact"),
     ("starvation", "a_starved_service_is_ready_and_does_not_idle/napping/py3.13"),
@@ -30,6 +30,7 @@ const KINDS: [(&str, &str); 25] = [
     ("eventlet", "what_waits_for_events_idles_and_what_blocks_is_a_block/eventlet/py3.13"),
     ("asyncio bridge", "what_waits_for_events_idles_and_what_blocks_is_a_block/asyncio/py3.13"),
     ("gevent's thread pool", "what_waits_for_events_idles_and_what_blocks_is_a_block/pool/py3.13"),
+    ("celery", "what_waits_for_events_idles_and_what_blocks_is_a_block/celery/py3.13"),
     ("threads that wait for tasks", "what_waits_for_events_idles_and_what_blocks_is_a_block/futures/py3.13"),
     ("subinterpreters", "a_thread_in_another_interpreter_is_counted_and_told/py3.13"),
     ("CPU of two targets", "cpu_of_two_targets_beyond_the_limit_is_counted_once/py3.13"),
@@ -40,6 +41,8 @@ const KINDS: [(&str, &str); 25] = [
         "codes_that_live_as_long_as_a_job_keep_their_names/spans/otel-1.45.1-py3.13",
     ),
     ("event loop on the wire", "requests_under_an_event_loop_are_counted/py3.13"),
+    ("ASGI: uvicorn", "requests_to_uvicorn_are_counted/asyncio/py3.13"),
+    ("the same under uvloop", "requests_to_uvicorn_are_counted/uvloop/py3.13"),
     ("readers and responders", "requests_that_others_answer_are_counted/py3.13"),
     ("one greenlet reads for all", "requests_that_one_greenlet_reads_for_all_are_counted/py3.13"),
     ("bytes that are no request", "requests_are_none_that_only_begin_like_one/py3.13"),
