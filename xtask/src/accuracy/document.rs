@@ -140,8 +140,10 @@ fn write(results: &Results, out: &mut String) -> std::fmt::Result {
     for (kind, packages) in results.attribution.iter().flat_map(|attribution| &attribution.packages) {
         writeln!(out, "| service with {kind} | {packages} |")?;
     }
-    writeln!(out, "| runs | {} of {} s each |", results.rounds, results.seconds)?;
-    writeln!(out, "| steal, the most of a run | {} ms of all processors |", results.steal_ms)?;
+    if !results.workloads.is_empty() || results.attribution.is_some() {
+        writeln!(out, "| runs | {} of {} s each |", results.rounds, results.seconds)?;
+        writeln!(out, "| steal, the most of a run | {} ms of all processors |", results.steal_ms)?;
+    }
     writeln!(out)?;
     if !results.workloads.is_empty() {
         writeln!(out, "{DEFINITIONS}\n| workload | |\n|---|---|")?;
