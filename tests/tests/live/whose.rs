@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 use tests::book::Time;
+use tests::kind;
 use tests::label::Source;
 use tests::place::{PYTHONS, Python};
 use tests::profile::{Profile, Stack, State};
@@ -91,6 +92,25 @@ fn sampled(python: &Python, labels: &str) -> Result<()> {
     let done = target.hear("done")?;
     let profile = recording.stop()?;
     target.finish()?;
+    let (mut all_ns, mut right_ns, mut wrong_ns) = (0, 0, 0);
+    let waits = |stack: &&Stack| stack.state == State::Wait;
+    for stack in profile.stacks.iter().filter(waits) {
+        let of = |name: &str| {
+            stack.contains(&format!("{name}_wait")) || stack.contains(&format!("{name}_child_wait"))
+        };
+        let Some(name) = ["again", "once", "nobodys"].into_iter().find(|name| of(name)) else { continue };
+        let right = stack.label.endpoint.as_ref().map(|endpoint| endpoint.ends_with(&format!("/{name}")));
+        all_ns += if name == "nobodys" { 0 } else { stack.ns };
+        *(if right == Some(true) { &mut right_ns } else { &mut wrong_ns }) += right.map_or(0, |_| stack.ns);
+    }
+    let counted = profile.endpoints.iter().filter(|row| {
+        row.endpoint
+            .as_ref()
+            .is_some_and(|endpoint| ["/again", "/once"].iter().any(|path| endpoint.ends_with(path)))
+    });
+    kind::row("requests", 4 * ROUNDS, counted.map(|row| row.requests).sum::<u64>());
+    kind::row("waiting under its endpoint", kind::ms(all_ns), kind::ms(right_ns));
+    kind::row("waiting under another's", kind::ms(0), kind::ms(wrong_ns));
     let spanless = said.contains("made no span of its requests");
     ensure!(spanless || labels != "plugless", "greenscope does not say that there is no plugin: {said}");
     let times: BTreeMap<String, Time> =
@@ -157,6 +177,16 @@ fn bridge(python: &Python, of: &str) -> Result<()> {
     let books: BTreeMap<String, Spent> =
         serde_json::from_value(done.pointer("/books/endpoints").cloned().context("no endpoints")?)?;
     let cpu_ns = done.pointer("/books/cpu_ns").and_then(Value::as_u64).context("no CPU time")?;
+    for (endpoint, spent) in &books {
+        let own = profile.requests.iter().filter(|request| request.endpoint.as_ref() == Some(endpoint));
+        let on_cpu = own.map(|request| request.clock.on_cpu_ns).sum();
+        let row = profile.endpoints.iter().find(|row| row.endpoint.as_ref() == Some(endpoint));
+        let most = kind::ms(spent.cpu_ns);
+        let truth = format!("{} in greenlets, {most} in all", kind::ms(spent.inside_cpu_ns));
+        kind::row(&format!("CPU time of `{endpoint}`"), truth, kind::ms_if_told(on_cpu));
+        let waiting = row.and_then(|row| row.waiting_ns);
+        kind::row(&format!("waiting of `{endpoint}`"), kind::ms(spent.waiting_ns), kind::ms_if_told(waiting));
+    }
     let mut sum_ns = 0;
     for (endpoint, spent) in &books {
         let row = profile.endpoints.iter().find(|row| row.endpoint.as_ref() == Some(endpoint));
@@ -256,7 +286,13 @@ fn outlived(python: &Python, source: Source, labels: &str) -> Result<()> {
     println!("      first took {} ms; {looks:?}", first_ns / 1_000_000);
     // Four of them, each no longer than the request that made it; and the request's own end.
     let most_ns = first_ns + first_ns / 10;
-    for (function, greenlets) in [("flush_wait", 4), ("first_work_wait", 1)] {
+    let outliving = [("flush_wait", 4), ("first_work_wait", 1)];
+    for (function, greenlets) in outliving {
+        let (labelled, _) = split(&profile, function, State::Wait);
+        let truth = format!("at most {}", kind::ms(greenlets * most_ns));
+        kind::row(&format!("`{function}` under the first request"), truth, kind::ms(labelled));
+    }
+    for (function, greenlets) in outliving {
         let (labelled, blank) = split(&profile, function, State::Wait);
         let booked = times.get(function).context("not booked")?.ns;
         println!("      {function}: {labelled} ns with a label, {blank} without, of {booked}");

@@ -17,7 +17,7 @@ use crate::{process, python, test, workspace};
 pub(super) const BEFORE: &str = "b96e6830d007c7225adcd0397f751aa416043f6d";
 
 /// Each kind's live test.
-const KINDS: [(&str, &str); 28] = [
+const KINDS: [(&str, &str); 33] = [
     ("containers of one image", "containers_of_one_image_are_each_counted_once/py3.13"),
     ("twenty of them", "twenty_containers_of_one_image_are_exact"),
     ("starvation", "a_starved_service_is_ready_and_does_not_idle/napping/py3.13"),
@@ -48,6 +48,11 @@ const KINDS: [(&str, &str); 28] = [
     ("bytes that are no request", "requests_are_none_that_only_begin_like_one/py3.13"),
     ("heads in every form", "requests_in_every_form_are_counted_and_labelled/py3.12"),
     ("heads in pieces", "labels_of_heads_in_pieces_are_right/py3.13"),
+    ("tasks of a loop", "tasks_of_an_event_loop_are_told_apart/otel-1.45.1-py3.13"),
+    ("inherited labels", "what_outlives_its_request_is_nobodys/otel-1.45.1-py3.12"),
+    ("the same on the wire", "what_outlives_its_request_is_nobodys/py3.13"),
+    ("a tracer that samples", "requests_without_a_span_have_their_endpoint/otel-1.45.1-py3.13"),
+    ("a tracer without spans", "requests_without_a_span_have_their_endpoint/agent-1.2.0-py3.13"),
     ("memory that never answers", "memory_that_never_answers_stops_nothing/py3.13"),
 ];
 
