@@ -53,7 +53,7 @@ impl Service {
         command.arg(python.exe.with_file_name("gunicorn"));
         command.arg("-c").arg(target_program("prefork.py")).arg("prefork:application");
         // Said when it listens, before its first fork.
-        Self::start(command, TempDir::new()?, "Using worker")
+        Self::start(command, TempDir::new()?, "Using worker", &[])
     }
 
     fn uwsgi(python: &Python) -> Result<Self> {
@@ -68,11 +68,12 @@ impl Service {
         command.args(["--module", "prefork_uwsgi", "--master", "--gevent", "10", "--processes", "2"]);
         command.args(["--max-requests", "20", "--min-worker-lifetime", "1", "--worker-reload-mercy", "3"]);
         command.args(["--reload-mercy", "3", "--die-on-term"]);
-        Self::start(command, books, "spawned uWSGI worker 2")
+        // So often that some ticks meet Python: each worker computes for milliseconds only.
+        Self::start(command, books, "spawned uWSGI worker 2", &["--rate", "997"])
     }
 
     /// Starts what says `line` before it switches for the first time.
-    fn start(mut command: Command, books: TempDir, line: &str) -> Result<Self> {
+    fn start(mut command: Command, books: TempDir, line: &str, options: &[&str]) -> Result<Self> {
         let config = target_program("prefork.py");
         let folder = config.parent().context("a folder")?;
         let master = Process::start(
@@ -83,7 +84,7 @@ impl Service {
                 .env("BOOKS", books.path()),
         )?;
         master.stderr.line(0, Deadline::usual(), line, |said| said.contains(line))?;
-        let recording = Recording::start(master.pid(), &[])?;
+        let recording = Recording::start(master.pid(), options)?;
         fs::write(books.path().join("go"), "")?;
         Ok(Self { master, recording, books, answers: BTreeMap::new() })
     }
