@@ -89,6 +89,14 @@ fn own(config: &TargetConfig, slot: &mut Slot, tstate: Addr) -> u32 {
     of_context(config, slot, Addr(if known { at } else { 1 }))
 }
 
+/// The request of a context's label. What is in `slot.label` stays: a switch still tells of it.
+#[inline(always)]
+pub fn request_of_context(config: &TargetConfig, slot: &mut Slot, context: Addr) -> u64 {
+    slot.chain.begin(context);
+    let _ran = label_run(config, slot);
+    slot.chain.label.request()
+}
+
 /// The same of a context.
 #[inline(always)]
 pub fn of_context(config: &TargetConfig, slot: &mut Slot, context: Addr) -> u32 {

@@ -141,8 +141,7 @@ fn cut(slot: &mut Slot, greenlet: &Greenlet, pimpl: Addr, now: u64) -> u32 {
     };
     if !inherited && config.label.source != 0 {
         let context = UserMemory.pointer(pimpl.at(config.layout.greenlet.context));
-        let _blank = label::of_context(config, slot, context.unwrap_or(Addr(1)));
-        if slot.label.request() == key.request {
+        if label::request_of_context(config, slot, context.unwrap_or(Addr(1))) == key.request {
             return 0;
         }
     }

@@ -31,7 +31,7 @@ use crate::{
     memory::UserMemory,
     own::{By, ELSEWHERE, FOUND, NO_THREAD, TORN, leaf_frame},
     slot::Slot,
-    stack, switch,
+    stack, switch, thread,
 };
 
 /// The clock ticked while the current thread was on a CPU.
@@ -119,7 +119,7 @@ fn look(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals, now: u64) -
         }
         TORN => return Err(Fault::TickTorn),
         ELSEWHERE => return Err(Fault::Subinterpreter),
-        _ => return Err(Fault::ThreadState),
+        _ => return Err(thread::unproved(config)),
     }
     let python = &config.layout.python;
     let empty = StackKey::empty(slot.target, ON_CPU_OWNER);
