@@ -63,14 +63,15 @@ pub(super) fn apart<R: Send + 'static>(
 ) -> Option<R> {
     let (answer, answered) = mpsc::sync_channel(1);
     let own = pulse.clone();
+    // Until its own thread has begun this one.
+    pulse.0.tid.store(0, Ordering::Relaxed);
     let mut job: Job = Box::new(move || {
         own.begin();
         // Nobody may wait any more.
         let _sent = answer.send(work());
     });
-    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
     let worker = loop {
-        let waiting = idle().pop();
+        let waiting = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let worker = match waiting {
             Some(worker) => worker,
             None => start()?,
@@ -82,17 +83,23 @@ pub(super) fn apart<R: Send + 'static>(
         }
     };
     let mut seen = pulse.count();
+    let put_back = |worker| IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
     loop {
         match answered.recv_timeout(patience) {
             Ok(result) => {
-                idle().push(worker);
+                put_back(worker);
                 return Some(result);
             }
             Err(RecvTimeoutError::Timeout) if pulse.count() != seen || pulse.is_ready() => {
                 seen = pulse.count();
             }
             // Without its sender the thread ends when it comes back.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                // It may have answered since.
+                let result = answered.try_recv().ok()?;
+                put_back(worker);
+                return Some(result);
+            }
         }
     }
 }
