@@ -47,6 +47,7 @@ pub(super) fn watch(recorded: &mut Recorded, now_ns: u64, again: bool, engine: &
         for Thread { tid, own_tid, name: _ } in fresh {
             let (tid, own_tstate) = (*tid, states.get(own_tid).copied().unwrap_or(Addr::NULL));
             let thread = if first_namespace { u64::from(target.pid) << 32 | u64::from(tid) } else { 0 };
+            let retried = unwatched.contains(&tid);
             // One that can't be watched has no clock, or one from its first switch on.
             let fresh = open(target.pid, tid).and_then(|pidfd| {
                 let clock = Clock::begin(now_ns, target::thread_state(target, tid)?);
@@ -61,7 +62,7 @@ pub(super) fn watch(recorded: &mut Recorded, now_ns: u64, again: bool, engine: &
                 if watched.is_err() {
                     seen.remove(&tid);
                     unwatched.insert(tid);
-                } else {
+                } else if watched.as_ref().is_ok_and(|fresh| *fresh) {
                     unwatched.remove(&tid);
                 }
                 // While it is made at a first switch nobody else on that CPU can make his, and on a
@@ -72,7 +73,7 @@ pub(super) fn watch(recorded: &mut Recorded, now_ns: u64, again: bool, engine: &
                 }
                 watched.ok()
             });
-            if tid == target.pid && fresh == Some(false) {
+            if tid == target.pid && fresh == Some(false) && !retried {
                 return false;
             }
         }
