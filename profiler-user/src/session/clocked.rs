@@ -175,13 +175,7 @@ impl Closing<'_> {
         if !self.has_clocks || life.first && thread.clock.is_none() {
             return None;
         }
-        let mut off_ns = life.off_ns;
-        if life.running {
-            for (ns, uncharged) in off_ns.iter_mut().zip(thread.uncharged_ns) {
-                *ns += uncharged;
-            }
-        }
-        let clock = Clocked::new(life.running_ns, off_ns, hub)?;
+        let clock = Clocked::new(life.running_ns, life.off_ns, hub)?;
         self.idles(thread, clock.idle_ns, profile);
         let tid = tid_of(life.thread);
         let idled = self.idled.greenlets.get(&(tid, life.place)).copied().unwrap_or(0);
