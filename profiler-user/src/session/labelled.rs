@@ -512,8 +512,8 @@ impl Closing<'_> {
                 // than could be read: perhaps another trace.
                 let is_unsure = has_spans
                     && seen.is_some_and(|seen| {
-                        let ended_ns = seen.ended_ns.unwrap_or(seen.began_ns);
-                        own.ns + waiting_ns < ended_ns.saturating_sub(seen.began_ns)
+                        let known_ns = own.ns + waiting_ns;
+                        seen.ended_ns.is_none_or(|ended_ns| known_ns < ended_ns.saturating_sub(seen.began_ns))
                     });
                 let is_known = seen.is_none_or(|seen| seen.owned && !seen.partly && worked && !is_unsure);
                 let hands_on = seen.is_none_or(|seen| seen.owned);
