@@ -188,6 +188,9 @@ extern "C" fn label_left(
             // After its answer it leaves for something else.
             _ if !given.is_none() && !answered => totals.given += 1,
             blank => {
+                // What the compiler knows of it by now the verifier up to 6.12 does not.
+                // SAFETY: a local.
+                let blank = unsafe { ptr::read_volatile(&raw const blank) };
                 if let Some(counter) = totals.blank.get_mut(blank.wrapping_sub(1) as usize) {
                     *counter += 1;
                 }
