@@ -20,6 +20,7 @@ _read = os.read
 _write = os.write
 _native_id = _thread.get_native_id
 _now_ns = time.monotonic_ns
+_cpu_ns = time.thread_time_ns
 
 
 def say(event, **facts):
@@ -45,6 +46,13 @@ def done(**books):
     """Hand over the books, then block until the recording has ended."""
     say("done", books=books)
     wait_for_go()
+
+
+def burn(milliseconds):
+    """Compute until the thread has had that much of a CPU."""
+    end_ns = _cpu_ns() + int(milliseconds * 1e6)
+    while _cpu_ns() < end_ns:
+        sum(range(100))
 
 
 def stack_of(frame):

@@ -23,19 +23,12 @@ import books  # noqa: E402
 import tracers  # noqa: E402
 
 _now_ns = time.monotonic_ns
-_cpu_ns = time.thread_time_ns
 
 times = books.Times()
 walls = {"/first": 0, "/inside": 0, "/later": 0}
 over = Event()
 stopping = Event()
 started = []
-
-
-def burn(milliseconds):
-    end_ns = _cpu_ns() + int(milliseconds * 1e6)
-    while _cpu_ns() < end_ns:
-        sum(range(100))
 
 
 @times.of
@@ -45,7 +38,7 @@ def flush_wait():
 
 @times.of
 def flush_burn():
-    burn(3)
+    books.burn(3)
 
 
 def flusher():
@@ -71,7 +64,7 @@ def inside_wait():
 
 @times.of
 def inside_burn():
-    burn(2)
+    books.burn(2)
 
 
 def inside():
@@ -107,7 +100,7 @@ def later_wait():
 
 
 def later():
-    burn(1)
+    books.burn(1)
     later_wait()
 
 

@@ -14,7 +14,6 @@ monkey.patch_all()
 
 import argparse  # noqa: E402
 import os  # noqa: E402
-import time  # noqa: E402
 
 import gevent  # noqa: E402
 from gevent.event import Event  # noqa: E402
@@ -23,17 +22,10 @@ from gevent.pywsgi import WSGIServer  # noqa: E402
 import books  # noqa: E402
 import tracers  # noqa: E402
 
-_cpu_ns = time.thread_time_ns
 
 times = books.Times()
 answered = {"/again": 0, "/once": 0}
 stopping = Event()
-
-
-def burn(milliseconds):
-    end_ns = _cpu_ns() + int(milliseconds * 1e6)
-    while _cpu_ns() < end_ns:
-        sum(range(100))
 
 
 @times.of
@@ -43,7 +35,7 @@ def again_wait():
 
 @times.of
 def again_burn():
-    burn(2)
+    books.burn(2)
 
 
 @times.of
@@ -68,7 +60,7 @@ def once_wait():
 
 @times.of
 def once_burn():
-    burn(1)
+    books.burn(1)
 
 
 def once():
@@ -86,7 +78,7 @@ def nobodys_wait():
 
 @times.of
 def nobodys_burn():
-    burn(1)
+    books.burn(1)
 
 
 def nobodys():

@@ -32,7 +32,6 @@ SWITCHES = 4_000_000
 """More are counted as lost."""
 
 _now_ns = time.monotonic_ns
-_cpu_ns = time.thread_time_ns
 _block = monkey.get_original("time", "sleep")
 _of = traced_books.of
 
@@ -114,13 +113,6 @@ def own_span(name):
             span[2] = _now_ns()
 
 
-def burn(milliseconds):
-    """Computes until the thread has had that much of a CPU."""
-    end_ns = _cpu_ns() + int(milliseconds * 1e6)
-    while _cpu_ns() < end_ns:
-        sum(range(100))
-
-
 @_of("wait")
 def slow_first_wait():
     gevent.sleep(0.04)
@@ -153,7 +145,7 @@ def chatty():
 
 @_of("cpu")
 def busy_burn():
-    burn(5)
+    books.burn(5)
 
 
 @_of("wait")
@@ -170,7 +162,7 @@ def busy():
 
 @_of("cpu")
 def mixed_burn():
-    burn(2)
+    books.burn(2)
 
 
 @_of("wait")
@@ -185,7 +177,7 @@ def mixed_inner_wait():
 
 @_of("cpu")
 def mixed_inner_burn():
-    burn(1)
+    books.burn(1)
 
 
 @_of("blocked")
@@ -211,7 +203,7 @@ def early_wait():
 
 @_of("cpu")
 def early_burn():
-    burn(2)
+    books.burn(2)
 
 
 def spawned_early():
@@ -232,7 +224,7 @@ def late_own_wait():
 
 @_of("cpu")
 def late_own_burn():
-    burn(1)
+    books.burn(1)
 
 
 def spawned_late():
@@ -270,7 +262,7 @@ def outlive_wait(finished):
 
 @_of("cpu")
 def outlive_burn():
-    burn(1)
+    books.burn(1)
 
 
 def outlives(finished):
