@@ -11,6 +11,7 @@ pub mod book;
 pub mod compare;
 pub mod deadline;
 pub mod graphql;
+pub mod http;
 pub mod judge;
 pub mod kind;
 pub mod label;

@@ -1,7 +1,6 @@
 //! traced.py: a service that tells whose work it did, and the load that asks it.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::deadline::Deadline;
+use crate::http;
 use crate::judge::{Evidence, Verdict, judge};
 use crate::label::Source;
 use crate::place::{Python, target_program};
@@ -23,8 +23,6 @@ use crate::works::{self, Switch, Work};
 pub const SECRET: &str = "never-to-be-read";
 /// A request for each kind of span, so that every class has been made before it counts.
 const FIRST: [&str; 4] = ["/mixed", "/spawn", "/slow", "/static-ignored"];
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running service.
 #[derive(Debug)]
@@ -109,12 +107,7 @@ impl Service {
     ///
     /// When it is not answered.
     pub fn ask(&self, path: &str, lines: &str) -> Result<String> {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n");
-        let mut stream = self.connect()?;
-        stream.write_all(head.as_bytes())?;
-        let answer = answer(&mut stream)?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
-        Ok(answer)
+        http::ask(self.port, path, lines)
     }
 
     /// A request whose head comes in two pieces, the second one when the first has been read.
@@ -123,21 +116,13 @@ impl Service {
     ///
     /// When it is not answered.
     pub fn ask_in_pieces(&self, first: &str, second: &str) -> Result<()> {
-        let mut stream = self.connect()?;
+        let mut stream = http::connect(self.port)?;
         stream.set_nodelay(true)?;
         stream.write_all(first.as_bytes())?;
         // One thread serves both: what came first was read before this one was answered.
         self.ask("/slow", "")?;
         stream.write_all(second.as_bytes())?;
-        let answer = answer(&mut stream)?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "{first}{second}: {answer}");
-        Ok(())
-    }
-
-    fn connect(&self) -> Result<TcpStream> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(stream)
+        http::answered(&mut stream, &format!("{first}{second}")).map(drop)
     }
 
     /// Has many clients ask it for so many seconds; returns how many requests it answered.
@@ -180,13 +165,6 @@ impl Service {
             switches: if switches.exists() { works::read(&switches)? } else { Vec::new() },
         })
     }
-}
-
-/// What comes until the connection is closed.
-fn answer(stream: &mut TcpStream) -> Result<String> {
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).context("the service does not answer")?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 impl Ledger {

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 use tests::book::Time;
+use tests::http;
 use tests::kind;
 use tests::label::Source;
 use tests::place::{PYTHONS, Python};
@@ -78,17 +78,16 @@ fn sampled(python: &Python, labels: &str) -> Result<()> {
     let port = u16::try_from(port)?;
     target.go()?;
     let recording = Recording::start(target.pid(), &[])?;
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut stream = http::connect(port)?;
     for _ in 0..ROUNDS {
         for (path, last) in [("/again", "again"), ("/once", "once")] {
-            ask(port, path)?;
+            http::ask(port, path, "")?;
             keep_asking(&mut stream, path, last)?;
         }
     }
     let said = recording.process.stderr.text();
     drop(stream);
-    ask(port, "/static-ignored")?;
+    http::ask(port, "/static-ignored", "")?;
     let done = target.hear("done")?;
     let profile = recording.stop()?;
     target.finish()?;
@@ -177,24 +176,22 @@ fn bridge(python: &Python, of: &str) -> Result<()> {
     let books: BTreeMap<String, Spent> =
         serde_json::from_value(done.pointer("/books/endpoints").cloned().context("no endpoints")?)?;
     let cpu_ns = done.pointer("/books/cpu_ns").and_then(Value::as_u64).context("no CPU time")?;
+    let mut seen = Vec::new();
     for (endpoint, spent) in &books {
         let own = profile.requests.iter().filter(|request| request.endpoint.as_ref() == Some(endpoint));
-        let on_cpu = own.map(|request| request.clock.on_cpu_ns).sum();
+        let on_cpu = own.map(|request| request.clock.on_cpu_ns).sum::<Option<u64>>();
         let row = profile.endpoints.iter().find(|row| row.endpoint.as_ref() == Some(endpoint));
         let most = kind::ms(spent.cpu_ns);
         let truth = format!("{} in greenlets, {most} in all", kind::ms(spent.inside_cpu_ns));
         kind::row(&format!("CPU time of `{endpoint}`"), truth, kind::ms_if_told(on_cpu));
         let waiting = row.and_then(|row| row.waiting_ns);
         kind::row(&format!("waiting of `{endpoint}`"), kind::ms(spent.waiting_ns), kind::ms_if_told(waiting));
+        seen.push((endpoint, spent, on_cpu, row));
     }
     let mut sum_ns = 0;
-    for (endpoint, spent) in &books {
-        let row = profile.endpoints.iter().find(|row| row.endpoint.as_ref() == Some(endpoint));
+    for (endpoint, spent, on_cpu, row) in seen {
         let row = row.with_context(|| format!("no {endpoint}: {:?}", profile.endpoints))?;
         ensure!(row.requests == spent.requests, "{endpoint}: {} of {}", row.requests, spent.requests);
-        let own: Vec<_> =
-            profile.requests.iter().filter(|request| request.endpoint.as_ref() == Some(endpoint)).collect();
-        let on_cpu = own.iter().map(|request| request.clock.on_cpu_ns).sum::<Option<u64>>();
         let on_cpu_ns = on_cpu.context("no clock")?;
         sum_ns += on_cpu_ns;
         let waiting_ns = row.waiting_ns.context("no waiting time")?;
@@ -237,17 +234,6 @@ fn is_of(stack: &Stack, name: &str) -> bool {
     burns.iter().any(|function| stack.contains(function))
 }
 
-fn ask(port: u16, path: &str) -> Result<()> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
-    Ok(())
-}
-
 /// The time in a function in that state, with a label and without.
 fn split(profile: &Profile, function: &str, state: State) -> (u64, u64) {
     let own = profile.stacks.iter().filter(|stack| stack.state == state && stack.contains(function));
@@ -264,17 +250,17 @@ fn outlived(python: &Python, source: Source, labels: &str) -> Result<()> {
     target.go()?;
     if source != Source::Wire {
         // The first spans of their classes.
-        ask(port, "/inside")?;
+        http::ask(port, "/inside", "")?;
     }
     let recording = Recording::start(target.pid(), &[])?;
-    ask(port, "/first")?;
+    http::ask(port, "/first", "")?;
     for _ in 0..40 {
-        ask(port, "/later")?;
+        http::ask(port, "/later", "")?;
     }
     for _ in 0..5 {
-        ask(port, "/inside")?;
+        http::ask(port, "/inside", "")?;
     }
-    ask(port, "/static-ignored")?;
+    http::ask(port, "/static-ignored", "")?;
     let done = target.hear("done")?;
     let profile = recording.stop()?;
     target.finish()?;
@@ -286,14 +272,13 @@ fn outlived(python: &Python, source: Source, labels: &str) -> Result<()> {
     println!("      first took {} ms; {looks:?}", first_ns / 1_000_000);
     // Four of them, each no longer than the request that made it; and the request's own end.
     let most_ns = first_ns + first_ns / 10;
-    let outliving = [("flush_wait", 4), ("first_work_wait", 1)];
-    for (function, greenlets) in outliving {
-        let (labelled, _) = split(&profile, function, State::Wait);
+    let outliving = [("flush_wait", 4), ("first_work_wait", 1)]
+        .map(|(function, greenlets)| (function, greenlets, split(&profile, function, State::Wait)));
+    for (function, greenlets, (labelled, _)) in outliving {
         let truth = format!("at most {}", kind::ms(greenlets * most_ns));
         kind::row(&format!("`{function}` under the first request"), truth, kind::ms(labelled));
     }
-    for (function, greenlets) in outliving {
-        let (labelled, blank) = split(&profile, function, State::Wait);
+    for (function, greenlets, (labelled, blank)) in outliving {
         let booked = times.get(function).context("not booked")?.ns;
         println!("      {function}: {labelled} ns with a label, {blank} without, of {booked}");
         ensure!(labelled <= greenlets * most_ns, "{function}: {labelled} ns have a label");
