@@ -42,15 +42,19 @@ impl Pulse {
         self.0.count.load(Ordering::Relaxed)
     }
 
-    fn begin(&self) {
-        self.0.tid.store(rustix::thread::gettid().as_raw_pid(), Ordering::Relaxed);
+    /// That thread does it; 0: one will.
+    fn is_done_by(&self, tid: i32) {
+        self.0.tid.store(tid, Ordering::Relaxed);
     }
 
     /// Whether the thread could go on, and has no CPU: that is no memory's fault.
     fn is_ready(&self) -> bool {
         let tid = self.0.tid.load(Ordering::Relaxed);
+        if tid == 0 {
+            return true;
+        }
         let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
-        tid == 0 || stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
     }
 }
 
@@ -63,15 +67,16 @@ pub(super) fn apart<R: Send + 'static>(
 ) -> Option<R> {
     let (answer, answered) = mpsc::sync_channel(1);
     let own = pulse.clone();
-    // Until its own thread has begun this one.
-    pulse.0.tid.store(0, Ordering::Relaxed);
+    // Whoever did the last one may sleep.
+    pulse.is_done_by(0);
     let mut job: Job = Box::new(move || {
-        own.begin();
+        own.is_done_by(rustix::thread::gettid().as_raw_pid());
         // Nobody may wait any more.
         let _sent = answer.send(work());
     });
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
     let worker = loop {
-        let waiting = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let waiting = idle().pop();
         let worker = match waiting {
             Some(worker) => worker,
             None => start()?,
@@ -83,25 +88,23 @@ pub(super) fn apart<R: Send + 'static>(
         }
     };
     let mut seen = pulse.count();
-    let put_back = |worker| IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
-    loop {
+    let result = loop {
         match answered.recv_timeout(patience) {
-            Ok(result) => {
-                put_back(worker);
-                return Some(result);
-            }
+            Ok(result) => break Some(result),
             Err(RecvTimeoutError::Timeout) if pulse.count() != seen || pulse.is_ready() => {
                 seen = pulse.count();
             }
-            // Without its sender the thread ends when it comes back.
+            // It may have answered since.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                // It may have answered since.
-                let result = answered.try_recv().ok()?;
-                put_back(worker);
-                return Some(result);
+                break answered.try_recv().ok();
             }
         }
+    };
+    // Without its sender the thread ends when it comes back.
+    if result.is_some() {
+        idle().push(worker);
     }
+    result
 }
 
 fn start() -> Option<SyncSender<Job>> {
