@@ -57,13 +57,18 @@ pub(super) fn watch(recorded: &mut Recorded, now_ns: u64, again: bool, engine: &
                 let Kin { target, made_ns } = recorded.kin();
                 let watch = Watch { clock, target, thread, made_ns, own_tstate };
                 let watched = engine.watch(pidfd.as_fd(), &watch);
-                // From Linux 7.0 on the kernel takes memory for it without a lock, and has none
-                // whenever that is in its way: the next look tries again.
-                if watched.is_err() {
-                    seen.remove(&tid);
-                    unwatched.insert(tid);
-                } else if watched.as_ref().is_ok_and(|fresh| *fresh) {
-                    unwatched.remove(&tid);
+                match watched {
+                    // From Linux 7.0 on the kernel takes memory for it without a lock, and has none
+                    // whenever that is in its way: the next look tries again.
+                    Err(_) => {
+                        seen.remove(&tid);
+                        unwatched.insert(tid);
+                    }
+                    Ok(true) => {
+                        unwatched.remove(&tid);
+                    }
+                    // It was watched already, perhaps by halves: by the look that failed.
+                    Ok(false) => {}
                 }
                 // While it is made at a first switch nobody else on that CPU can make his, and on a
                 // kernel that preempts that takes as long as the others like. Most often it is this
