@@ -1,10 +1,9 @@
 //! From what was kept and sent to the profile.
 
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use profiler_common::{
     address::Addr,
-    clock::{OFF_KINDS, charge},
     fault::Fault,
     greenlet::{Head, Life as Stage},
     label::Label,
@@ -107,7 +106,7 @@ pub(super) fn finish(
     }
     profile.totals.unlisted_clock = unlisted;
     profile.stacks = builder.finish();
-    profile.runs.sort_by_key(|run| Reverse(run.ns));
+    profile.runs.sort_by_key(|run| std::cmp::Reverse(run.ns));
     profile.runs.truncate(profiler_common::limits::TOP_RUNS);
     profile.totals.faults = faults;
     Ok(profile)
@@ -289,34 +288,9 @@ impl Closing<'_> {
             life.alive = self.target.gone_ns.is_none() && !ended.contains(&greenlet.thread);
             life
         }));
-        self.spread(&mut lives);
+        lives::spread(&mut lives, |thread| Some(self.threads.get(&thread)?.uncharged_ns));
         lives.sort_by_key(|life| (life.seen_ns, life.id));
         lives
-    }
-
-    /// What threads were off the CPU and no greenlet got yet: that of the one that is current at
-    /// the end, but no more than it ran. The rest was taken from those that ran before it in the
-    /// same stretch, and known when the thread left the CPU: the one that ran most has it.
-    fn spread(&self, lives: &mut [Life]) {
-        let mut by_thread: FxHashMap<u64, Vec<&mut Life>> = FxHashMap::default();
-        for life in lives {
-            by_thread.entry(life.thread).or_default().push(life);
-        }
-        for (thread, mut own) in by_thread {
-            let watched = self.threads.get(&thread);
-            let Some(watched) = watched.filter(|_| own.iter().any(|life| life.running)) else {
-                continue;
-            };
-            own.sort_by_key(|life| (!life.running, Reverse(life.running_ns)));
-            let mut charged = [0; OFF_KINDS];
-            for life in own {
-                let room = life.running_ns.saturating_sub(life.off_ns.iter().sum());
-                let gained = charge(&watched.uncharged_ns, &mut charged, room);
-                for (ns, more) in life.off_ns.iter_mut().zip(gained) {
-                    *ns += more;
-                }
-            }
-        }
     }
 
     fn name(&mut self, life: &Life) -> Option<String> {

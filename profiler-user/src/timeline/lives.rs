@@ -1,8 +1,10 @@
 //! From the kernel's books to each greenlet's life inside the recording.
 
+use std::cmp::Reverse;
+
 use profiler_common::{
     address::Addr,
-    clock::{Clock, OFF_KINDS},
+    clock::{Clock, OFF_KINDS, charge},
     label::{Label, Lent},
     record::{
         EndRecord, GREENLET_BORN, GREENLET_FIRST, GREENLET_MAIN, GREENLET_PASSES, GREENLET_PLACE,
@@ -115,6 +117,30 @@ pub fn uncharged_ns(thread: &Thread, clock: &Clock) -> [u64; OFF_KINDS] {
         *ns = ns.wrapping_sub(charged);
     }
     off_ns
+}
+
+/// Gives the lives of each thread what [`uncharged_ns`] says of it: to the one that is current at
+/// the end, but no more than it ran. The rest was taken from those that ran before it in the same
+/// stretch, and known when the thread left the CPU: the one that ran most has it.
+pub fn spread(lives: &mut [Life], uncharged_ns: impl Fn(u64) -> Option<[u64; OFF_KINDS]>) {
+    let mut by_thread: FxHashMap<u64, Vec<&mut Life>> = FxHashMap::default();
+    for life in lives {
+        by_thread.entry(life.thread).or_default().push(life);
+    }
+    for (thread, mut own) in by_thread {
+        let Some(off_ns) = uncharged_ns(thread).filter(|_| own.iter().any(|life| life.running)) else {
+            continue;
+        };
+        own.sort_by_key(|life| (!life.running, Reverse(life.running_ns)));
+        let mut charged = [0; OFF_KINDS];
+        for life in own {
+            let room = life.running_ns.saturating_sub(life.off_ns.iter().sum());
+            let gained = charge(&off_ns, &mut charged, room);
+            for (ns, more) in life.off_ns.iter_mut().zip(gained) {
+                *ns += more;
+            }
+        }
+    }
 }
 
 /// The life of a greenlet whose end was not seen.
@@ -250,6 +276,18 @@ mod tests {
             shared_ns: 0,
             lent: 0,
         }
+    }
+
+    #[test]
+    fn nobody_is_off_the_cpu_for_longer_than_it_ran() {
+        let life = |flags| alive(Addr(8), &greenlet(flags), &FxHashMap::default(), 0, BOUNDS);
+        let mut lives = [life(0), life(GREENLET_RUNNING), life(0)];
+        // The current one ran for 400 ns.
+        let [first, _, other] = &mut lives;
+        first.running_ns = 1_000;
+        other.thread = 8;
+        spread(&mut lives, |thread| Some(if thread == 7 { [300, 0, 0, 200] } else { [9; OFF_KINDS] }));
+        assert_eq!(lives.map(|life| life.off_ns), [[0, 0, 0, 100], [300, 0, 0, 100], [0; OFF_KINDS]]);
     }
 
     #[test]
