@@ -2,9 +2,10 @@
 
 use std::{
     fmt::Write as _,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, ExitStatus, Output, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -58,6 +59,23 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` failed: {status}", line(command));
     }
     Ok(())
+}
+
+/// Run to the end, and hand on each line that it prints, which is printed as well.
+///
+/// # Errors
+///
+/// When it cannot be started, or what it prints is no text.
+pub(crate) fn lines(command: &mut Command, mut take: impl FnMut(String)) -> Result<ExitStatus> {
+    let line = line(command);
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
+    for said in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()) {
+        let said = said.with_context(|| format!("cannot read the output of `{line}`"))?;
+        println!("{said}");
+        take(said);
+    }
+    child.wait().with_context(|| format!("cannot wait for `{line}`"))
 }
 
 /// Run to the end and hand back what it printed.

@@ -9,9 +9,8 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs,
-    io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result};
@@ -313,20 +312,10 @@ fn is_whole(skip: &str) -> bool {
 
 /// Run one `cargo test`, its output passed on and counted.
 fn count_tests(command: &mut Command, count: &mut Count) -> Result<()> {
-    let line = process::line(command);
-    let mut child =
-        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{line}`"))?;
     let failed_before = count.failed;
-    if let Some(output) = child.stdout.take() {
-        for line in BufReader::new(output).lines() {
-            let line = line.context("cannot read the tests' output")?;
-            println!("{line}");
-            count.add_line(&line);
-        }
-    }
-    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
+    let status = process::lines(command, |line| count.add_line(&line))?;
     if !status.success() && count.failed == failed_before {
-        println!("failed: `{line}`: {status}");
+        println!("failed: `{}`: {status}", process::line(command));
         count.broken += 1;
     }
     Ok(())

@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -137,17 +136,8 @@ fn run(greenscope: &Path) -> Result<BTreeMap<String, Outcome>> {
     command.args(["--package", "tests", "--test", "live", "--", "--exact"]);
     command.args(KINDS.map(|(_, case)| case));
     command.env("GREENSCOPE_BIN", greenscope).env("GREENSCOPE_VENVS", python::folder());
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", process::line(&command)))?;
     let mut lines = Vec::new();
-    for line in BufReader::new(child.stdout.take().context("its output")?).lines() {
-        let line = line.context("cannot read the tests' output")?;
-        println!("{line}");
-        lines.push(line);
-    }
-    child.wait().context("cannot wait for the tests")?;
+    process::lines(&mut command, |line| lines.push(line))?;
     Ok(outcomes(&lines))
 }
 
