@@ -100,8 +100,7 @@ pub fn request_of_context(config: &TargetConfig, slot: &mut Slot, context: Addr)
 /// The same of a context.
 #[inline(always)]
 pub fn of_context(config: &TargetConfig, slot: &mut Slot, context: Addr) -> u32 {
-    slot.chain.begin(context);
-    let _ran = label_run(config, slot);
+    let _request = request_of_context(config, slot, context);
     slot.label = slot.chain.label;
     if !slot.label.is_none() {
         slot.label.target = slot.target as u32;
@@ -178,9 +177,11 @@ extern "C" fn label_left(
     let mut given = lent::given(config, slot.target, from);
     let answered = from.given.kind & KIND_ANSWERED != 0;
     let mut blank = 0;
+    let mut unknown = false;
     if config.label.source != 0 {
         blank = own(config, slot, slot.tstate);
-        if Blank::is_unknown(blank) {
+        unknown = Blank::is_unknown(blank);
+        if unknown {
             given = Label::NONE;
         }
         match blank {
@@ -203,7 +204,7 @@ extern "C" fn label_left(
         // The last moment in which it surely went on: the run's begin.
         let _over = lent::take_back(slot, from, blank);
     }
-    if slot.label.is_none() && from.given.is_inherited() && given.is_none() && !Blank::is_unknown(blank) {
+    if slot.label.is_none() && from.given.is_inherited() && given.is_none() && !unknown {
         from.given = Label::NONE;
         totals.outlived += 1;
     }
@@ -222,7 +223,7 @@ extern "C" fn label_left(
     let has_given = slot.label.is(&given);
     let changes = end_run(config, slot, from, now);
     from.flags &= !GREENLET_UNKNOWN;
-    if Blank::is_unknown(blank) {
+    if unknown {
         from.flags |= GREENLET_UNKNOWN;
     }
     if !changes && !answered {

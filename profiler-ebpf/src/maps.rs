@@ -441,7 +441,7 @@ pub fn drop_unstarted(key: &GreenletKey) {
 #[inline(always)]
 pub fn lent(key: &LentKey) -> Option<&'static mut Lent> {
     let lent = LENT.get_ptr_mut(key)?;
-    // SAFETY: written under the GIL; a tick reads single words.
+    // SAFETY: its words are written one by one, by the GIL's holder, or by who answers or exits.
     Some(unsafe { &mut *lent })
 }
 

@@ -2,8 +2,9 @@
 //!
 //! It may come at any instruction of the thread: inside a switch, inside one of our own
 //! programs (but for the scheduler's tracepoint, which runs with interrupts off), with
-//! the GIL or without. So it writes nothing but its own record and scratch, takes
-//! greenlet's own word for who is current, and has no stack where either is in doubt.
+//! the GIL or without. So it writes nothing but its own record and scratch, and what looks
+//! for labels share, which `busy` keeps from it; takes greenlet's own word for who is
+//! current, and has no stack where either is in doubt.
 
 use aya_ebpf::{
     bindings::task_struct,

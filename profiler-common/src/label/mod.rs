@@ -60,7 +60,7 @@ pub enum Source {
     Agent = 1,
     /// OpenTelemetry's SDK in the process.
     Otel = 2,
-    /// The request's own headers, where the process has neither.
+    /// The request's own headers, where no tracer tells of it.
     Wire = 3,
 }
 
