@@ -132,9 +132,8 @@ impl Verdict {
         let failed = counted(&|reason| FAILED.contains(&reason));
         ensure!(own <= failed, "blanks without a reason: {self}");
         let ending = counted(&|reason| reason == ENDING);
-        // A child without its maker's label has none in its ticks either, of which it may have some
-        // and no switch.
-        let childs = self.unhanded_ticks;
+        // A child without its maker's label has none in its ticks either.
+        let childs = if self.unhanded > 0 { self.unhanded_ticks } else { 0 };
         let ticks = self.looks.blank - self.asleep - childs;
         ensure!(own + ticks <= failed + ending, "blanks without a reason: {self}");
         // A sleep lacks what the switches around it lack.

@@ -275,6 +275,24 @@ fn a_stack_of_who_never_called_it_is_wrong() {
 }
 
 #[test]
+fn a_tick_of_a_child_lacks_its_label_only_where_its_request_may_be_over() {
+    let tick = |function: &'static str| {
+        spoilt(|scene| {
+            let mut tick = stack(function, 10 * MS, &label(None, false), None);
+            tick["state"] = json!("cpu");
+            scene.profile["stacks"].as_array_mut().expect("stacks").push(tick);
+        })
+        .expect("a verdict")
+    };
+    let outlives = tick("outlives");
+    outlives.explained().expect("nobody's");
+    assert_eq!((outlives.looks.blank, outlives.looks.rightly_blank), (0, 1), "{outlives}");
+    let early = tick("spawned_early");
+    assert_eq!(early.looks.blank, 1, "{early}");
+    assert!(early.explained().is_err(), "no reason was counted");
+}
+
+#[test]
 fn more_time_than_the_call_took_is_wrong() {
     for ns in [30 * MS + 100_001, 29 * MS] {
         let verdict = spoilt(|scene| scene.profile["stacks"][0]["ns"] = json!(ns)).expect("a verdict");
