@@ -53,8 +53,8 @@ impl Session {
                 continue;
             }
             let pid = old.target.pid;
-            if target::alive(&old.target) && target::greenlet_file(pid).is_none() {
-                // It was another extension.
+            if target::greenlet_file(pid).is_none() && target::alive(&old.target) {
+                // It was another extension: of one that ended there is no file either.
                 continue;
             }
             let found =
