@@ -108,11 +108,13 @@ pub enum Fault {
     /// The stack of a thread that slept is deeper than [`crate::limits::MAX_SLEEP_STEPS`]; its root is
     /// cut.
     SleepTruncated = 45,
+    /// A request on the wire without an owner has no row: perhaps it is one that the tracer tells of.
+    WireUnpaired = 46,
 }
 
 impl Fault {
     /// How many faults there are; the size of the kernel's counters.
-    pub const COUNT: usize = 46;
+    pub const COUNT: usize = 47;
 
     /// Every fault, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
@@ -162,6 +164,7 @@ impl Fault {
         Self::Subinterpreter,
         Self::NoAnswer,
         Self::SleepTruncated,
+        Self::WireUnpaired,
     ];
 
     /// The fault of that number.
@@ -220,6 +223,7 @@ impl Fault {
             Self::Subinterpreter => "SUBINTERPRETER",
             Self::NoAnswer => "NO_ANSWER",
             Self::SleepTruncated => "SLEEP_TRUNCATED",
+            Self::WireUnpaired => "WIRE_UNPAIRED",
         }
     }
 }

@@ -205,14 +205,13 @@ extern "C" fn label_left(
         let _over = lent::take_back(slot, from, blank);
     }
     if slot.label.is_none() && from.given.is_inherited() && given.is_none() && !unknown {
-        from.given = Label::NONE;
-        totals.outlived += 1;
+        lent::outlived(slot.target, totals, from);
     }
     if slot.label.is_none() {
         slot.label = given;
     } else if !slot.label.is(&from.label) && !slot.label.is(&slot.told) || from.flags & GREENLET_UNTOLD != 0 {
-        // What it had before it got its request is not that.
-        let request = if slot.label.is(&from.label) { Label::NONE } else { given };
+        // What it had before it got its request is not that, nor is what it has after the answer.
+        let request = if answered || slot.label.is(&from.label) { Label::NONE } else { given };
         if tell(config, slot, &request, now) {
             from.flags &= !GREENLET_UNTOLD;
         } else {
@@ -394,7 +393,9 @@ extern "C" fn label_seen(
             given = Label::NONE;
         }
         let known = current.is_some_and(|current| current.label.is(&slot.label));
-        if blank == 0 && !known && !slot.label.is(&slot.told) && tell(config, slot, &given, now) {
+        let answered = current.is_some_and(|current| current.given.kind & KIND_ANSWERED != 0);
+        let request = if answered { Label::NONE } else { given };
+        if blank == 0 && !known && !slot.label.is(&slot.told) && tell(config, slot, &request, now) {
             slot.told = slot.label;
         }
     }

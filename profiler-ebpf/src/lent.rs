@@ -6,12 +6,18 @@
 
 use profiler_common::{
     address::Addr,
+    fault::Fault,
     label::{Blank, KIND_ANSWERED, KIND_INHERITED, Label, Source},
     memory::Memory as _,
-    record::{CONFIG_WIRE, Greenlet, LentKey, TargetConfig},
+    record::{CONFIG_WIRE, Greenlet, LentKey, TargetConfig, Totals},
 };
 
-use crate::{label, maps, memory::UserMemory, slot::Slot};
+use crate::{
+    label,
+    maps::{self, count},
+    memory::UserMemory,
+    slot::Slot,
+};
 
 /// What its request or its maker gave a greenlet, as long as that request goes on.
 #[inline(always)]
@@ -75,11 +81,22 @@ pub fn over(slot: &Slot, greenlet: &mut Greenlet, over_ns: u64) -> u32 {
 #[inline(always)]
 pub fn ended(target: u64, request: u64, now: u64) {
     if let Some(lent) = maps::lent(&LentKey { target, request }) {
-        // A thread that exits holds no GIL.
-        if lent.makers != 0 {
-            maps::add(&mut lent.makers, u64::MAX);
-        }
+        // One less, without the GIL in a thread that exits.
+        maps::add(&mut lent.makers, u64::MAX);
         lent.over_ns = lent.over_ns.max(now);
+    }
+}
+
+/// What a greenlet has from its maker is over.
+#[inline(always)]
+pub fn outlived(target: u64, totals: &mut Totals, greenlet: &mut Greenlet) {
+    let key = LentKey { target, request: greenlet.given.request() };
+    greenlet.given = Label::NONE;
+    if maps::lent(&key).is_some() {
+        totals.outlived += 1;
+    } else {
+        // Pushed out: whether it goes on nobody knows.
+        count(totals, Fault::LabelsFull);
     }
 }
 
@@ -100,7 +117,8 @@ pub fn lend(slot: &Slot, current: &mut Greenlet) -> bool {
         return true;
     }
     if current.lent != 0 {
-        let _over = over(slot, current, slot.undo.from_since_ns);
+        // The last moment in which it surely went on, as in `take_back`: it runs since then.
+        let _over = over(slot, current, current.since_ns);
     }
     let key = LentKey { target: slot.target, request };
     match maps::lent(&key) {
@@ -134,7 +152,8 @@ fn cut(slot: &mut Slot, greenlet: &Greenlet, pimpl: Addr, now: u64) -> u32 {
     };
     let key = LentKey { target: slot.target, request: greenlet.label.request() };
     let inherited = greenlet.label.is_inherited();
-    let over_ns = match maps::lent(&key).map(|lent| lent.until_ns()) {
+    let lent = maps::lent(&key).map(|lent| lent.until_ns());
+    let over_ns = match lent {
         Some(Some(over_ns)) => over_ns,
         None if inherited => 0,
         Some(None) | None => return 0,
@@ -148,7 +167,11 @@ fn cut(slot: &mut Slot, greenlet: &Greenlet, pimpl: Addr, now: u64) -> u32 {
     let since_ns = now.wrapping_sub(slot.pair.ns);
     let part_ns = over_ns.saturating_sub(since_ns).min(slot.pair.ns);
     if let Some(totals) = maps::totals(slot.target) {
-        maps::add(&mut totals.outlived_ns, slot.pair.ns - part_ns);
+        if lent.is_none() {
+            count(totals, Fault::LabelsFull);
+        } else {
+            maps::add(&mut totals.outlived_ns, slot.pair.ns - part_ns);
+        }
     }
     slot.pair.ns = part_ns;
     0

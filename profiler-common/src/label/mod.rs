@@ -316,10 +316,12 @@ impl Lent {
     #[must_use]
     pub const fn until_ns(&self) -> Option<u64> {
         let Self { makers, over_ns, answered_ns } = *self;
-        if answered_ns != 0 && (makers != 0 || answered_ns < over_ns) {
+        // Below none where one of them was counted before the row was pushed out.
+        let is_over = makers.cast_signed() <= 0;
+        if answered_ns != 0 && (!is_over || answered_ns < over_ns) {
             return Some(answered_ns);
         }
-        if makers == 0 { Some(over_ns) } else { None }
+        if is_over { Some(over_ns) } else { None }
     }
 }
 
@@ -425,9 +427,11 @@ impl Blank {
     #[inline(always)]
     #[must_use]
     pub fn is_unknown(reason: u32) -> bool {
-        let unknown = [Self::Unreadable, Self::OwnDictionary, Self::Unready];
-        unknown.iter().any(|blank| *blank as u32 + 1 == reason)
+        Self::UNKNOWN.iter().any(|blank| *blank as u32 + 1 == reason)
     }
+
+    /// The reasons of which that is so.
+    pub const UNKNOWN: [Self; 3] = [Self::Unreadable, Self::OwnDictionary, Self::Unready];
 
     /// The name in the json format.
     #[must_use]

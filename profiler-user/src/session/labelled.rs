@@ -209,11 +209,11 @@ impl Recorded {
     }
 
     /// Whether it is news that the tracer makes no spans: of requests that were seen on the wire
-    /// none had one.
+    /// none had one, and each look could tell.
     pub(super) fn notice_spanless(&mut self, totals: &Totals) -> Option<Source> {
         let tracer = self.work.tracer.as_ref()?;
-        let spanless = totals.labelled == 0
-            && self.ticks.labelled == 0
+        let spanless = totals.labelled + self.ticks.labelled == 0
+            && unknown(totals, self) == 0
             && self.work.labels.wired() >= SPANLESS
             && !self.work.spanless;
         self.work.spanless |= spanless;
@@ -480,16 +480,19 @@ impl Closing<'_> {
             self.target.work.labels.on_wire().map(|(request, known)| (*request, known)).collect();
         let cookie = self.target.cookie;
         let has_spans = self.totals.labelled + self.target.ticks.labelled > 0;
-        for (id, seen) in &on_wire {
-            // Those of whose work nothing was seen are requests as well. Beside a tracer that tells
-            // of some a request without an owner is perhaps one of these.
-            if has_spans && !seen.owned {
-                continue;
-            }
-            let label = Label { id: *id, span: 0, kind: Source::Wire as u32, target: cookie };
+        let may_have_spans = has_spans || unknown(&self.totals, self.target) > 0;
+        // Beside a tracer that tells of some a request without an owner is perhaps one of these.
+        let (with_row, without): (Vec<_>, Vec<_>) =
+            on_wire.iter().partition(|(_, seen)| !has_spans || seen.owned);
+        for (id, _) in &with_row {
+            // Those of whose work nothing was seen are requests as well.
+            let label = Label { id: **id, span: 0, kind: Source::Wire as u32, target: cookie };
             let of = self.target.work.labels.request_of(&label);
             books.entry(of.id).or_insert_with(|| (of, Books::default()));
         }
+        let only_told = books.len().saturating_sub(with_row.len());
+        let unpaired = without.len().saturating_sub(only_told);
+        *self.faults.entry(Fault::WireUnpaired).or_default() += unpaired as u64;
         let pid = self.target.target.pid;
         // Whose work a thread did before its first switch is not known.
         let mut first_seen: FxHashSet<u64> =
@@ -510,7 +513,7 @@ impl Closing<'_> {
                 let worked = own.count > 0 || waiting_ns > 0;
                 // One that had no span has its label all the time. Of any other the tracer knows more
                 // than could be read: perhaps another trace.
-                let is_unsure = has_spans
+                let is_unsure = may_have_spans
                     && seen.is_some_and(|seen| {
                         let known_ns = own.ns + waiting_ns;
                         seen.ended_ns.is_none_or(|ended_ns| known_ns < ended_ns.saturating_sub(seen.began_ns))
@@ -552,6 +555,14 @@ impl Closing<'_> {
         });
         profile.requests.append(&mut rows);
     }
+}
+
+/// Looks for labels of which it is not known whether there was one.
+fn unknown(totals: &Totals, target: &Recorded) -> u64 {
+    let counts = |blanks: &[u64]| -> u64 {
+        Blank::UNKNOWN.iter().filter_map(|blank| blanks.get(*blank as usize)).sum()
+    };
+    counts(&totals.blank) + counts(&target.ticks.blank)
 }
 
 /// Adds what came of the looks for labels, if there was anything to look for.

@@ -43,6 +43,9 @@ pub(crate) fn cases(cases: &mut Cases) {
             sampled(&Python::find(environment)?, labels)
         });
     }
+    cases.once("a_span_after_the_answer_is_not_the_requests/otel-1.45.1-py3.13", || {
+        after_the_answer(&Python::find("otel-1.45.1-py3.13")?)
+    });
     for (environment, source, labels) in [
         ("otel-1.45.1-py3.12", Source::Otel, "otel"),
         ("agent-1.2.0-py3.11", Source::Agent, "agent"),
@@ -52,6 +55,49 @@ pub(crate) fn cases(cases: &mut Cases) {
             outlived(&Python::find(environment)?, source, labels)
         });
     }
+}
+
+/// A span that begins after the answer is not the request's, and gives it no trace.
+fn after_the_answer(python: &Python) -> Result<()> {
+    let mut target = Target::start(python, "after.py", &[])?;
+    let port = target.facts.get("port").and_then(Value::as_u64).context("a port")?;
+    let port = u16::try_from(port)?;
+    target.go()?;
+    let recording = Recording::start(target.pid(), &[])?;
+    for _ in 0..ROUNDS {
+        http::ask(port, "/answer", "")?;
+    }
+    http::ask(port, "/finish", "")?;
+    target.hear("done")?;
+    let profile = recording.stop()?;
+    target.finish()?;
+    let of_wire = profile.requests.iter().filter(|row| row.endpoint.as_deref() == Some("GET /answer"));
+    let (requests, traced) =
+        of_wire.fold((0, 0), |(all, traced), row| (all + 1, traced + u64::from(row.trace_id.is_some())));
+    kind::row("requests", ROUNDS, requests);
+    kind::row("with the trace of what came after", 0, traced);
+    ensure!(requests == ROUNDS && traced == 0, "{requests} requests, {traced} with a trace");
+    let looks = profile.totals.labels.as_ref().context("no looks")?;
+    let unready = looks.blank.get("UNREADY").copied().unwrap_or_default();
+    for (function, source) in [("request_wait", Source::Wire), ("after_wait", Source::Otel)] {
+        let waits =
+            profile.stacks.iter().filter(|stack| stack.state == State::Wait && stack.contains(function));
+        let (mut right, mut all) = (0, 0);
+        for stack in waits {
+            all += stack.count;
+            match stack.label.source {
+                Some(seen) => {
+                    ensure!(seen == source, "{function}: {:?}", stack.label);
+                    right += stack.count;
+                }
+                None => {}
+            }
+        }
+        // Those before greenscope has looked at the spans' classes.
+        let known = right + unready >= all && right > 0;
+        ensure!(known && all >= ROUNDS, "{function}: {right} of {all} have a label: {looks:?}");
+    }
+    Ok(())
 }
 
 /// Requests of each endpoint over each kind of connection.
