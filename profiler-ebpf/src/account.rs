@@ -105,8 +105,22 @@ pub fn waited(stack: &StackKey, target: u64, ns: u64, queued: &Queued, totals: &
 }
 
 /// Keeps a run in the place of the shortest of those that are kept.
+#[inline(always)]
+pub fn keep_run(run: &Run, totals: &mut Totals) {
+    let _kept = account_keep_run(run, totals);
+}
+
+/// A global function, as [`label`]'s are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn keep_run(run: &Run, totals: &mut Totals) -> u32 {
+extern "C" fn account_keep_run(run: *const Run, totals: *mut Totals) -> u32 {
+    if run.is_null() || totals.is_null() {
+        return 0;
+    }
+    // SAFETY: references of `keep_run`'s caller.
+    let run = unsafe { &*run };
+    // SAFETY: as above.
+    let totals = unsafe { &mut *totals };
     let mut shortest = 0;
     let mut shortest_ns = u64::MAX;
     for index in 0..TOP_RUNS {

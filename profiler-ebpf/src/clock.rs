@@ -67,7 +67,7 @@ pub fn now(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals) -> u64 {
             if fresh {
                 slot.reading.version = version;
                 if slot.clock.state != ON_CPU {
-                    read_unseen(config, slot, now);
+                    let _read = clock_read_unseen(config, slot, now);
                 }
             }
             return now;
@@ -81,9 +81,18 @@ pub fn now(config: &TargetConfig, slot: &mut Slot, totals: &mut Totals) -> u64 {
 }
 
 /// The scheduler did not tell that the thread came, and here it runs. What it was off is
-/// its current greenlet's; with the next that is told the thread's clock is in order.
+/// its current greenlet's; with the next that is told the thread's clock is in order. A global
+/// function, as [`crate::label`]'s are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
+extern "C" fn clock_read_unseen(config: *const TargetConfig, slot: *mut Slot, now: u64) -> u32 {
+    if config.is_null() || slot.is_null() {
+        return 0;
+    }
+    // SAFETY: references of `now`'s caller.
+    let config = unsafe { &*config };
+    // SAFETY: as above.
+    let slot = unsafe { &mut *slot };
     // SAFETY: takes no argument.
     let task = unsafe { bpf_get_current_task() } as *mut task_struct;
     let started_ns = exec_start(task);
@@ -119,14 +128,22 @@ fn read_unseen(config: &TargetConfig, slot: &mut Slot, now: u64) -> u32 {
 pub fn charge(slot: &mut Slot, greenlet: Option<&mut Greenlet>, ran_ns: u64) {
     slot.undo.off_ns = [0; OFF_KINDS];
     if slot.reading.version != slot.charged.version {
-        charge_off(slot, greenlet, ran_ns);
+        let _charged = clock_charge(slot, greenlet.map_or(ptr::null_mut(), ptr::from_mut), ran_ns);
     }
 }
 
-/// Out of line: the CPU is left far less often than a greenlet.
+/// Out of line: the CPU is left far less often than a greenlet. A global function, as
+/// [`crate::label`]'s are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn charge_off(slot: &mut Slot, greenlet: Option<&mut Greenlet>, ran_ns: u64) -> u32 {
-    if let Some(greenlet) = greenlet {
+extern "C" fn clock_charge(slot: *mut Slot, greenlet: *mut Greenlet, ran_ns: u64) -> u32 {
+    if slot.is_null() {
+        return 0;
+    }
+    // SAFETY: a reference of `charge`'s caller.
+    let slot = unsafe { &mut *slot };
+    // SAFETY: as above, or null.
+    if let Some(greenlet) = unsafe { greenlet.as_mut() } {
         slot.undo.off_ns = clock::charge(&slot.reading.off_ns, &mut slot.charged.off_ns, ran_ns);
         for (sum, gained) in greenlet.off_ns.iter_mut().zip(slot.undo.off_ns) {
             *sum = sum.wrapping_add(gained);

@@ -15,7 +15,7 @@ use profiler_common::{
     clock::OFF_KINDS,
     fault::Fault,
     greenlet,
-    label::{Blank, KIND_ANSWERED, Label, MAX_CHAIN},
+    label::{Blank, KIND_ANSWERED, Label, MAX_CHAIN, Source},
     memory::Memory as _,
     record::{
         ARMED, CONFIG_WIRE, GREENLET_UNKNOWN, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, LabelRecord,
@@ -220,7 +220,7 @@ extern "C" fn label_left(
         }
     }
     let has_given = slot.label.is(&given);
-    let changes = end_run(config, slot, from, now);
+    let changes = label_end_run(config, slot, from, now) != 0;
     from.flags &= !GREENLET_UNKNOWN;
     if unknown {
         from.flags |= GREENLET_UNKNOWN;
@@ -245,10 +245,25 @@ extern "C" fn label_left(
     0
 }
 
-/// Whose the end of the run was; false if all of it is what the greenlet had before. Out of line:
-/// the stack is scarce.
+/// Whose the end of the run was; 0 if all of it is what the greenlet had before. Out of line:
+/// the stack is scarce. A global function, as [`label_run`] is.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn end_run(config: &TargetConfig, slot: &mut Slot, from: &Greenlet, now: u64) -> bool {
+extern "C" fn label_end_run(
+    config: *const TargetConfig,
+    slot: *mut Slot,
+    from: *const Greenlet,
+    now: u64,
+) -> u32 {
+    if config.is_null() || slot.is_null() || from.is_null() {
+        return 0;
+    }
+    // SAFETY: references of `label_left`.
+    let config = unsafe { &*config };
+    // SAFETY: as above.
+    let slot = unsafe { &mut *slot };
+    // SAFETY: as above.
+    let from = unsafe { &*from };
     let owner = owner(config, slot, from);
     // A switch enters a context.
     slot.contexts = slot.contexts_now.wrapping_add(1);
@@ -256,7 +271,7 @@ fn end_run(config: &TargetConfig, slot: &mut Slot, from: &Greenlet, now: u64) ->
     if changes || from.given.kind & KIND_ANSWERED != 0 {
         part::push_last(slot, &owner, now);
     }
-    changes
+    u32::from(changes)
 }
 
 /// Whose the time since the last look is, now that the greenlet has the label `slot.label`.
@@ -298,8 +313,44 @@ fn owner(config: &TargetConfig, slot: &Slot, greenlet: &Greenlet) -> Label {
 
 /// The greenlet gets a request from the wire, or is done with one; what it had until now it had
 /// up to `now`. The only way in which that changes: whose a run was is known by it.
+#[inline(always)]
+pub fn give(slot: &mut Slot, greenlet: &mut Greenlet, id: [u64; 2], now: u64) {
+    let [began_ns, thread] = id;
+    let _given = label_given(slot, greenlet, began_ns, thread, now);
+}
+
+/// The id of none.
+pub const NO_REQUEST: [u64; 2] = [0; 2];
+
+/// The label of the request with that id.
+#[inline(always)]
+pub fn of_wire(slot: &Slot, id: [u64; 2]) -> Label {
+    if id == NO_REQUEST {
+        return Label::NONE;
+    }
+    Label { id, span: 0, kind: Source::Wire as u32, target: slot.target as u32 }
+}
+
+/// A global function, as [`label_run`] is.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn give(slot: &mut Slot, greenlet: &mut Greenlet, label: &Label, now: u64) -> u32 {
+extern "C" fn label_given(
+    slot: *mut Slot,
+    greenlet: *mut Greenlet,
+    began_ns: u64,
+    thread: u64,
+    now: u64,
+) -> u32 {
+    if slot.is_null() || greenlet.is_null() {
+        return 0;
+    }
+    // SAFETY: references of `give`'s caller.
+    let slot = unsafe { &mut *slot };
+    // SAFETY: as above.
+    let greenlet = unsafe { &mut *greenlet };
+    // Not a pointer to it: the kernel wants to write where those to a global function lead, and a
+    // constant lies in memory that it can't.
+    let label = of_wire(slot, [began_ns, thread]);
     let Some(config) = maps::config(slot.target) else {
         return 0;
     };
@@ -320,9 +371,9 @@ pub fn give(slot: &mut Slot, greenlet: &mut Greenlet, label: &Label, now: u64) -
     if greenlet.lent != 0 && greenlet.given.is_wire() && greenlet.given.request() == greenlet.lent {
         let _over = lent::over(slot, greenlet, now);
     }
-    greenlet.given = *label;
+    greenlet.given = label;
     if !has_own {
-        slot.label = *label;
+        slot.label = label;
     }
     slot.seen = seen(slot);
     slot.contexts = slot.contexts_now;
@@ -336,11 +387,27 @@ pub fn give(slot: &mut Slot, greenlet: &mut Greenlet, label: &Label, now: u64) -
 /// queued is in `slot.pair`, for a function takes five arguments at most.
 #[inline(never)]
 pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) -> bool {
-    slot.pair_key.stack = *stack;
     if stack.is_none() {
+        slot.pair_key.stack = *stack;
         slot.handed = 0;
         return true;
     }
+    of_wait(slot, stack, label, ns, now);
+    maps::add_pair(&slot.pair_key, &slot.pair)
+}
+
+/// The same, of a slot that a global function was given: up to 6.2 or so the verifier takes what
+/// that points to for no key of a map.
+#[inline(never)]
+pub fn add_sleep(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) -> bool {
+    of_wait(slot, stack, label, ns, now);
+    let (key, pair) = (slot.pair_key, slot.pair);
+    maps::add_pair(&key, &pair)
+}
+
+#[inline(always)]
+fn of_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: u64) {
+    slot.pair_key.stack = *stack;
     slot.pair_key.label = *label;
     slot.pair_key.label.kind |= slot.handed;
     slot.handed = 0;
@@ -349,7 +416,6 @@ pub fn add_wait(slot: &mut Slot, stack: &StackKey, label: &Label, ns: u64, now: 
     slot.pair.first_ns = now.wrapping_sub(ns);
     slot.pair.last_ns = now;
     slot.pair.off_ns = [0; OFF_KINDS];
-    maps::add_pair(&slot.pair_key, &slot.pair)
 }
 
 /// The label of the greenlet that is current on the thread state `tstate`, into `slot.label`,

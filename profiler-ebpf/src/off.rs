@@ -175,14 +175,20 @@ fn waited_for_gil(slot: &mut Slot, ns: u64) {
 #[inline(always)]
 pub fn count(slot: &mut Slot, why: u32, queued: u64, seen: bool) {
     if !slot.off_stack.is_none() {
-        let _counted = add(slot, why, queued, seen);
+        let _counted = off_add(slot, why, queued, u32::from(seen));
     }
 }
 
 /// Out of line: the scheduler's program and all that it calls to take a sleep's stack have 512
-/// bytes of stack together.
+/// bytes of stack together. A global function, as [`label`]'s are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
+extern "C" fn off_add(slot: *mut Slot, why: u32, queued: u64, seen: u32) -> u32 {
+    if slot.is_null() {
+        return 0;
+    }
+    // SAFETY: a reference of `count`'s caller.
+    let slot = unsafe { &mut *slot };
     let key = slot.off_stack;
     slot.off_stack = StackKey { id: 0, check: 0 };
     let ns = clock::slept(slot, why).wrapping_sub(slot.off_before_ns);
@@ -203,7 +209,7 @@ fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
         // A program was preempted that may be about to count time of a label itself.
         return 0;
     }
-    if looked && seen {
+    if looked && seen != 0 {
         // It did nothing meanwhile.
         part::push(slot, &label, now);
     }
@@ -212,7 +218,7 @@ fn add(slot: &mut Slot, why: u32, queued: u64, seen: bool) -> u32 {
     }
     slot.pair.queued = Queued::NONE;
     let woken = now.wrapping_sub(queued);
-    if !label::add_wait(slot, &key, &label, ns, woken)
+    if !label::add_sleep(slot, &key, &label, ns, woken)
         && let Some(totals) = maps::totals(slot.target)
     {
         maps::count(totals, Fault::LabelsFull);

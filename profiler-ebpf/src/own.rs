@@ -36,6 +36,7 @@ const FAILURE: u32 = 8;
 
 /// Who looks.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum By {
     /// A switch of greenlets, by a uprobe.
     Switch,
@@ -51,8 +52,30 @@ pub enum By {
 /// greenlets proved; else the one in the interpreter's list with this thread's id. That list
 /// begins with those that were made last, and may be long. So what was not found is not looked
 /// for again for a while: a thread that runs no Python would pay at each of its sleeps.
-#[inline(never)]
+#[inline(always)]
 pub fn leaf_frame(config: &TargetConfig, slot: &mut Slot, by: By, now: u64, leaf: &mut Addr) -> u32 {
+    own_leaf(config, slot, by, now, leaf)
+}
+
+/// A global function, as [`crate::label`]'s are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn own_leaf(
+    config: *const TargetConfig,
+    slot: *mut Slot,
+    by: By,
+    now: u64,
+    leaf: *mut Addr,
+) -> u32 {
+    if config.is_null() || slot.is_null() || leaf.is_null() {
+        return UNKNOWN;
+    }
+    // SAFETY: references of `leaf_frame`'s caller.
+    let config = unsafe { &*config };
+    // SAFETY: as above.
+    let slot = unsafe { &mut *slot };
+    // SAFETY: as above.
+    let leaf = unsafe { &mut *leaf };
     if slot.own_tid == 0 && !learn_ids(config, slot) {
         return UNKNOWN;
     }
@@ -198,35 +221,57 @@ pub fn is_alone(config: &TargetConfig) -> bool {
     UserMemory.pointer(config.interpreters).is_ok_and(|first| first == config.interpreter)
 }
 
+/// What the iterations of a search in the other interpreters share.
+struct Elsewhere<'a> {
+    config: &'a TargetConfig,
+    tid: u64,
+    /// To the next interpreter.
+    link: Addr,
+    /// The next thread state, null after the last one of its interpreter.
+    tstate: Addr,
+    result: u32,
+}
+
+unsafe extern "C" fn look_elsewhere(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `elsewhere` passes its `Elsewhere`.
+    let search = unsafe { &mut *context.cast::<Elsewhere<'_>>() };
+    let config = search.config;
+    let tstate = search.tstate;
+    if !tstate.is_null() {
+        if UserMemory.word(tstate.at(config.layout.python.tstate_native_id)) == Ok(search.tid) {
+            search.result = ELSEWHERE;
+            return 1;
+        }
+        let next = Addr(tstate.0.wrapping_add(u64::from(config.tstate_next)));
+        let Ok(next) = UserMemory.pointer(next) else {
+            return 1;
+        };
+        search.tstate = next;
+        return 0;
+    }
+    let Ok(interpreter) = UserMemory.pointer(search.link) else {
+        return 1;
+    };
+    if interpreter.is_null() || interpreter == config.interpreter {
+        search.result = NO_THREAD;
+        return 1;
+    }
+    search.link = Addr(interpreter.0.wrapping_add(u64::from(config.interp_next)));
+    let threads = config.threads.0.wrapping_sub(config.interpreter.0);
+    let Ok(first) = UserMemory.pointer(Addr(interpreter.0.wrapping_add(threads))) else {
+        return 1;
+    };
+    search.tstate = first;
+    0
+}
+
 /// Looks for the thread's state in the other interpreters.
 #[inline(never)]
 fn elsewhere(config: &TargetConfig, tid: u64) -> u32 {
-    let threads = config.threads.0.wrapping_sub(config.interpreter.0);
-    let mut link = config.interpreters;
-    let mut tstate = Addr::NULL;
-    for _ in 0..MAX_OTHER_THREADS {
-        if !tstate.is_null() {
-            if UserMemory.word(tstate.at(config.layout.python.tstate_native_id)) == Ok(tid) {
-                return ELSEWHERE;
-            }
-            let Ok(next) = UserMemory.pointer(Addr(tstate.0.wrapping_add(u64::from(config.tstate_next))))
-            else {
-                return UNKNOWN;
-            };
-            tstate = next;
-            continue;
-        }
-        let Ok(interpreter) = UserMemory.pointer(link) else {
-            return UNKNOWN;
-        };
-        if interpreter.is_null() || interpreter == config.interpreter {
-            return NO_THREAD;
-        }
-        link = Addr(interpreter.0.wrapping_add(u64::from(config.interp_next)));
-        let Ok(first) = UserMemory.pointer(Addr(interpreter.0.wrapping_add(threads))) else {
-            return UNKNOWN;
-        };
-        tstate = first;
-    }
-    UNKNOWN
+    let mut search =
+        Elsewhere { config, tid, link: config.interpreters, tstate: Addr::NULL, result: UNKNOWN };
+    let callback = look_elsewhere as unsafe extern "C" fn(u32, *mut c_void) -> i64;
+    // SAFETY: the helper calls `look_elsewhere` with `search` while it is borrowed here.
+    unsafe { bpf_loop(MAX_OTHER_THREADS, callback as *mut c_void, ptr::from_mut(&mut search).cast(), 0) };
+    search.result
 }

@@ -12,6 +12,8 @@ use crate::{maps, slot::Slot};
 pub const FULL: u32 = 2;
 /// [`change`]: some of it is nobody's, for the label changed.
 pub const CHANGED: u32 = 1;
+/// [`part_take`]: there is no such part, or it is not over.
+const LAST: u32 = 4;
 
 /// The label of `from` is `slot.label` now and was another before, or others were seen in
 /// between: whoever is in `slot.parts` gets its time. The run ends with the last of them.
@@ -24,8 +26,8 @@ pub fn change(from: &mut Greenlet) -> u32 {
         return 0;
     };
     // A switch that was undone has added the begin of this run already.
-    let mut begun_ns = slot.undo.from_since_ns.max(from.label_since_ns);
-    let mut running_ns = from.running_ns.saturating_sub(slot.run.ns).max(from.label_running_ns);
+    let begun_ns = slot.undo.from_since_ns.max(from.label_since_ns);
+    let running_ns = from.running_ns.saturating_sub(slot.run.ns).max(from.label_running_ns);
     let mut what = 0;
     // What is charged for this run went through `slot.undo`.
     for ((pair, sum), (gained, before)) in
@@ -44,46 +46,61 @@ pub fn change(from: &mut Greenlet) -> u32 {
     {
         *before = sum.wrapping_sub(gained);
     }
-    let mut disputed_ns = 0;
-    let count = slot.parts_count;
-    for number in 0..MAX_PARTS {
-        if number as u64 >= count {
-            break;
-        }
-        let Some(part) = slot.parts.get(number) else {
-            break;
-        };
-        if number as u64 + 1 == count && part.label.is(&slot.label) {
-            // It goes on.
-            break;
-        }
-        let ns = part.until_ns.saturating_sub(begun_ns);
-        slot.pair.off_ns = profiler_common::clock::charge(&part.off_ns, &mut slot.part_off_ns, ns);
-        for (before, off) in from.label_off_ns.iter_mut().zip(slot.pair.off_ns) {
-            *before = before.wrapping_add(off);
-        }
-        slot.pair.ns = ns;
-        slot.pair.first_ns = begun_ns;
-        slot.pair.last_ns = part.until_ns;
-        slot.pair_key.label = part.label;
-        if part.label.is(&Label::DISPUTED) {
-            disputed_ns += ns;
-            what |= CHANGED;
-        }
-        begun_ns += ns;
-        running_ns += ns;
-        if !slot.pair_key.label.is_none() {
-            what |= add_run(slot);
-        }
-    }
-    slot.parts_count = 0;
     from.label_running_ns = running_ns;
     from.label_since_ns = begun_ns;
+    for number in 0..MAX_PARTS as u32 {
+        let took = part_take(from, number);
+        if took & LAST != 0 {
+            break;
+        }
+        what |= took;
+    }
+    slot.parts_count = 0;
     from.label = slot.label;
-    if disputed_ns != 0
-        && let Some(totals) = maps::totals(slot.target)
-    {
-        totals.changed_ns += disputed_ns;
+    what
+}
+
+/// Whoever is in that part of `slot.parts` gets its time.
+///
+/// A global function: the verifier looks at it once, and not for each part.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn part_take(from: *mut Greenlet, number: u32) -> u32 {
+    let Some(slot) = maps::slot() else {
+        return LAST;
+    };
+    if from.is_null() || u64::from(number) >= slot.parts_count {
+        return LAST;
+    }
+    // SAFETY: a reference of `change`'s.
+    let from = unsafe { &mut *from };
+    let Some(part) = slot.parts.get(number as usize) else {
+        return LAST;
+    };
+    if u64::from(number) + 1 == slot.parts_count && part.label.is(&slot.label) {
+        // It goes on.
+        return LAST;
+    }
+    let ns = part.until_ns.saturating_sub(from.label_since_ns);
+    slot.pair.off_ns = profiler_common::clock::charge(&part.off_ns, &mut slot.part_off_ns, ns);
+    for (before, off) in from.label_off_ns.iter_mut().zip(slot.pair.off_ns) {
+        *before = before.wrapping_add(off);
+    }
+    slot.pair.ns = ns;
+    slot.pair.first_ns = from.label_since_ns;
+    slot.pair.last_ns = part.until_ns;
+    slot.pair_key.label = part.label;
+    from.label_since_ns += ns;
+    from.label_running_ns += ns;
+    let mut what = 0;
+    if slot.pair_key.label.is(&Label::DISPUTED) {
+        what |= CHANGED;
+        if let Some(totals) = maps::totals(slot.target) {
+            totals.changed_ns += ns;
+        }
+    }
+    if !slot.pair_key.label.is_none() {
+        what |= add_run(slot);
     }
     what
 }

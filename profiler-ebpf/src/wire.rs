@@ -17,7 +17,7 @@ use aya_ebpf::{
 use profiler_common::{
     fault::Fault,
     http::{EXPECTS, Event, IS_HEAD, LINE, REQUEST_ANSWERED, REQUEST_PARTLY, TURN},
-    label::{ABOUT_UNOWNED, KIND_ANSWERED, Label, Source},
+    label::{ABOUT_UNOWNED, KIND_ANSWERED},
     record::{
         ARMED, CONFIG_WIRE, GREENLET_BORN, GREENLET_MAIN, GREENLET_RECEIVED, GREENLET_SEVERAL, Greenlet,
         GreenletKey, Kind, RecordHead, RequestRecord, TargetConfig, VERSION,
@@ -151,7 +151,7 @@ fn received(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection,
             }
         }
         if bytes != 0 && greenlet.given.kind & KIND_ANSWERED != 0 {
-            let _given = label::give(slot, greenlet, &Label::NONE, time());
+            label::give(slot, greenlet, label::NO_REQUEST, time());
         }
     }
     if bytes == 0 {
@@ -212,7 +212,7 @@ fn unread(slot: &Slot) {
 fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -> u32 {
     let now = time();
     let id = [now, bpf_get_current_pid_tgid()];
-    let label = Label { id, span: 0, kind: Source::Wire as u32, target: slot.target as u32 };
+    let label = label::of_wire(slot, id);
     let matched = connection.flags & UNMATCHED == 0;
     let alone = matched && connection.came == connection.answered;
     let mut pending = 0;
@@ -229,10 +229,10 @@ fn proved(config: &TargetConfig, slot: &mut Slot, connection: &mut Connection) -
         owned = owns(greenlet, connection, now, alone);
         if owned {
             // What it did until now was for the request before, or none.
-            let _given = label::give(slot, greenlet, &label, now);
+            label::give(slot, greenlet, id, now);
             pending |= PENDING_OWNED;
         } else if greenlet.given.is_wire() {
-            let _given = label::give(slot, greenlet, &Label::NONE, now);
+            label::give(slot, greenlet, label::NO_REQUEST, now);
         }
     }
     slot.label = label;
@@ -536,7 +536,7 @@ pub fn on_sleep(slot: &mut Slot, greenlet: &mut Greenlet, call: u64, now: u64) {
         greenlet.shared_ns = now;
     }
     if greenlet.given.is_wire() && looping || greenlet.given.kind & KIND_ANSWERED != 0 {
-        let _given = label::give(slot, greenlet, &Label::NONE, now);
+        label::give(slot, greenlet, label::NO_REQUEST, now);
     }
 }
 
