@@ -6,7 +6,7 @@ use profiler_common::limits::DEFAULT_GREENLETS;
 use super::{Failure, around::Around};
 use crate::{
     export::oap::identity::{self, Facts, Given, Surroundings},
-    kernel::{Engine, Probe},
+    kernel::{Engine, Parts, Probe},
     memory::{Cached, LiveProcess},
     profile::TracerRow,
     target::{self, HowFound, Site, Sites, Target},
@@ -26,7 +26,11 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let engine = Engine::load(
         DEFAULT_GREENLETS,
-        &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made],
+        &Parts {
+            probes: &[Probe::Switchstack, Probe::Switch, Probe::Initialstub, Probe::Freed, Probe::Made],
+            wire: false,
+            ticks: false,
+        },
     )
     .map_err(crate::session::SessionError::from);
     match &engine {

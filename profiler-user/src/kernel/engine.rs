@@ -31,19 +31,34 @@ use profiler_common::{
 #[cfg(feature = "kernel-log")]
 use super::log::{self, OBJECT};
 use super::{
-    Kept, KernelError, layout,
+    Kept, KernelError, layout, load,
     map::{Row, Storage, Table},
     pairs::Pairs,
     site::{Probe, Scope, Site},
-    trap,
+    ticks, trap,
 };
 
 const FREE: &str = "FREE";
+const PROCESSES_LIVES: [&str; 2] = ["sched_process_exit", "sched_process_exec"];
+const CLOCKS: [&str; 2] = ["task_newtask", "sched_switch"];
+/// What begins a label comes last: without the others it would never end.
+const WIRE: [&str; 3] = ["sock_send_length", "inet_sock_set_state", "sock_recv_length"];
 /// The number of no target: a hit with it costs what a hit costs, and counts nothing.
 const NOBODY: u32 = MAX_TARGETS;
 
 #[cfg(not(feature = "kernel-log"))]
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../profiler-ebpf/greenscope.bpf.o");
+
+/// What of the kernel part is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts<'a> {
+    /// The probes.
+    pub probes: &'a [Probe],
+    /// What sees requests on sockets.
+    pub wire: bool,
+    /// The CPU clock.
+    pub ticks: bool,
+}
 
 /// The kernel part while it is loaded. Dropping it detaches every probe.
 pub struct Engine {
@@ -73,6 +88,9 @@ pub struct Engine {
     pub(super) lent: Table<LentKey, Lent, { size_of::<LentKey>() }, { size_of::<Lent>() }>,
     ring: RingBuf<MapData>,
     clocks: Result<(), KernelError>,
+    /// What became of the programs that are attached later, if they were asked for.
+    wire: Result<(), KernelError>,
+    pub(super) ticks: Result<(), KernelError>,
     follows: bool,
     tells_ready: bool,
     // While it is open the kernel counts the programs' runs and their time.
@@ -83,7 +101,7 @@ pub struct Engine {
 
 impl Engine {
     /// Loads the kernel part, with room for `greenlets` greenlets alive at once, and of
-    /// its probes those that will be attached: the verifier takes its time for each.
+    /// its programs those that will be attached: the verifier takes its time for each.
     ///
     /// # Errors
     ///
@@ -92,7 +110,7 @@ impl Engine {
     /// # Kernel
     ///
     /// 5.17 (`bpf_loop`); 5.15 for the attach cookie, 5.11 for task storage.
-    pub fn load(greenlets: u32, probes: &[Probe]) -> Result<Self, KernelError> {
+    pub fn load(greenlets: u32, parts: &Parts<'_>) -> Result<Self, KernelError> {
         let btf = Btf::from_sys_fs();
         let layout = layout::of_this_kernel();
         let mut ebpf = EbpfLoader::new()
@@ -103,21 +121,21 @@ impl Engine {
             .load(OBJECT)?;
         #[cfg(feature = "kernel-log")]
         let log = log::lines(&mut ebpf)?;
-        for probe in probes.iter().copied().chain([Probe::Empty]) {
-            uprobe(&mut ebpf, probe)?
-                .load()
-                .map_err(|source| KernelError::Program { program: probe.program(), source })?;
+        let uprobes = parts.probes.iter().chain([&Probe::Empty]).map(|probe| probe.program());
+        let needed: Vec<_> = uprobes.chain(PROCESSES_LIVES).collect();
+        let wire: &[_] = if parts.wire { &WIRE } else { &[] };
+        let ticks: &[_] = if parts.ticks { &[ticks::PROGRAM] } else { &[] };
+        let [needed, clocks, wire, ticks] =
+            load::load(&mut ebpf, [&needed, &CLOCKS, wire, ticks], btf.as_ref().ok());
+        needed?;
+        for name in PROCESSES_LIVES {
+            let failed = |source| KernelError::Program { program: name, source };
+            let program: &mut RawTracePoint =
+                ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
+            program.attach(name).map_err(failed)?;
         }
-        for name in ["sched_process_exit", "sched_process_exec"] {
-            let program: &mut RawTracePoint = ebpf
-                .program_mut(name)
-                .ok_or(KernelError::Missing(name))?
-                .try_into()
-                .map_err(|source| KernelError::Program { program: name, source })?;
-            program.load().map_err(|source| KernelError::Program { program: name, source })?;
-            program.attach(name).map_err(|source| KernelError::Program { program: name, source })?;
-        }
-        let clocks = btf.map_err(KernelError::Btf).and_then(|btf| clocks(&mut ebpf, &btf));
+        let clocks = btf.map_err(KernelError::Btf).and(clocks);
+        let clocks = clocks.and_then(|()| attach(&mut ebpf, &CLOCKS));
         let mut free = take_free(&mut ebpf)?;
         for target in 0..MAX_TARGETS {
             free.push(target, 0).map_err(|source| KernelError::Map { map: FREE, source })?;
@@ -147,6 +165,8 @@ impl Engine {
             ring,
             follows: clocks.is_ok() && layout.task_pid != 0,
             clocks,
+            wire,
+            ticks,
             tells_ready: layout.task_delay != 0,
             stats: None,
             #[cfg(feature = "kernel-log")]
@@ -231,12 +251,8 @@ impl Engine {
     ///
     /// When the kernel lacks the tracepoints, or refuses them.
     pub fn start_wire(&mut self) -> Result<(), KernelError> {
-        let btf = Btf::from_sys_fs().map_err(KernelError::Btf)?;
-        // What begins a label comes last: without the others it would never end.
-        for name in ["sock_send_length", "inet_sock_set_state", "sock_recv_length"] {
-            tracepoint(&mut self.ebpf, name, &btf)?;
-        }
-        Ok(())
+        std::mem::replace(&mut self.wire, Ok(()))?;
+        attach(&mut self.ebpf, &WIRE)
     }
 
     /// Takes the time by stack and label that was counted up to the call before this one, of
@@ -533,16 +549,14 @@ fn take_free(ebpf: &mut Ebpf) -> Result<Queue<MapData, u32>, KernelError> {
     Queue::try_from(map).map_err(|source| KernelError::Map { map: FREE, source })
 }
 
-fn clocks(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), KernelError> {
-    ["task_newtask", "sched_switch"].into_iter().try_for_each(|name| tracepoint(ebpf, name, btf))
-}
-
-fn tracepoint(ebpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<(), KernelError> {
-    let failed = |source| KernelError::Program { program: name, source };
-    let program: &mut BtfTracePoint =
-        ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
-    program.load(name, btf).map_err(failed)?;
-    program.attach().map_err(failed)?;
+/// Attaches tracepoints, one after the other.
+fn attach(ebpf: &mut Ebpf, names: &[&'static str]) -> Result<(), KernelError> {
+    for name in names {
+        let failed = |source| KernelError::Program { program: name, source };
+        let program: &mut BtfTracePoint =
+            ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
+        program.attach().map_err(failed)?;
+    }
     Ok(())
 }
 

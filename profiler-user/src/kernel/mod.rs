@@ -9,6 +9,7 @@ mod engine;
 mod error;
 mod identity;
 mod layout;
+mod load;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod map;
@@ -19,7 +20,7 @@ mod trap;
 
 pub use batch::{Part, Place};
 pub use books::{Kept, add_stacks};
-pub use engine::Engine;
+pub use engine::{Engine, Parts};
 pub use error::KernelError;
 pub use identity::Identity;
 pub use site::{Probe, Scope, Site};

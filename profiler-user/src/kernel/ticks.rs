@@ -10,7 +10,7 @@ use aya::{
 
 use super::{Engine, KernelError};
 
-const PROGRAM: &str = "cpu_clock";
+pub(super) const PROGRAM: &str = "cpu_clock";
 
 /// ns from one tick to the next.
 #[must_use]
@@ -26,10 +26,9 @@ impl Engine {
     ///
     /// When the kernel refuses it (`CAP_PERFMON`, seccomp).
     pub fn start_ticks(&mut self, rate: u32) -> Result<(), KernelError> {
-        let failed = |source| KernelError::Program { program: PROGRAM, source };
         let cpus = online_cpus().map_err(|(_, source)| KernelError::Cpus(source))?;
+        std::mem::replace(&mut self.ticks, Ok(()))?;
         let program = self.clock()?;
-        program.load().map_err(failed)?;
         for cpu in cpus {
             let attached = program.attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),

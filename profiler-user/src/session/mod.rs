@@ -45,7 +45,7 @@ pub use error::SessionError;
 
 use crate::{
     clocks::{monotonic_ns, unix_ahead_ns},
-    kernel::{Engine, KernelError, Probe, tick_ns},
+    kernel::{Engine, KernelError, Parts, Probe, tick_ns},
     profile::{Cost, Frame, Profile, event::Feed},
     session::{
         children::{Armed, Wanted},
@@ -211,7 +211,12 @@ pub fn record(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Profile, SessionError> {
     let room = options.max_greenlets.max(DEFAULT_GREENLETS);
-    let mut engine = Engine::load(room, options.sites.probes())?;
+    let parts = Parts {
+        probes: options.sites.probes(),
+        wire: options.labels == Labels::All,
+        ticks: options.rate.is_some(),
+    };
+    let mut engine = Engine::load(room, &parts)?;
     if options.hit_cost {
         engine.start_stats();
     }
