@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::bounds::Verdict;
 use crate::{process, python, test, workspace};
@@ -16,7 +17,7 @@ use crate::{process, python, test, workspace};
 pub(super) const BEFORE: &str = "b96e6830d007c7225adcd0397f751aa416043f6d";
 
 /// Each kind's live test.
-const KINDS: [(&str, &str); 33] = [
+const KINDS: [(&str, &str); 34] = [
     ("containers of one image", "containers_of_one_image_are_each_counted_once/py3.13"),
     ("twenty of them", "twenty_containers_of_one_image_are_exact"),
     ("starvation", "a_starved_service_is_ready_and_does_not_idle/napping/py3.13"),
@@ -52,6 +53,7 @@ const KINDS: [(&str, &str); 33] = [
     ("the same on the wire", "what_outlives_its_request_is_nobodys/py3.13"),
     ("a tracer that samples", "requests_without_a_span_have_their_endpoint/otel-1.45.1-py3.13"),
     ("a tracer without spans", "requests_without_a_span_have_their_endpoint/agent-1.2.0-py3.13"),
+    ("a span after the answer", "a_span_after_the_answer_is_not_the_requests/otel-1.45.1-py3.13"),
     ("memory that never answers", "memory_that_never_answers_stops_nothing/py3.13"),
 ];
 
@@ -117,7 +119,14 @@ fn build_before() -> Result<PathBuf> {
         return Ok(greenscope);
     }
     println!("building the greenscope of {BEFORE} in {}", folder.display());
-    if !tree.exists() {
+    // What an interrupted run left is made again.
+    let is_whole = tree.join("Cargo.lock").exists()
+        && process::output(Command::new("git").current_dir(&tree).args(["status", "--porcelain"]))
+            .is_ok_and(|changes| changes.trim().is_empty());
+    if !is_whole {
+        if tree.exists() {
+            fs::remove_dir_all(&tree)?;
+        }
         let mut git = Command::new("git");
         // By force: of a folder that was deleted git still believes that it is there.
         git.current_dir(workspace::root()).args(["worktree", "add", "--force", "--detach"]);
@@ -137,8 +146,11 @@ fn run(greenscope: &Path) -> Result<BTreeMap<String, Outcome>> {
     command.args(KINDS.map(|(_, case)| case));
     command.env("GREENSCOPE_BIN", greenscope).env("GREENSCOPE_VENVS", python::folder());
     let mut lines = Vec::new();
-    process::lines(&mut command, |line| lines.push(line))?;
-    Ok(outcomes(&lines))
+    let status = process::lines(&mut command, |line| lines.push(line))?;
+    let outcomes = outcomes(&lines);
+    let missing = KINDS.iter().find(|(_, case)| !outcomes.contains_key(*case));
+    ensure!(missing.is_none(), "the live tests ended early, without {missing:?}: {status}");
+    Ok(outcomes)
 }
 
 /// By the tests' names.
