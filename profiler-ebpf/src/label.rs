@@ -210,7 +210,8 @@ extern "C" fn label_left(
     if slot.label.is_none() {
         slot.label = given;
     } else if !slot.label.is(&from.label) && !slot.label.is(&slot.told) || from.flags & GREENLET_UNTOLD != 0 {
-        // What it had before it got its request is not that, nor is what it has after the answer.
+        // What it had before it got its request is not that; nor, perhaps, what is first seen
+        // after the answer.
         let request = if answered || slot.label.is(&from.label) { Label::NONE } else { given };
         if tell(config, slot, &request, now) {
             from.flags &= !GREENLET_UNTOLD;

@@ -123,7 +123,12 @@ pub fn lend(slot: &Slot, current: &mut Greenlet) -> bool {
     let key = LentKey { target: slot.target, request };
     match maps::lent(&key) {
         Some(lent) => {
-            maps::add(&mut lent.makers, 1);
+            if lent.makers.cast_signed() > 0 {
+                maps::add(&mut lent.makers, 1);
+            } else {
+                // Its last one is gone, or more: those of a row that was pushed out.
+                lent.makers = 1;
+            }
             lent.over_ns = 0;
         }
         None if maps::insert_lent(&key) => {}
@@ -152,9 +157,10 @@ fn cut(slot: &mut Slot, greenlet: &Greenlet, pimpl: Addr, now: u64) -> u32 {
     };
     let key = LentKey { target: slot.target, request: greenlet.label.request() };
     let inherited = greenlet.label.is_inherited();
-    let lent = maps::lent(&key).map(|lent| lent.until_ns());
-    let over_ns = match lent {
+    let until = maps::lent(&key).map(|lent| lent.until_ns());
+    let over_ns = match until {
         Some(Some(over_ns)) => over_ns,
+        // Pushed out, and counted when its greenlet leaves next.
         None if inherited => 0,
         Some(None) | None => return 0,
     };
@@ -166,12 +172,10 @@ fn cut(slot: &mut Slot, greenlet: &Greenlet, pimpl: Addr, now: u64) -> u32 {
     }
     let since_ns = now.wrapping_sub(slot.pair.ns);
     let part_ns = over_ns.saturating_sub(since_ns).min(slot.pair.ns);
-    if let Some(totals) = maps::totals(slot.target) {
-        if lent.is_none() {
-            count(totals, Fault::LabelsFull);
-        } else {
-            maps::add(&mut totals.outlived_ns, slot.pair.ns - part_ns);
-        }
+    if until.is_some()
+        && let Some(totals) = maps::totals(slot.target)
+    {
+        maps::add(&mut totals.outlived_ns, slot.pair.ns - part_ns);
     }
     slot.pair.ns = part_ns;
     0

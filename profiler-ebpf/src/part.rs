@@ -8,12 +8,12 @@ use profiler_common::{
 
 use crate::{maps, slot::Slot};
 
-/// [`change`]: there was no room for the time of a label.
+/// [`change`], [`part_take`]: there was no room for the time of a label.
 pub const FULL: u32 = 2;
-/// [`change`]: some of it is nobody's, for the label changed.
+/// [`change`], [`part_take`]: some of it is nobody's, for the label changed.
 pub const CHANGED: u32 = 1;
 /// [`part_take`]: there is no such part, or it is not over.
-const LAST: u32 = 4;
+const STOP: u32 = 4;
 
 /// The label of `from` is `slot.label` now and was another before, or others were seen in
 /// between: whoever is in `slot.parts` gets its time. The run ends with the last of them.
@@ -50,13 +50,15 @@ pub fn change(from: &mut Greenlet) -> u32 {
     from.label_since_ns = begun_ns;
     for number in 0..MAX_PARTS as u32 {
         let took = part_take(from, number);
-        if took & LAST != 0 {
+        if took & STOP != 0 {
             break;
         }
         what |= took;
     }
-    slot.parts_count = 0;
-    from.label = slot.label;
+    if let Some(slot) = maps::slot() {
+        slot.parts_count = 0;
+        from.label = slot.label;
+    }
     what
 }
 
@@ -67,19 +69,19 @@ pub fn change(from: &mut Greenlet) -> u32 {
 #[inline(never)]
 extern "C" fn part_take(from: *mut Greenlet, number: u32) -> u32 {
     let Some(slot) = maps::slot() else {
-        return LAST;
+        return STOP;
     };
     if from.is_null() || u64::from(number) >= slot.parts_count {
-        return LAST;
+        return STOP;
     }
     // SAFETY: a reference of `change`'s.
     let from = unsafe { &mut *from };
     let Some(part) = slot.parts.get(number as usize) else {
-        return LAST;
+        return STOP;
     };
     if u64::from(number) + 1 == slot.parts_count && part.label.is(&slot.label) {
         // It goes on.
-        return LAST;
+        return STOP;
     }
     let ns = part.until_ns.saturating_sub(from.label_since_ns);
     slot.pair.off_ns = profiler_common::clock::charge(&part.off_ns, &mut slot.part_off_ns, ns);

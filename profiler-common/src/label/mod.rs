@@ -266,7 +266,8 @@ pod! {
     /// [`crate::record::LentKey`].
     #[derive(Default, PartialEq, Eq)]
     pub struct Lent {
-        /// Greenlets that work on it themselves, and made some.
+        /// Greenlets that work on it themselves, and made some. Below none where one ends that was
+        /// counted in a row that was pushed out.
         pub makers: u64,
         /// Until when it was seen to go on, once none of them works on it any more; else 0.
         pub over_ns: u64,
