@@ -88,9 +88,9 @@ pub struct Engine {
     pub(super) lent: Table<LentKey, Lent, { size_of::<LentKey>() }, { size_of::<Lent>() }>,
     ring: RingBuf<MapData>,
     clocks: Result<(), KernelError>,
-    /// What became of the programs that are attached later, if they were asked for.
-    wire: Result<(), KernelError>,
-    pub(super) ticks: Result<(), KernelError>,
+    /// Why programs can't be attached that are attached later.
+    wire: Option<KernelError>,
+    pub(super) ticks: Option<KernelError>,
     follows: bool,
     tells_ready: bool,
     // While it is open the kernel counts the programs' runs and their time.
@@ -134,7 +134,6 @@ impl Engine {
                 ebpf.program_mut(name).ok_or(KernelError::Missing(name))?.try_into().map_err(failed)?;
             program.attach(name).map_err(failed)?;
         }
-        let clocks = btf.map_err(KernelError::Btf).and(clocks);
         let clocks = clocks.and_then(|()| attach(&mut ebpf, &CLOCKS));
         let mut free = take_free(&mut ebpf)?;
         for target in 0..MAX_TARGETS {
@@ -165,8 +164,8 @@ impl Engine {
             ring,
             follows: clocks.is_ok() && layout.task_pid != 0,
             clocks,
-            wire,
-            ticks,
+            wire: wire.err(),
+            ticks: ticks.err(),
             tells_ready: layout.task_delay != 0,
             stats: None,
             #[cfg(feature = "kernel-log")]
@@ -240,7 +239,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Has the sockets watched that targets read requests from.
+    /// Has the sockets watched that targets read requests from, once: [`Parts::wire`].
     ///
     /// # Kernel
     ///
@@ -251,7 +250,7 @@ impl Engine {
     ///
     /// When the kernel lacks the tracepoints, or refuses them.
     pub fn start_wire(&mut self) -> Result<(), KernelError> {
-        std::mem::replace(&mut self.wire, Ok(()))?;
+        self.wire.take().map_or(Ok(()), Err)?;
         attach(&mut self.ebpf, &WIRE)
     }
 

@@ -1,6 +1,10 @@
 //! Programs on their way through the verifier, which takes its time for each.
 
-use std::{collections::HashMap, panic, thread};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use aya::{
     Btf, Ebpf,
@@ -9,26 +13,39 @@ use aya::{
 
 use super::KernelError;
 
-/// Loads some lots of programs, all of them at once. What became of each lot: without an error,
-/// or its first one.
+/// Loads some lots of programs, as many at once as there are processors. What became of each lot:
+/// no error, or one of its programs'.
 pub(super) fn load<const LOTS: usize>(
     ebpf: &mut Ebpf,
     lots: [&[&'static str]; LOTS],
     btf: Option<&Btf>,
 ) -> [Result<(), KernelError>; LOTS] {
     let mut programs: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    let mut waiting = Vec::new();
+    for (lot, names) in lots.into_iter().enumerate().rev() {
+        waiting.extend(names.iter().rev().map(|name| (lot, *name, programs.remove(name))));
+    }
+    let waiting = Mutex::new(waiting);
+    let loaded = Mutex::new([const { Ok(()) }; LOTS]);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((lot, name, program)) = next() {
+            let done = program.ok_or(KernelError::Missing(name)).and_then(|one| load_one(name, one, btf));
+            if done.is_err()
+                && let Some(of_lot) = loaded.lock().unwrap_or_else(PoisonError::into_inner).get_mut(lot)
+            {
+                *of_lot = done;
+            }
+        }
+    };
     thread::scope(|scope| {
-        let mut spawn = |name: &&'static str| {
-            let (name, program) = (*name, programs.remove(name));
-            scope.spawn(move || load_one(name, program.ok_or(KernelError::Missing(name))?, btf))
-        };
-        let loading = lots.map(|names| names.iter().map(&mut spawn).collect::<Vec<_>>());
-        loading.map(|lot| {
-            let mut loaded =
-                lot.into_iter().map(|one| one.join().unwrap_or_else(|why| panic::resume_unwind(why)));
-            loaded.by_ref().collect()
-        })
-    })
+        for _ in 1..thread::available_parallelism().map_or(1, usize::from) {
+            // Where no thread can be had, this one does it all.
+            let _refused = thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
+    });
+    loaded.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn load_one(name: &'static str, program: &mut Program, btf: Option<&Btf>) -> Result<(), KernelError> {
@@ -37,6 +54,10 @@ fn load_one(name: &'static str, program: &mut Program, btf: Option<&Btf>) -> Res
         (Program::RawTracePoint(program), _) => program.load(),
         (Program::PerfEvent(program), _) => program.load(),
         (Program::BtfTracePoint(program), Some(btf)) => program.load(name, btf),
+        // Why there is none.
+        (Program::BtfTracePoint(_), None) => {
+            return Err(Btf::from_sys_fs().err().map_or(KernelError::Missing(name), KernelError::Btf));
+        }
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     loaded.map_err(|source| KernelError::Program { program: name, source })

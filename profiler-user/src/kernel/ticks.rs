@@ -19,7 +19,7 @@ pub fn tick_ns(rate: u32) -> u64 {
 }
 
 impl Engine {
-    /// Has the CPU clock tick `rate` times a second on every CPU; on none if one refuses,
+    /// Has the CPU clock tick ([`super::Parts::ticks`]) `rate` times a second on every CPU; on none if one refuses,
     /// for the ticks would tell of a part of the time only.
     ///
     /// # Errors
@@ -27,7 +27,7 @@ impl Engine {
     /// When the kernel refuses it (`CAP_PERFMON`, seccomp).
     pub fn start_ticks(&mut self, rate: u32) -> Result<(), KernelError> {
         let cpus = online_cpus().map_err(|(_, source)| KernelError::Cpus(source))?;
-        std::mem::replace(&mut self.ticks, Ok(()))?;
+        self.ticks.take().map_or(Ok(()), Err)?;
         let program = self.clock()?;
         for cpu in cpus {
             let attached = program.attach(
