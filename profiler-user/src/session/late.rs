@@ -53,8 +53,9 @@ impl Session {
                 continue;
             }
             let pid = old.target.pid;
-            if target::greenlet_file(pid).is_none() && target::alive(&old.target) {
-                // It was another extension: of one that ended there is no file either.
+            if target::greenlet_file(pid).is_none() && target::same_image(&old.target) {
+                // It was another extension: of one that has ended, or is about to, there is no file
+                // either, nor a program.
                 continue;
             }
             let found =
