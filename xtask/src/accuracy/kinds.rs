@@ -107,6 +107,8 @@ pub(super) fn measure() -> Result<Kinds> {
     test::prepare(KINDS.iter().map(|(_, case)| *case))?;
     let before = build_before()?;
     let now = run(&workspace::greenscope())?;
+    let missing = KINDS.iter().find(|(_, case)| !now.contains_key(*case)).map(|(_, case)| case);
+    ensure!(missing.is_none(), "the live tests ended early: {missing:?} did not run");
     Ok(Kinds { rows: rows(&KINDS, &now, &run(&before)?) })
 }
 
@@ -128,8 +130,9 @@ fn build_before() -> Result<PathBuf> {
             fs::remove_dir_all(&tree)?;
         }
         let mut git = Command::new("git");
-        // By force: of a folder that was deleted git still believes that it is there.
-        git.current_dir(workspace::root()).args(["worktree", "add", "--force", "--detach"]);
+        // By force: of a folder that was deleted git still believes that it is there. By force once
+        // more: and that it is being made, if git was killed meanwhile.
+        git.current_dir(workspace::root()).args(["worktree", "add", "--force", "--force", "--detach"]);
         process::run(git.arg(&tree).arg(BEFORE)).context("the history before is needed here")?;
     }
     let mut cargo = process::cargo();
@@ -146,11 +149,8 @@ fn run(greenscope: &Path) -> Result<BTreeMap<String, Outcome>> {
     command.args(KINDS.map(|(_, case)| case));
     command.env("GREENSCOPE_BIN", greenscope).env("GREENSCOPE_VENVS", python::folder());
     let mut lines = Vec::new();
-    let status = process::lines(&mut command, |line| lines.push(line))?;
-    let outcomes = outcomes(&lines);
-    let missing = KINDS.iter().find(|(_, case)| !outcomes.contains_key(*case));
-    ensure!(missing.is_none(), "the live tests ended early, without {missing:?}: {status}");
-    Ok(outcomes)
+    process::lines(&mut command, |line| lines.push(line))?;
+    Ok(outcomes(&lines))
 }
 
 /// By the tests' names.
