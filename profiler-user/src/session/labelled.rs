@@ -209,13 +209,11 @@ impl Recorded {
     }
 
     /// Whether it is news that the tracer makes no spans: of requests that were seen on the wire
-    /// none had one, and each look could tell.
+    /// none had one.
     pub(super) fn notice_spanless(&mut self, totals: &Totals) -> Option<Source> {
         let tracer = self.work.tracer.as_ref()?;
-        let spanless = totals.labelled + self.ticks.labelled == 0
-            && unknown(totals, self) == 0
-            && self.work.labels.wired() >= SPANLESS
-            && !self.work.spanless;
+        let spanless =
+            !may_have_spans(totals, self) && self.work.labels.wired() >= SPANLESS && !self.work.spanless;
         self.work.spanless |= spanless;
         spanless.then_some(tracer.source)
     }
@@ -480,17 +478,20 @@ impl Closing<'_> {
             self.target.work.labels.on_wire().map(|(request, known)| (*request, known)).collect();
         let cookie = self.target.cookie;
         let has_spans = self.totals.labelled + self.target.ticks.labelled > 0;
-        let may_have_spans = has_spans || unknown(&self.totals, self.target) > 0;
+        let may_have_spans = may_have_spans(&self.totals, self.target);
         // Beside a tracer that tells of some a request without an owner is perhaps one of these.
         let (with_row, without): (Vec<_>, Vec<_>) =
             on_wire.iter().partition(|(_, seen)| !has_spans || seen.owned);
+        let mut paired: FxHashSet<Request> = FxHashSet::default();
         for (id, _) in &with_row {
             // Those of whose work nothing was seen are requests as well.
             let label = Label { id: **id, span: 0, kind: Source::Wire as u32, target: cookie };
             let of = self.target.work.labels.request_of(&label);
+            paired.insert(of.id);
             books.entry(of.id).or_insert_with(|| (of, Books::default()));
         }
-        let only_told = books.len().saturating_sub(with_row.len());
+        // Of one trace there may have been several.
+        let only_told = books.len().saturating_sub(paired.len());
         let unpaired = without.len().saturating_sub(only_told);
         *self.faults.entry(Fault::WireUnpaired).or_default() += unpaired as u64;
         let pid = self.target.target.pid;
@@ -557,12 +558,14 @@ impl Closing<'_> {
     }
 }
 
-/// Looks for labels of which it is not known whether there was one.
-fn unknown(totals: &Totals, target: &Recorded) -> u64 {
+/// Whether the tracer made spans, as far as the looks for labels tell: one was seen, or of more
+/// than a few looks it is not known whether there was one.
+fn may_have_spans(totals: &Totals, target: &Recorded) -> bool {
     let counts = |blanks: &[u64]| -> u64 {
         Blank::UNKNOWN.iter().filter_map(|blank| blanks.get(*blank as usize)).sum()
     };
-    counts(&totals.blank) + counts(&target.ticks.blank)
+    let unknown = counts(&totals.blank) + counts(&target.ticks.blank);
+    totals.labelled + target.ticks.labelled > 0 || unknown * SPANLESS > target.work.labels.wired()
 }
 
 /// Adds what came of the looks for labels, if there was anything to look for.
