@@ -9,6 +9,8 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import contextlib  # noqa: E402
+import itertools  # noqa: E402
 import select  # noqa: E402
 import socket  # noqa: E402
 import struct  # noqa: E402
@@ -140,11 +142,12 @@ def older():
     return lambda: [gevent.spawn(run, sock) for sock in socks]
 
 
-def readers():
+def readers(around=lambda _head: contextlib.nullcontext()):
     """One that reads, and for each request another one that answers and goes on after it."""
 
     def answer(sock, data):
-        respond(sock, data)
+        with around(data):
+            respond(sock, data)
         between()
 
     def serve(sock, _address):
@@ -154,6 +157,21 @@ def readers():
     server = StreamServer(("127.0.0.1", 0), serve)
     server.start()
     return lambda: clients(server.server_port, 3)
+
+
+def sampled():
+    """The same beside a tracer, which makes a span of each third request."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider().get_tracer("sampled")
+    count = itertools.count()
+
+    def around(data):
+        if next(count) % 3:
+            return contextlib.nullcontext()
+        return tracer.start_as_current_span(data.split()[1].decode())
+
+    return readers(around)
 
 
 def dispatcher():
@@ -356,7 +374,7 @@ def nothing():
 
 
 def main():
-    modes = (own, older, readers, dispatcher, loop, forms, nothing)
+    modes = (own, older, readers, sampled, dispatcher, loop, forms, nothing)
     begin = {mode.__name__: mode for mode in modes}[sys.argv[1]]()
     books.ready()
     gevent.joinall(begin(), raise_error=True)

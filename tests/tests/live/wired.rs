@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::kind;
+use tests::label::Source;
 use tests::place::Python;
 use tests::profile::{Profile, State};
 use tests::recording::Recording;
@@ -31,6 +32,7 @@ pub(crate) fn cases(cases: &mut Cases) {
     cases.once("requests_that_one_greenlet_reads_for_all_are_counted/py3.13", || {
         shared("wired.py", "dispatcher")
     });
+    cases.once("requests_beside_a_tracer_that_samples_are_counted/otel-1.45.1-py3.13", sampled);
     cases.once("requests_under_an_event_loop_are_counted/py3.13", || shared("wired.py", "loop"));
     for event_loop in ["asyncio", "uvloop"] {
         cases.once(format!("requests_to_uvicorn_are_counted/{event_loop}/py3.13"), || {
@@ -122,6 +124,20 @@ fn shared(program: &str, mode: &str) -> Result<()> {
     for request in &profile.requests {
         ensure!(request.waiting_ns != Some(0), "0 for what is not known: {request:?}");
     }
+    Ok(())
+}
+
+/// Beside a tracer that tells of some: each has a row, or is counted as one that has none.
+fn sampled() -> Result<()> {
+    let seen = seen(&Python::find("otel-1.45.1-py3.13")?, "wired.py", "sampled")?;
+    let Seen { profile, requests, .. } = &seen;
+    let asked: u64 = requests.values().sum();
+    let rows = u64::try_from(profile.requests.len())?;
+    let unpaired = profile.totals.faults.get("WIRE_UNPAIRED").copied().unwrap_or_default();
+    println!("      {rows} rows of {asked} requests, {:?}", profile.totals.faults);
+    ensure!(rows + unpaired == asked, "{rows} rows and {unpaired} without one of {asked} requests");
+    let traced = profile.requests.iter().filter(|request| request.source == Some(Source::Otel)).count();
+    ensure!(traced >= 20 && unpaired >= 40, "{traced} with a span, {unpaired} without a row");
     Ok(())
 }
 
