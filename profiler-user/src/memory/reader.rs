@@ -22,6 +22,12 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The threads that wait for work. There are as many as work at a time: one, most often.
 static IDLE: Mutex<Vec<SyncSender<Job>>> = Mutex::new(Vec::new());
 
+/// So many times as long is waited for what may be answered yet: on a busy machine the holder of a
+/// lock may have no CPU for seconds (`khugepaged`, which is nice, holds a process's `mmap_lock`).
+const MORE_PATIENCE: u32 = 15;
+/// Where a thread sleeps whom a process has to answer, by `/proc/PID/wchan`.
+const ASKS_A_PROCESS: [&str; 2] = ["userfault", "fuse"];
+
 /// How far some work is: it counts while it goes on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulse(Arc<Work>);
@@ -56,10 +62,17 @@ impl Pulse {
         let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
     }
+
+    /// Whether the thread sleeps where a process has to answer, who perhaps never does.
+    fn asks_a_process(&self) -> bool {
+        let tid = self.0.tid.load(Ordering::Relaxed);
+        let place = fs::read_to_string(format!("/proc/self/task/{tid}/wchan")).unwrap_or_default();
+        ASKS_A_PROCESS.iter().any(|name| place.contains(name))
+    }
 }
 
-/// Does the work elsewhere; none if for so long its pulse did not change and it is asleep, or it
-/// panicked.
+/// Does the work elsewhere; none if it panicked, or if its pulse did not change and it is asleep for
+/// so long where a process has to answer, or for [`MORE_PATIENCE`] times as long elsewhere.
 pub(super) fn apart<R: Send + 'static>(
     pulse: &Pulse,
     patience: Duration,
@@ -88,11 +101,16 @@ pub(super) fn apart<R: Send + 'static>(
         }
     };
     let mut seen = pulse.count();
+    let mut waited = 0;
     let result = loop {
         match answered.recv_timeout(patience) {
             Ok(result) => break Some(result),
             Err(RecvTimeoutError::Timeout) if pulse.count() != seen || pulse.is_ready() => {
                 seen = pulse.count();
+                waited = 0;
+            }
+            Err(RecvTimeoutError::Timeout) if waited < MORE_PATIENCE && !pulse.asks_a_process() => {
+                waited += 1
             }
             // It may have answered since.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
