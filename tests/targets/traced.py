@@ -341,13 +341,16 @@ def ignored():
 
 
 class Handler(WSGIHandler):
-    """Books when a request's greenlet began to read for it, had read, and had answered."""
+    """Books when a request's greenlet began to read for it, had read its head, and had answered."""
 
     def read_requestline(self):
         self.waited_ns = _now_ns()
-        line = super().read_requestline()
+        return super().read_requestline()
+
+    def read_request(self, raw_requestline):
+        done = super().read_request(raw_requestline)
         self.arrived_ns = _now_ns()
-        return line
+        return done
 
     def handle_one_response(self):
         here = getcurrent()

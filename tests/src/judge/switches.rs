@@ -228,10 +228,7 @@ fn expected<'a>(
             truth: &request.truth,
             names: Names { endpoint: Some(&request.endpoint), ..Names::default() },
             inherited: false,
-            // Where a connection's next request begins is not known if it was waited for before
-            // the recording.
-            required: request.waited_ns > Some(evidence.profile.started_monotonic_ns)
-                && request.arrived_ns.is_some_and(|arrived_ns| arrived_ns < ns)
+            required: request.arrived_ns.is_some_and(|arrived_ns| arrived_ns < ns)
                 && request.answered_ns.is_none_or(|answered_ns| ns <= answered_ns),
         },
         Some(request) if request.arrived_ns.is_some_and(|arrived_ns| arrived_ns < ns) => {
