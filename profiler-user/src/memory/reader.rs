@@ -110,7 +110,7 @@ pub(super) fn apart<R: Send + 'static>(
                 waited = 0;
             }
             Err(RecvTimeoutError::Timeout) if waited < MORE_PATIENCE && !pulse.asks_a_process() => {
-                waited += 1
+                waited += 1;
             }
             // It may have answered since.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
