@@ -476,8 +476,7 @@ impl Closing<'_> {
         }
         let on_wire: FxHashMap<Request, OnWire> =
             self.target.work.labels.on_wire().map(|(request, known)| (*request, known)).collect();
-        let cookie = self.target.cookie;
-        let has_spans = self.totals.labelled + self.target.ticks.labelled > 0;
+        let has_spans = has_spans(&self.totals, self.target);
         let may_have_spans = may_have_spans(&self.totals, self.target);
         // Beside a tracer that tells of some a request without an owner is perhaps one of these.
         let (with_row, without): (Vec<_>, Vec<_>) =
@@ -485,15 +484,15 @@ impl Closing<'_> {
         let mut paired: FxHashSet<Request> = FxHashSet::default();
         for (id, _) in &with_row {
             // Those of whose work nothing was seen are requests as well.
-            let label = Label { id: **id, span: 0, kind: Source::Wire as u32, target: cookie };
+            let label = Label { id: **id, span: 0, kind: Source::Wire as u32, target: self.target.cookie };
             let of = self.target.work.labels.request_of(&label);
             paired.insert(of.id);
             books.entry(of.id).or_insert_with(|| (of, Books::default()));
         }
         // Of one trace there may have been several.
         let only_told = books.len().saturating_sub(paired.len());
-        let unpaired = without.len().saturating_sub(only_told);
-        *self.faults.entry(Fault::WireUnpaired).or_default() += unpaired as u64;
+        *self.faults.entry(Fault::WireUnpaired).or_default() +=
+            without.len().saturating_sub(only_told) as u64;
         let pid = self.target.target.pid;
         // Whose work a thread did before its first switch is not known.
         let mut first_seen: FxHashSet<u64> =
@@ -558,14 +557,18 @@ impl Closing<'_> {
     }
 }
 
-/// Whether the tracer made spans, as far as the looks for labels tell: one was seen, or of more
-/// than a few looks it is not known whether there was one.
+/// Whether the tracer made spans: one was seen.
+fn has_spans(totals: &Totals, target: &Recorded) -> bool {
+    totals.labelled + target.ticks.labelled > 0
+}
+
+/// Whether it may have made some: one was seen, or of more than a few looks nothing is known.
 fn may_have_spans(totals: &Totals, target: &Recorded) -> bool {
     let counts = |blanks: &[u64]| -> u64 {
         Blank::UNKNOWN.iter().filter_map(|blank| blanks.get(*blank as usize)).sum()
     };
     let unknown = counts(&totals.blank) + counts(&target.ticks.blank);
-    totals.labelled + target.ticks.labelled > 0 || unknown * SPANLESS > target.work.labels.wired()
+    has_spans(totals, target) || unknown * SPANLESS > target.work.labels.wired()
 }
 
 /// Adds what came of the looks for labels, if there was anything to look for.
