@@ -19,8 +19,8 @@ pub fn tick_ns(rate: u32) -> u64 {
 }
 
 impl Engine {
-    /// Has the CPU clock tick ([`super::Parts::ticks`]) `rate` times a second on every CPU; on none if one refuses,
-    /// for the ticks would tell of a part of the time only.
+    /// Has the CPU clock tick ([`super::Parts::ticks`]) `rate` times a second on every CPU; on
+    /// none if one refuses, for the ticks would tell of a part of the time only.
     ///
     /// # Errors
     ///

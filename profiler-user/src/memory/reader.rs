@@ -53,22 +53,26 @@ impl Pulse {
         self.0.tid.store(tid, Ordering::Relaxed);
     }
 
+    fn tid(&self) -> i32 {
+        self.0.tid.load(Ordering::Relaxed)
+    }
+
     /// Whether the thread could go on, and has no CPU: that is no memory's fault.
     fn is_ready(&self) -> bool {
-        let tid = self.0.tid.load(Ordering::Relaxed);
-        if tid == 0 {
-            return true;
-        }
-        let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+        let tid = self.tid();
+        tid == 0 || told(tid, "stat").rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
     }
 
     /// Whether the thread sleeps where a process has to answer, who perhaps never does.
     fn asks_a_process(&self) -> bool {
-        let tid = self.0.tid.load(Ordering::Relaxed);
-        let place = fs::read_to_string(format!("/proc/self/task/{tid}/wchan")).unwrap_or_default();
+        let place = told(self.tid(), "wchan");
         ASKS_A_PROCESS.iter().any(|name| place.contains(name))
     }
+}
+
+/// What the kernel tells of a thread of this process.
+fn told(tid: i32, file: &str) -> String {
+    fs::read_to_string(format!("/proc/self/task/{tid}/{file}")).unwrap_or_default()
 }
 
 /// Does the work elsewhere; none if it panicked, or if its pulse did not change and it is asleep for
