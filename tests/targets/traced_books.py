@@ -117,16 +117,17 @@ def of(state):
         @functools.wraps(function)
         def timed(*args):
             calls = _current().work.calls
-            delayed_ns = _delayed_ns() if state == "blocked" else 0
             began_ns, began_cpu_ns = _now_ns(), _cpu_ns()
+            # Read inside of the call's time, from which the judge takes it: it was no part of
+            # the sleep.
+            delayed_ns = _delayed_ns() if state == "blocked" else 0
             try:
                 return function(*args)
             finally:
+                if state == "blocked":
+                    delayed_ns = _delayed_ns() - delayed_ns
                 cpu_ns = None if state == "wait" else _cpu_ns() - began_cpu_ns
                 ended_ns = _now_ns()
-                if state == "blocked":
-                    # It was no part of the sleep.
-                    delayed_ns = _delayed_ns() - delayed_ns
                 calls.append((name, state, began_ns, ended_ns, cpu_ns, delayed_ns))
 
         return timed
