@@ -18,6 +18,9 @@ pub const GREENLET_UNKNOWN: u32 = 1 << 18;
 /// is about to exit. Whatever has its address now is another one.
 pub const GREENLET_FREED: u32 = 1 << 17;
 
+/// [`crate::record::Greenlet::flags`]: it found nothing in a socket, and has not been suspended
+/// and gone on since ([`crate::record::Greenlet::awaits`]).
+pub const GREENLET_AWAITS: u32 = 1 << 19;
 /// [`crate::record::Greenlet::flags`]: it has tried to receive from a socket.
 pub const GREENLET_RECEIVED: u32 = 64;
 /// [`crate::record::Greenlet::flags`]: it has read requests of more than one connection.

@@ -154,6 +154,8 @@ pub struct KernelLayout {
     pub sock_type: u32,
     /// `sock_common.skc_family` (u16).
     pub sock_family: u32,
+    /// `sock.sk_receive_queue.qlen` (u32), 0 where it is not known.
+    pub sock_queue: u32,
     /// `tcp_sock.bytes_received` (u64).
     pub tcp_received: u32,
     /// `tcp_sock.rcv_nxt` (u32).

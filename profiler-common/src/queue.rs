@@ -24,11 +24,45 @@ pub struct Queued {
     pub most_ns: u64,
     /// No more than this whatever made it ready.
     pub any_most_ns: u64,
+    /// No less than this if something came to the socket in which it found nothing before.
+    pub socket_least_ns: u64,
+    /// And then no more: the same where the socket told since when.
+    pub socket_most_ns: u64,
 }
 
 impl Queued {
     /// It was not ready before it went on.
-    pub const NONE: Self = Self { least_ns: 0, most_ns: 0, any_most_ns: 0 };
+    pub const NONE: Self = Self::between(0, 0, 0);
+
+    /// Between these bounds, of which a socket tells nothing more.
+    #[inline(always)]
+    #[must_use]
+    pub const fn between(least_ns: u64, most_ns: u64, any_most_ns: u64) -> Self {
+        Self { least_ns, most_ns, any_most_ns, socket_least_ns: least_ns, socket_most_ns: most_ns }
+    }
+
+    /// Whether they depend on what it was that made it ready.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of_poll(&self) -> bool {
+        self.least_ns != 0 || self.most_ns != self.any_most_ns
+    }
+
+    /// No poll reported what made it ready.
+    #[inline(always)]
+    pub const fn by_anyone(&mut self) {
+        *self = Self::between(0, self.any_most_ns, self.any_most_ns);
+    }
+
+    /// Something came to its socket `ns` before it went on.
+    #[inline(always)]
+    pub const fn since_ready(&mut self, ns: u64) {
+        // Else it was not this that the hub's poll reported.
+        if self.least_ns <= ns && ns <= self.most_ns {
+            self.socket_least_ns = ns;
+            self.socket_most_ns = ns;
+        }
+    }
 
     /// Adds another wait.
     #[inline(always)]
@@ -36,13 +70,15 @@ impl Queued {
         self.least_ns = self.least_ns.wrapping_add(more.least_ns);
         self.most_ns = self.most_ns.wrapping_add(more.most_ns);
         self.any_most_ns = self.any_most_ns.wrapping_add(more.any_most_ns);
+        self.socket_least_ns = self.socket_least_ns.wrapping_add(more.socket_least_ns);
+        self.socket_most_ns = self.socket_most_ns.wrapping_add(more.socket_most_ns);
     }
 
     /// Of a wait, without its last `ns`.
     #[inline(always)]
     #[must_use]
     pub const fn without(&self, ns: u64) -> Self {
-        self.since(&Self { least_ns: ns, most_ns: ns, any_most_ns: ns })
+        self.since(&Self::between(ns, ns, ns))
     }
 
     /// What came since it was `before`, which was read earlier.
@@ -53,6 +89,8 @@ impl Queued {
             least_ns: self.least_ns.saturating_sub(before.least_ns),
             most_ns: self.most_ns.saturating_sub(before.most_ns),
             any_most_ns: self.any_most_ns.saturating_sub(before.any_most_ns),
+            socket_least_ns: self.socket_least_ns.saturating_sub(before.socket_least_ns),
+            socket_most_ns: self.socket_most_ns.saturating_sub(before.socket_most_ns),
         }
     }
 }
@@ -108,7 +146,7 @@ impl Polls {
     #[must_use]
     pub fn resume(&mut self, leaver: Addr, now_ns: u64, waited_ns: u64) -> Queued {
         if self.poller.is_null() {
-            return Queued { least_ns: 0, most_ns: waited_ns, any_most_ns: waited_ns };
+            return Queued::between(0, waited_ns, waited_ns);
         }
         if leaver != self.poller {
             // Not the hub: it went on as soon as it was asked to.
@@ -120,12 +158,9 @@ impl Polls {
         }
         let within = |ns: u64| if ns < waited_ns { ns } else { waited_ns };
         let after = |ns: u64| if ns == 0 { waited_ns } else { within(now_ns.saturating_sub(ns)) };
-        Queued {
-            least_ns: if self.by_ns == 0 { 0 } else { within(now_ns.saturating_sub(self.by_ns)) },
-            most_ns: after(since_ns),
-            // It would not have slept.
-            any_most_ns: after(self.woke_ns),
-        }
+        let least_ns = if self.by_ns == 0 { 0 } else { within(now_ns.saturating_sub(self.by_ns)) };
+        // Whatever made it ready, the hub would not have slept.
+        Queued::between(least_ns, after(since_ns), after(self.woke_ns))
     }
 }
 
@@ -142,7 +177,7 @@ mod tests {
     const HUB: Addr = Addr(8);
 
     fn queued(least_ns: u64, most_ns: u64, any_most_ns: u64) -> Queued {
-        Queued { least_ns, most_ns, any_most_ns }
+        Queued::between(least_ns, most_ns, any_most_ns)
     }
 
     #[test]
@@ -154,6 +189,26 @@ mod tests {
     fn the_begin_of_a_wait_is_queued_as_far_as_it_reaches_back() {
         assert_eq!(queued(5, 20, 30).without(10), queued(0, 10, 20));
         assert_eq!(queued(5, 20, 30).without(0), queued(5, 20, 30));
+    }
+
+    #[test]
+    fn a_socket_tells_within_the_bounds_only() {
+        let mut of_poll = queued(5, 20, 30);
+        of_poll.since_ready(4);
+        of_poll.since_ready(21);
+        assert_eq!(of_poll, queued(5, 20, 30));
+        of_poll.since_ready(7);
+        assert_eq!(of_poll, Queued { socket_least_ns: 7, socket_most_ns: 7, ..queued(5, 20, 30) });
+        assert_eq!(of_poll.without(6), Queued { socket_least_ns: 1, socket_most_ns: 1, ..queued(0, 14, 24) });
+    }
+
+    #[test]
+    fn what_is_thrown_into_may_be_queued_for_long() {
+        let mut of_poll = queued(5, 20, 30);
+        assert!(of_poll.is_of_poll());
+        of_poll.by_anyone();
+        assert_eq!(of_poll, queued(0, 30, 30));
+        assert!(!of_poll.is_of_poll());
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use crate::{
 };
 
 /// The version of everything in this file; a record of another version is refused.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident : $ty:ty,)* })*) => {$(
@@ -116,8 +116,8 @@ pod! {
         pub interpreters: Addr,
         /// `PyInterpreterState.next`.
         pub interp_next: u32,
-        /// None.
-        pub padding: u32,
+        /// `PyThreadState.current_exception` (3.12 on) or `curexc_type`: null where none is raised.
+        pub tstate_exception: u32,
         /// Where the codes' texts are.
         pub texts: TextLayout,
         /// Where the labels are.
@@ -282,6 +282,9 @@ pod! {
         /// The request that it works on and lent to greenlets it made, by
         /// [`Label::request`]; else 0.
         pub lent: u64,
+        /// When it last found nothing in a socket, or when something came there since; else 0.
+        /// Also written by whoever sends it something.
+        pub awaits: u64,
     }
 
     /// The key of a [`crate::label::Lent`].
@@ -576,7 +579,7 @@ pub const TICK_NATIVE: u32 = 4;
 pub const TICK_ENDING: u32 = 8;
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_928;
+pub const SLOT_BYTES: usize = 7_976;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

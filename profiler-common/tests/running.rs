@@ -97,7 +97,7 @@ fn config(python: PythonLayout) -> TargetConfig {
         texts: TextLayout::default(),
         interpreters: Addr::NULL,
         interp_next: 0,
-        padding: 0,
+        tstate_exception: 0,
         label: LabelConfig::default(),
         hub_types: [Addr(0); 4],
         idlers: [0; 8],

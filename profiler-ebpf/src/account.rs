@@ -68,6 +68,7 @@ pub fn meet(slot: &mut Slot, totals: &mut Totals) -> Option<&'static mut Greenle
     sight.alone = 0;
     sight.shared_ns = 0;
     sight.lent = 0;
+    sight.awaits = 0;
     maps::take_unstarted(key, &mut sight.given);
     if sight.flags & GREENLET_BORN == 0 {
         // Its start was not seen: whose that is nobody knows.

@@ -40,6 +40,7 @@ static KERNEL: KernelLayout = KernelLayout {
     super_device: 0,
     sock_type: 0,
     sock_family: 0,
+    sock_queue: 0,
     tcp_received: 0,
     tcp_next: 0,
     tcp_copied: 0,
@@ -294,6 +295,16 @@ pub fn stream(sock: u64) -> Stream {
         Some(AF_UNIX) => Stream::Unix,
         Some(AF_INET | AF_INET6) => Stream::Tcp,
         _ => Stream::Other,
+    }
+}
+
+/// How much has come to a socket and was not received: messages, or packets. None where the
+/// kernel does not tell.
+#[inline(always)]
+pub fn received_count(sock: u64) -> Option<u32> {
+    match layout!(sock_queue) {
+        0 => None,
+        offset => read_at(sock, offset),
     }
 }
 

@@ -3,7 +3,8 @@
 //! Entry points only. Uprobe programs may be preempted and another process may run
 //! the same program on the same CPU meanwhile, so nothing here lives per CPU but a word
 //! of the scheduler's tracepoint: the scratch of a hit lies in the storage of its task
-//! ([`slot`]), and what is shared is written by the holder of the target's GIL only.
+//! ([`slot`]), and what is shared is written by the holder of the target's GIL only, or by one
+//! atomic operation a word.
 
 #![feature(asm_experimental_arch)]
 #![no_std]
@@ -30,7 +31,9 @@ mod own;
 mod part;
 mod poll;
 mod slot;
+mod socket;
 mod stack;
+mod storage;
 mod switch;
 mod thread;
 mod tick;
@@ -151,7 +154,14 @@ fn task_newtask(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Bytes came from a socket.
+/// Something came to a socket.
+#[btf_tracepoint(function = "sk_data_ready")]
+fn sk_data_ready(ctx: BtfTracePointContext) -> i32 {
+    socket::on_ready(&ctx);
+    0
+}
+
+/// Bytes were received from a socket.
 #[btf_tracepoint(function = "sock_recv_length")]
 fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
     wire::on_received(&ctx);

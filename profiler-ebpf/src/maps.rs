@@ -7,13 +7,9 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
-        bpf_map_type::{BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_TASK_STORAGE},
-        task_struct,
-    },
+    bindings::{BPF_LOCAL_STORAGE_GET_F_CREATE, task_struct},
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, Queue, RingBuf},
-    helpers::generated::{bpf_get_current_task_btf, bpf_sk_storage_get, bpf_task_storage_get},
+    helpers::generated::bpf_get_current_task_btf,
     macros::btf_map,
     programs::ProbeContext,
 };
@@ -33,85 +29,12 @@ use profiler_common::{
     walk::StackKey,
 };
 
-use crate::{connection::Connection, slot::Slot};
-
-/// Task storage, which aya has no type for.
-///
-/// Kernel 5.11; in programs of type kprobe (uprobes) from the same release on:
-/// <https://github.com/torvalds/linux/commit/a10787e6d58c24b51e91c19c6d16c5da89fcaa4b>
-#[repr(C)]
-pub struct TaskStorage<T> {
-    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
-}
-
-// SAFETY: the fields only describe the map to the loader; nothing reads them.
-unsafe impl<T> Sync for TaskStorage<T> {}
-
-impl<T> TaskStorage<T> {
-    const fn new() -> Self {
-        Self {
-            r#type: ptr::null(),
-            key: ptr::null(),
-            value: ptr::null(),
-            max_entries: ptr::null(),
-            map_flags: ptr::null(),
-        }
-    }
-
-    fn get(&'static self, flags: u32) -> Option<NonNull<T>> {
-        self.get_of(current_task(), flags)
-    }
-
-    #[inline(always)]
-    fn get_of(&'static self, task: *mut task_struct, flags: u32) -> Option<NonNull<T>> {
-        let map = ptr::from_ref(self).cast_mut().cast();
-        // SAFETY: `map` is a task storage map by its definition, `task` a
-        // task that the kernel gave, and without an initial value the kernel zeroes the new one.
-        let value = unsafe { bpf_task_storage_get(map, task, ptr::null_mut(), flags.into()) };
-        NonNull::new(value.cast())
-    }
-}
-
-/// Socket storage, the same for sockets: it goes with its socket.
-///
-/// Kernel 5.2; in tracepoints from 5.11 on:
-/// <https://github.com/torvalds/linux/commit/8e4597c627fb48f361e2a5b012202cb1b6cbcd5e>
-#[repr(C)]
-pub struct SocketStorage<T> {
-    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
-}
-
-// SAFETY: the fields only describe the map to the loader; nothing reads them.
-unsafe impl<T> Sync for SocketStorage<T> {}
-
-impl<T> SocketStorage<T> {
-    const fn new() -> Self {
-        Self {
-            r#type: ptr::null(),
-            key: ptr::null(),
-            value: ptr::null(),
-            max_entries: ptr::null(),
-            map_flags: ptr::null(),
-        }
-    }
-
-    #[inline(always)]
-    fn get(&'static self, socket: *mut c_void, flags: u32) -> Option<NonNull<T>> {
-        let map = ptr::from_ref(self).cast_mut().cast();
-        // SAFETY: `map` is a socket storage map by its definition, `socket` one that the
-        // kernel gave, and without an initial value the kernel zeroes the new one.
-        let value = unsafe { bpf_sk_storage_get(map, socket, ptr::null_mut(), flags.into()) };
-        NonNull::new(value.cast())
-    }
-}
+use crate::{
+    connection::Connection,
+    slot::Slot,
+    socket::Waiter,
+    storage::{SocketStorage, TaskStorage},
+};
 
 #[btf_map]
 static CONFIGS: Array<TargetConfig, { MAX_TARGETS as usize }> = Array::new();
@@ -169,6 +92,9 @@ static SAMPLE_RECORDS: PerCpuArray<StackRecord, 1> = PerCpuArray::new();
 /// The connections of targets.
 #[btf_map]
 static CONNECTIONS: SocketStorage<Connection> = SocketStorage::new();
+/// Who waits for sockets of any kind.
+#[btf_map]
+static WAITERS: SocketStorage<Waiter> = SocketStorage::new();
 /// What processes descend from that are no targets themselves.
 #[btf_map]
 static KIN: TaskStorage<Kin> = TaskStorage::new();
@@ -350,7 +276,8 @@ pub fn add(counter: &mut u64, more: u64) {
 #[inline(always)]
 pub fn greenlet(key: &GreenletKey) -> Option<&'static mut Greenlet> {
     let greenlet = GREENLETS.get_ptr_mut(key)?;
-    // SAFETY: written under the GIL, by its own thread and by its destructor, and by its
+    // SAFETY: written under the GIL, by its own thread and by its destructor, by its own
+    // receipts and (a word, by exchanges) by whoever sends it something, and by its
     // own thread's exit. An element stays allocated for as long as the map.
     Some(unsafe { &mut *greenlet })
 }
@@ -535,6 +462,23 @@ pub fn connection_or_create(socket: *mut c_void) -> Option<&'static mut Connecti
     let mut connection = CONNECTIONS.get(socket, BPF_LOCAL_STORAGE_GET_F_CREATE)?;
     // SAFETY: as above.
     Some(unsafe { connection.as_mut() })
+}
+
+/// Who waits for a socket that a tracepoint gave.
+#[inline(always)]
+pub fn waiter(socket: *mut c_void) -> Option<&'static mut Waiter> {
+    let mut waiter = WAITERS.get(socket, 0)?;
+    // SAFETY: two that wait for one socket may mix up what they write: then what is written does
+    // not fit any greenlet's row.
+    Some(unsafe { waiter.as_mut() })
+}
+
+/// The same, made if there is none.
+#[inline(always)]
+pub fn waiter_or_create(socket: *mut c_void) -> Option<&'static mut Waiter> {
+    let mut waiter = WAITERS.get(socket, BPF_LOCAL_STORAGE_GET_F_CREATE)?;
+    // SAFETY: as above.
+    Some(unsafe { waiter.as_mut() })
 }
 
 /// This CPU's room for a stack record: of a tick, or of the scheduler's tracepoint. Both run

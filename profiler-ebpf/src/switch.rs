@@ -9,9 +9,9 @@ use profiler_common::{
     limits::MAX_PARENTS,
     memory::Memory as _,
     record::{
-        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_BORN, GREENLET_FREED, GREENLET_MAIN,
-        GREENLET_PASSES, GREENLET_RUNNING, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind, RecordHead,
-        SwitchRecord, TargetConfig, Totals, VERSION,
+        CONFIG_RUNS, CONFIG_STACKS, CONFIG_SWITCHES, End, GREENLET_AWAITS, GREENLET_BORN, GREENLET_FREED,
+        GREENLET_MAIN, GREENLET_PASSES, GREENLET_RUNNING, GREENLET_UNTOLD, Greenlet, GreenletKey, Kind,
+        RecordHead, SwitchRecord, TargetConfig, Totals, VERSION,
     },
     walk::{StackKey, Start, Walk},
 };
@@ -23,6 +23,7 @@ use crate::{
     memory::UserMemory,
     module, off,
     own::By,
+    poll,
     slot::Slot,
     stack, thread,
 };
@@ -394,6 +395,9 @@ fn leave(hit: &mut Hit<'_>, known: Option<&'static mut Greenlet>, fresh: bool) {
         to.waiting_ns += ns;
         // Not on the stack, which is scarce.
         slot.pair.queued = slot.polls.resume(slot.from_key.pimpl, now, ns);
+        if to.flags & GREENLET_AWAITS != 0 || slot.pair.queued.is_of_poll() {
+            let _queued = poll::resumed(config, slot, to, now, ns);
+        }
         if slot.block.ns != 0 && !fresh {
             let _held = block::held_up(config, slot, to, ns);
         }

@@ -34,10 +34,13 @@ use crate::{
     label, lent,
     maps::{self, count},
     slot::Slot,
+    socket,
 };
 
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/socket.h>
 const MSG_PEEK: u32 = 2;
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/asm-generic/errno-base.h>
+const EAGAIN: i32 = 11;
 /// `TCP_FIN_WAIT1`, `TCP_CLOSE`, `TCP_LAST_ACK`: this side closed, or the connection broke.
 /// <https://github.com/torvalds/linux/blob/v6.12/include/net/tcp_states.h>
 const CLOSES: [i32; 3] = [4, 7, 9];
@@ -118,13 +121,20 @@ fn connection(
 /// 6.3.
 #[inline(always)]
 pub fn on_received(ctx: &BtfTracePointContext) {
-    let Some((config, slot)) = subject() else {
-        return;
-    };
     let socket: *mut c_void = ctx.arg(0);
     let status: i32 = ctx.arg(1);
     let flags: u32 = ctx.arg(2);
-    if flags & MSG_PEEK != 0 {
+    let peeks = flags & MSG_PEEK != 0;
+    if status >= 0 && !peeks {
+        socket::on_taken(socket);
+    }
+    let Some((config, slot)) = subject() else {
+        return;
+    };
+    if status == -EAGAIN {
+        socket::on_empty(config, slot, socket);
+    }
+    if peeks {
         return;
     }
     slot.enter();
@@ -291,6 +301,9 @@ pub fn on_sent(ctx: &BtfTracePointContext) {
     };
     let socket: *mut c_void = ctx.arg(0);
     let status: i32 = ctx.arg(1);
+    if status == -EAGAIN {
+        socket::on_full(config, slot);
+    }
     if status <= 0 {
         return;
     }

@@ -4,6 +4,7 @@ Each wait is booked with how long its greenlet had been ready: since the sender'
 the timer's due time, since another greenlet set what it waited for.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -18,27 +19,41 @@ import books
 
 SECONDS = 2.0
 NAP = 0.005
-# Sends the time it is, again and again, until the other end is closed.
+# Sends the time it is to each of the sockets, again and again, until one of them is closed.
 SENDER = """
 import socket, sys, time
-end = socket.socket(fileno=int(sys.argv[1]))
+ends = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
 try:
     while True:
-        end.send(time.monotonic_ns().to_bytes(8, "big"))
-        time.sleep(0.007)
+        for end in ends:
+            end.send(time.monotonic_ns().to_bytes(8, "big"))
+            time.sleep(0.0015)
 except OSError:
     pass
 """
 
 now = time.monotonic_ns
 waits = {}
+polls = 0
 
 
-def waited(name, begin, ready):
+def polled():
+    global polls
+    polls += 1
+
+
+def begin_wait():
+    return now(), polls
+
+
+def waited(name, began, ready):
     """A wait is over that began then, and could have been since `ready`."""
     end = now()
-    if ready < begin:
+    begin, before = began
+    if ready < begin and polls == before:
         return  # it did not wait
+    # A sender that was held up looked at its clock long before its message came.
+    ready = max(ready, begin)
     entry = waits.setdefault(name, {"ns": 0, "count": 0, "queued_ns": 0})
     entry["ns"] += end - begin
     entry["count"] += 1
@@ -55,42 +70,129 @@ def burn(milliseconds):
         pass
 
 
-def receive(end):
-    begin = now()
+def _receive(name, end):
+    began = begin_wait()
     stamp = end.recv(8)
-    waited("receive", begin, int.from_bytes(stamp, "big"))
+    waited(name, began, int.from_bytes(stamp, "big"))
+
+
+def receive(end):
+    _receive("receive", end)
+
+
+def receive_tcp(end):
+    _receive("receive_tcp", end)
+
+
+def receive_udp(end):
+    _receive("receive_udp", end)
+
+
+def hurry(end):
+    """Waits for a message, and only so long: either may make it ready, and both may have come."""
+    began = begin_wait()
+    try:
+        stamp = end.recv(8)
+    except TimeoutError:
+        waited("hurry", began, began[0] + int(NAP * 1e9))
+    else:
+        waited("hurry", began, int.from_bytes(stamp, "big"))
+
+
+class Killed(Exception):
+    """By another greenlet, which says when."""
+
+
+def killed(end):
+    began = begin_wait()
+    try:
+        end.recv(8)
+    except Killed as kill:
+        waited("killed", began, *kill.args)
+
+
+def killer(near, far):
+    """Something comes for who is killed already."""
+    while not over():
+        one = gevent.spawn(killed, near)
+        gevent.sleep(0.004)
+        one.kill(Killed(now()), block=False)
+        burn(2)
+        far.send(bytes(8))
+        burn(1)
+        one.join()
+        near.recv(8)
+
+
+def peek(end, other):
+    """Waits for what it then leaves there, after a look at another socket."""
+    try:
+        other.recv(8)
+    except BlockingIOError:
+        pass
+    began = begin_wait()
+    stamp = end.recv(8, socket.MSG_PEEK)
+    waited("peek", began, int.from_bytes(stamp, "big"))
+    end.recv(8)
+
+
+def stolen(end):
+    began = begin_wait()
+    stamp = end.recv(8)
+    waited("stolen", began, int.from_bytes(stamp, "big"))
+
+
+def thief(near, far):
+    """Takes the first message that another waits for, which goes on with the second."""
+    hand = socket.socket(fileno=os.dup(near.fileno()))
+    while not over():
+        one = gevent.spawn(stolen, near)
+        gevent.sleep(0.004)
+        far.send(now().to_bytes(8, "big"))
+        burn(3)
+        hand.recv(8)
+        burn(1)
+        far.send(now().to_bytes(8, "big"))
+        burn(1)
+        one.join()
+
+
+def look(end):
+    """Looks for a message between naps, which that does not end."""
+    try:
+        end.recv(8)
+    except BlockingIOError:
+        pass
+    began = begin_wait()
+    gevent.sleep(NAP)
+    waited("look", began, began[0] + int(NAP * 1e9))
 
 
 def nap():
-    begin = now()
+    began = begin_wait()
     gevent.sleep(NAP)
-    waited("nap", begin, begin + int(NAP * 1e9))
+    waited("nap", began, began[0] + int(NAP * 1e9))
 
 
 def result(value):
-    begin = now()
-    waited("result", begin, value.get())
+    began = begin_wait()
+    waited("result", began, value.get())
 
 
 def event(flag):
-    begin = now()
+    began = begin_wait()
     flag.wait()
-    waited("event", begin, flag.set_ns)
+    waited("event", began, flag.set_ns)
 
 
 def take(queue):
-    begin = now()
-    waited("take", begin, queue.get())
+    began = begin_wait()
+    waited("take", began, queue.get())
 
 
-def receiver(end):
+def again(function, *args):
     while not over():
-        receive(end)
-
-
-def napper():
-    while not over():
-        nap()
+        function(*args)
 
 
 def pair(wait, make, give):
@@ -119,18 +221,54 @@ def burner():
         gevent.sleep(0.0005)
 
 
+def unix_pair():
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def tcp_pair():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return near, far
+
+
+def udp_pair():
+    near, far = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for end in (near, far):
+        end.bind(("127.0.0.1", 0))
+    near.connect(far.getsockname())
+    far.connect(near.getsockname())
+    return near, far
+
+
 def main(kind):
     global finish
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pairs = [unix_pair(), tcp_pair(), udp_pair(), unix_pair(), unix_pair(), unix_pair(), unix_pair()]
+    watcher = gevent.get_hub().loop.prepare()
+    watcher.start(polled)
     gevent.sleep(0)
     books.ready()
     finish = now() + int(SECONDS * 1e9)
-    sender = subprocess.Popen([sys.executable, "-c", SENDER, str(far.fileno())], pass_fds=[far.fileno()])
-    far.close()
-    green = GreenSocket(fileno=near.detach())
+    fds = [far.fileno() for _, far in pairs]
+    sender = subprocess.Popen([sys.executable, "-c", SENDER, *map(str, fds)], pass_fds=fds)
+    for _, far in pairs:
+        far.close()
+    looked_at, other = (near for near, _ in pairs[5:])
+    looked_at.setblocking(False)
+    other.setblocking(False)
+    unix, tcp, udp, hurried, peeked = (GreenSocket(fileno=near.detach()) for near, _ in pairs[:5])
+    hurried.settimeout(NAP)
     ones = [
-        gevent.spawn(receiver, green),
-        gevent.spawn(napper),
+        gevent.spawn(again, receive, unix),
+        gevent.spawn(again, receive_tcp, tcp),
+        gevent.spawn(again, receive_udp, udp),
+        gevent.spawn(again, hurry, hurried),
+        gevent.spawn(again, look, looked_at),
+        gevent.spawn(again, nap),
+        gevent.spawn(again, peek, peeked, other),
+        gevent.spawn(killer, *(GreenSocket(fileno=end.detach()) for end in unix_pair())),
+        gevent.spawn(thief, *(GreenSocket(fileno=end.detach()) for end in udp_pair())),
         gevent.spawn(pair, result, AsyncResult, lambda value: value.set(now())),
         gevent.spawn(pair, event, Flag, give_event),
         gevent.spawn(pair, take, Queue, lambda queue: queue.put(now())),
@@ -138,7 +276,8 @@ def main(kind):
     if kind == "busy":
         ones += [gevent.spawn(burner) for _ in range(4)]
     gevent.joinall(ones, raise_error=True)
-    green.close()
+    for end in (unix, tcp, udp, hurried, peeked, looked_at, other):
+        end.close()
     sender.wait()
     books.done(waits=waits)
 

@@ -118,8 +118,7 @@ def of(state):
         def timed(*args):
             calls = _current().work.calls
             began_ns, began_cpu_ns = _now_ns(), _cpu_ns()
-            # Read inside of the call's time, from which the judge takes it: it was no part of
-            # the sleep.
+            # The judge subtracts it from the call's time, so it is read inside of that.
             delayed_ns = _delayed_ns() if state == "blocked" else 0
             try:
                 return function(*args)

@@ -79,7 +79,7 @@ pub(super) struct Arguments {
     /// Don't look whose work anything is
     #[arg(long)]
     no_labels: bool,
-    /// Don't look at the sockets of processes without SkyWalking's agent or OpenTelemetry
+    /// Don't look at sockets: neither for requests nor for when something came
     #[arg(long)]
     no_wire: bool,
     /// Don't give greenlets the label of the one that made them
@@ -223,8 +223,8 @@ pub(super) fn run(arguments: &Arguments, started: Instant) -> Result<(), Failure
             say!("greenscope: no stacks on the CPU, the rest goes on: {}", first_line(error));
         } else if let Progress::NoWire(error) = progress {
             say!(
-                "greenscope: no labels for processes without a tracer, the rest goes on (Linux 6.3 or \
-                 later has what it takes; --no-wire to be silent): {}",
+                "greenscope: no labels for processes without a tracer and no exact queue times, the \
+                 rest goes on (Linux 6.3 or later has what it takes; --no-wire to be silent): {}",
                 first_line(error)
             );
         } else if let Progress::NoAnswer(pid) = progress {

@@ -42,7 +42,7 @@ const FREE: &str = "FREE";
 const PROCESSES_LIVES: [&str; 2] = ["sched_process_exit", "sched_process_exec"];
 const CLOCKS: [&str; 2] = ["task_newtask", "sched_switch"];
 /// What begins a label comes last: without the others it would never end.
-const WIRE: [&str; 3] = ["sock_send_length", "inet_sock_set_state", "sock_recv_length"];
+const WIRE: [&str; 4] = ["sk_data_ready", "sock_send_length", "inet_sock_set_state", "sock_recv_length"];
 /// The number of no target: a hit with it costs what a hit costs, and counts nothing.
 const NOBODY: u32 = MAX_TARGETS;
 

@@ -22,8 +22,15 @@ pub(super) fn of_this_kernel() -> KernelLayout {
     let task_memory = types.offset("task_struct", &["mm"]).unwrap_or_default();
     // On other machines than x86-64 the C library's `pthread_self()` lies elsewhere.
     let task_tls = types.offset("task_struct", &["thread", "fsbase"]).unwrap_or_default();
-    let known =
-        KernelLayout { task_runtime, task_exec_start, task_memory, task_tls, ..KernelLayout::default() };
+    let sock_queue = types.offset("sock", &["sk_receive_queue", "qlen"]).unwrap_or_default();
+    let known = KernelLayout {
+        task_runtime,
+        task_exec_start,
+        task_memory,
+        task_tls,
+        sock_queue,
+        ..KernelLayout::default()
+    };
     let queued = || {
         Some(KernelLayout {
             task_delay: types.offset("task_struct", &["sched_info", "run_delay"])?,

@@ -21,35 +21,39 @@ impl Queued {
     }
 }
 
-/// What waits for events of the kernel, which the hub's poll reports: the function that the
-/// greenlet stopped in, and the end of its file's name. gevent's compiled part has no frames.
-///
-/// Everything else may be made ready by another greenlet (a queue, an event, a result), at any
-/// time since the hub last slept.
-const POLLED: [(&str, &str); 22] = [
+/// What waits until something comes to a socket, which the socket itself tells of: the function that
+/// the greenlet stopped in, and the end of its file's name. gevent's compiled part has no frames.
+const RECEIVES: [(&str, &str); 11] = [
     // https://github.com/gevent/gevent/blob/26.9.0/src/gevent/_socket3.py
-    ("socket.accept", "gevent/_socket3.py"),
     ("socket.recv", "gevent/_socket3.py"),
     ("socket.recv_into", "gevent/_socket3.py"),
     ("socket.recvfrom", "gevent/_socket3.py"),
     ("socket.recvfrom_into", "gevent/_socket3.py"),
     ("socket.recvmsg", "gevent/_socket3.py"),
     ("socket.recvmsg_into", "gevent/_socket3.py"),
-    ("socket.sendto", "gevent/_socket3.py"),
-    ("socket.sendmsg", "gevent/_socket3.py"),
     // https://github.com/gevent/gevent/blob/26.9.0/src/gevent/_socketcommon.py
-    ("SocketMixin._accept", "gevent/_socketcommon.py"),
-    ("SocketMixin.connect", "gevent/_socketcommon.py"),
-    ("SocketMixin._internal_connect", "gevent/_socketcommon.py"),
     ("SocketMixin.recv", "gevent/_socketcommon.py"),
     ("SocketMixin.recv_into", "gevent/_socketcommon.py"),
     ("SocketMixin.recvfrom", "gevent/_socketcommon.py"),
     ("SocketMixin.recvfrom_into", "gevent/_socketcommon.py"),
+    // https://github.com/gevent/gevent/blob/26.9.0/src/gevent/ssl.py
+    ("SSLSocket.read", "gevent/ssl.py"),
+];
+
+/// What waits for other events of the kernel that the hub's poll reports.
+///
+/// Everything else may be made ready by another greenlet (a queue, an event, a result), at any
+/// time since the hub last slept.
+const POLLED: [(&str, &str); 11] = [
+    ("socket.accept", "gevent/_socket3.py"),
+    ("socket.sendto", "gevent/_socket3.py"),
+    ("socket.sendmsg", "gevent/_socket3.py"),
+    ("SocketMixin._accept", "gevent/_socketcommon.py"),
+    ("SocketMixin.connect", "gevent/_socketcommon.py"),
+    ("SocketMixin._internal_connect", "gevent/_socketcommon.py"),
     ("SocketMixin.send", "gevent/_socketcommon.py"),
     ("SocketMixin.sendto", "gevent/_socketcommon.py"),
     ("_send", "gevent/_socketcommon.py"),
-    // https://github.com/gevent/gevent/blob/26.9.0/src/gevent/ssl.py
-    ("SSLSocket.read", "gevent/ssl.py"),
     ("SSLSocket.write", "gevent/ssl.py"),
     ("SSLSocket.do_handshake", "gevent/ssl.py"),
 ];
@@ -67,9 +71,15 @@ pub fn queued(frames: &[Frame], ns: u64, counted: &queue::Queued) -> Queued {
                 && leaf.file.as_deref().is_some_and(|name| name.ends_with(file))
         })
     };
-    let polled = POLLED.iter().any(is);
-    let least_ns = if polled || is(&SLEEP) { counted.least_ns } else { 0 };
-    let most_ns = if polled { counted.most_ns } else { counted.any_most_ns };
+    let (least_ns, most_ns) = if RECEIVES.iter().any(is) {
+        (counted.socket_least_ns, counted.socket_most_ns)
+    } else if POLLED.iter().any(is) {
+        (counted.least_ns, counted.most_ns)
+    } else if is(&SLEEP) {
+        (counted.least_ns, counted.any_most_ns)
+    } else {
+        (0, counted.any_most_ns)
+    };
     // The sums are read one after the other.
     Queued { least_ns: least_ns.min(ns), most_ns: most_ns.min(ns) }
 }

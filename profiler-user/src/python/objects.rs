@@ -148,6 +148,8 @@ pub struct ObjectLayout {
     pub tstate_next: u32,
     /// `PyThreadState.datastack_top`.
     pub tstate_top: u32,
+    /// `PyThreadState.current_exception` (3.12 on) or `curexc_type`.
+    pub tstate_exception: u32,
     /// The bit of `cleared` in `PyThreadState._status` (3.12 on), else [`NONE`].
     pub tstate_cleared_bit: u32,
     /// `PyCodeObject.co_framesize` (i32, words; 3.12 on), else [`NONE`].

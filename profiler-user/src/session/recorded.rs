@@ -187,7 +187,7 @@ impl Recorded {
             library: 0,
             interpreters: field(target.python.runtime, target.python.objects.runtime_interpreters),
             interp_next: target.python.objects.interp_next,
-            padding: 0,
+            tstate_exception: target.python.objects.tstate_exception,
         };
         engine.configure(cookie, &config)?;
         if let Some(greenlet) = &target.greenlet {

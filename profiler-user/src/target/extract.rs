@@ -278,6 +278,7 @@ impl Lookup<'_> {
             ])?,
             tstate_next: self.wide("_ts", "next")?,
             tstate_top: self.wide("_ts", "datastack_top")?,
+            tstate_exception: self.first(&[("_ts", "current_exception"), ("_ts", "curexc_type")])?,
             tstate_cleared_bit: cleared.and_then(|member| member.bit).unwrap_or(NONE),
             code_framesize: self.or_none("PyCodeObject", "co_framesize"),
             code_nlocalsplus: self.wide("PyCodeObject", "co_nlocalsplus")?,

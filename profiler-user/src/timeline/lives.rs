@@ -275,6 +275,7 @@ mod tests {
             alone: 0,
             shared_ns: 0,
             lent: 0,
+            awaits: 0,
         }
     }
 
