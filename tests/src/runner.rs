@@ -1,11 +1,13 @@
 //! Runs cases one after the other, and counts what was skipped, by name.
 
+use std::any::Any;
 use std::fmt;
 use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, anyhow};
 
 use crate::place::{PYTHONS, Python};
 
@@ -25,6 +27,9 @@ impl std::error::Error for Skip {}
 pub fn skip(reason: impl Into<String>) -> Error {
     Error::new(Skip(reason.into()))
 }
+
+/// So many of the slowest cases are named at the end.
+const SLOWEST: usize = 10;
 
 /// One named behaviour, to be tried once.
 pub struct Case {
@@ -68,11 +73,13 @@ impl Cases {
             return ExitCode::SUCCESS;
         }
         let mut passed = 0;
-        let (mut failed, mut skipped) = (Vec::new(), Vec::new());
+        let (mut failed, mut skipped, mut took) = (Vec::new(), Vec::new(), Vec::new());
         for Case { name, run } in cases {
             let began = Instant::now();
-            let verdict = run();
-            let seconds = began.elapsed().as_secs_f32();
+            let verdict = caught(run);
+            let time = began.elapsed();
+            let seconds = time.as_secs_f32();
+            took.push((time, name.clone()));
             match verdict {
                 Ok(()) => {
                     passed += 1;
@@ -90,6 +97,9 @@ impl Cases {
                 },
             }
         }
+        for (time, name) in slowest(took) {
+            say(&format!("slow: {name} ({:.1} s)", time.as_secs_f32()));
+        }
         for name in &skipped {
             say(&format!("skipped: {name}"));
         }
@@ -102,6 +112,26 @@ impl Cases {
         say(&format!("test result: {verdict}. {passed} passed; {failures} failed; {skips} ignored"));
         if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
+}
+
+/// What came of a case. One that panics has failed, and the next one runs.
+fn caught(run: Box<dyn FnOnce() -> Result<()>>) -> Result<()> {
+    // What it leaves is dropped; no case uses what another made.
+    panic::catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|payload| Err(anyhow!("it panicked: {}", words(payload.as_ref()))))
+}
+
+/// What a panic says.
+fn words(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref().copied()).unwrap_or("no words")
+}
+
+/// The cases that took longest, the longest first.
+fn slowest(mut took: Vec<(Duration, String)>) -> Vec<(Duration, String)> {
+    took.sort_by(|(one, _), (other, _)| other.cmp(one));
+    took.truncate(SLOWEST);
+    took
 }
 
 /// What the command line asks for.
@@ -150,7 +180,9 @@ fn say(line: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Wanted, skip};
+    use std::time::Duration;
+
+    use super::{SLOWEST, Wanted, caught, skip, slowest};
 
     fn wanted(line: &str) -> Wanted {
         Wanted::parse(line.split_whitespace().map(str::to_owned)).expect("a command line")
@@ -169,6 +201,21 @@ mod tests {
     #[test]
     fn an_unknown_option_is_refused() {
         assert!(Wanted::parse(["--fast".to_owned()].into_iter()).is_none());
+    }
+
+    #[test]
+    fn a_panic_fails_its_case_only() {
+        let error = caught(Box::new(|| panic!("at {}", 7))).expect_err("a panic is no success");
+        assert_eq!(error.to_string(), "it panicked: at 7");
+        assert!(caught(Box::new(|| Ok(()))).is_ok());
+    }
+
+    #[test]
+    fn the_slowest_come_first() {
+        let took = (0..20).map(|seconds| (Duration::from_secs(seconds), seconds.to_string())).collect();
+        let named: Vec<_> = slowest(took).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(named.len(), SLOWEST);
+        assert_eq!(named[0], "19");
     }
 
     #[test]
