@@ -68,7 +68,7 @@ fn steps(no_install: bool, vm: bool) -> Vec<Step> {
     steps.push(("clippy", vec!["xtask", "clippy"]));
     steps.push(("kernel part", vec!["xtask", "build-ebpf", "--check"]));
     steps.push(("kernel part that logs", vec!["xtask", "build-ebpf", "--log", "--check"]));
-    let mut test = vec!["xtask", "test"];
+    let mut test = vec!["xtask", "test", "--strict"];
     if no_install {
         test.push("--no-install");
     }

@@ -1,9 +1,7 @@
 //! `test`: prepare what the tests need, run all that this machine can, sum up.
 //!
-//! A live test that cannot run appends `name: reason` to the file that
-//! `GREENSCOPE_SKIPS` names and returns; it counts as skipped, not as passed. A test
-//! that ran in part names the part in brackets, `name[part]: reason`, and counts as
-//! both.
+//! A live test that can't run is skipped, and says why. `.ci/run` takes no other skips than those
+//! that are listed.
 
 use std::{
     collections::BTreeSet,
@@ -35,12 +33,18 @@ const TRACED: &str = "tests/traced";
 /// come (tests/traced/README.md).
 const LAST: [(&str, (u32, u32, u32)); 1] = [("agent-1.2.0", (3, 13, 0))];
 
+/// What may be skipped in `.ci/run`: a line each, as the skip begins.
+const ALLOWED: &str = "tests/allowed-skips.txt";
+
 /// Options of `test`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Install nothing; what is missing is skipped by name.
     #[arg(long)]
     no_install: bool,
+    /// Fail if no live test ran, or if one was skipped that tests/allowed-skips.txt does not list.
+    #[arg(long)]
+    strict: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -54,11 +58,20 @@ struct Count {
     /// A runner that did not end well without having counted a failure: a test
     /// that did not compile, or a crash.
     broken: u64,
+    /// Live tests that passed.
+    live: u64,
+    /// What was skipped, and why.
+    skips: Vec<String>,
 }
 
 impl Count {
-    /// Add what one `test result:` line says; other lines say nothing.
+    /// Add what a line says of results; most say nothing.
     fn add_line(&mut self, line: &str) {
+        if let Some(skip) = line.strip_prefix("skipped: ") {
+            self.skips.push(skip.to_owned());
+        } else if line.starts_with("ok    ") {
+            self.live += 1;
+        }
         let Some(rest) = line.trim_start().strip_prefix("test result: ") else {
             return;
         };
@@ -84,7 +97,7 @@ impl Count {
 ///
 /// When preparing fails; failing tests are told by the exit code.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let Arguments { no_install, filter } = arguments;
+    let Arguments { no_install, strict, filter } = arguments;
     let mut skips = Vec::new();
     if !*no_install {
         doctor::install_for_tests();
@@ -101,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     count_tests(&mut unit, &mut count)?;
 
     match (built, privilege()) {
-        (Ok(()), Some(runner)) => live(filter.as_deref(), runner, &mut count, &mut skips)?,
+        (Ok(()), Some(runner)) => live(filter.as_deref(), runner, &mut count)?,
         (Ok(()), None) => skips.push("live tests: need root, and sudo gives none without a password".into()),
         (Err(error), _) => {
             println!("failed: {error:#}");
@@ -110,14 +123,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
 
-    let Count { passed, failed, skipped, broken } = count;
     for skip in &skips {
         println!("skipped: {skip}");
     }
+    let Count { passed, failed, skipped, broken, live, skips: skipped_live } = count;
     let skipped = skipped + u64::try_from(skips.len())?;
-    let failed = failed + broken;
+    let mut failed = failed + broken;
+    if *strict {
+        let path = workspace::root().join(ALLOWED);
+        let allowed = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        for skip in skips.iter().chain(&skipped_live).filter(|skip| !is_allowed(&allowed, skip)) {
+            println!("failed: skipped, and not listed in {ALLOWED}: {skip}");
+            failed += 1;
+        }
+        if live == 0 {
+            println!("failed: no live test ran");
+            failed += 1;
+        }
+    }
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether that list has it: a line that it begins with.
+fn is_allowed(allowed: &str, skip: &str) -> bool {
+    let lines = allowed.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.into_iter().any(|line| skip.starts_with(line))
 }
 
 /// One environment a covered Python; what is missing is a skip with its reason.
@@ -268,13 +299,10 @@ fn privilege() -> Option<Runner> {
 }
 
 /// The live tests, one at a time: they compare times, and the machine may be small.
-fn live(filter: Option<&str>, runner: Runner, count: &mut Count, skips: &mut Vec<String>) -> Result<()> {
-    let noted = workspace::target().join("skipped-tests.txt");
-    fs::write(&noted, "").with_context(|| format!("cannot write {}", noted.display()))?;
-    let variables: [(&str, OsString); 4] = [
+fn live(filter: Option<&str>, runner: Runner, count: &mut Count) -> Result<()> {
+    let variables: [(&str, OsString); 3] = [
         ("GREENSCOPE_BIN", workspace::greenscope().into()),
         ("GREENSCOPE_VENVS", python::folder().into()),
-        ("GREENSCOPE_SKIPS", noted.clone().into()),
         ("GREENSCOPE_OAP_JARS", oap::jars().into()),
     ];
     let mut command = cargo_test();
@@ -293,21 +321,7 @@ fn live(filter: Option<&str>, runner: Runner, count: &mut Count, skips: &mut Vec
             format!("CARGO_TARGET_{}_UNKNOWN_LINUX_GNU_RUNNER", std::env::consts::ARCH.to_uppercase());
         command.env(variable, line);
     }
-    count_tests(&mut command, count)?;
-    let noted = fs::read_to_string(&noted).with_context(|| format!("cannot read {}", noted.display()))?;
-    for line in noted.lines() {
-        if is_whole(line) {
-            // libtest knows two ends only; a test that left early has passed for it.
-            count.passed = count.passed.saturating_sub(1);
-        }
-        skips.push(line.to_owned());
-    }
-    Ok(())
-}
-
-/// Whether a noted skip is of a whole test, and not of `name[part]`.
-fn is_whole(skip: &str) -> bool {
-    skip.split(':').next().is_some_and(|name| !name.contains('['))
+    count_tests(&mut command, count)
 }
 
 /// Run one `cargo test`, its output passed on and counted.
@@ -333,10 +347,13 @@ mod tests {
             "test result: ok. 7 passed; 0 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.01s",
             "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
             "9 passed by a test's own words",
+            "ok    waits/py3.11 (0.3 s)",
+            "skipped: waits/py3.12: no root",
         ] {
             count.add_line(line);
         }
-        let expected = Count { passed: 9, failed: 3, skipped: 1, broken: 0 };
+        let skips = vec!["waits/py3.12: no root".to_owned()];
+        let expected = Count { passed: 9, failed: 3, skipped: 1, broken: 0, live: 1, skips };
         assert_eq!(count, expected);
     }
 
@@ -348,8 +365,10 @@ mod tests {
     }
 
     #[test]
-    fn a_test_skipped_in_part_has_passed_too() {
-        assert!(is_whole("killed_leaves_no_link: no bpftool [in PATH]"));
-        assert!(!is_whole("nested_waits[py3.12]: no such Python"));
+    fn a_skip_is_allowed_by_how_it_begins() {
+        let allowed = "# why\nwaits/py3.14: no Python\n\n";
+        assert!(is_allowed(allowed, "waits/py3.14: no Python 3.14"));
+        assert!(!is_allowed(allowed, "waits/py3.13: no Python 3.13"));
+        assert!(!is_allowed(allowed, "# why"));
     }
 }
