@@ -177,13 +177,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("profilers need root here: sudo -E cargo xtask accuracy");
     }
     let load = surroundings::load();
+    let not_clean = surroundings::not_clean();
+    if let Some(why) = not_clean {
+        println!("{DOCUMENT} will not be written: {why}");
+    }
     run::build()?;
     let results = measure(arguments, &load)?;
     let text = document::text(&results);
     println!("{text}");
     let some = arguments.workload.is_empty() && arguments.tool.is_empty();
     let whole = some && !arguments.attribution && !arguments.kinds;
-    if whole && arguments.rounds >= ENOUGH && arguments.seconds >= LONG_ENOUGH {
+    if let Some(why) = not_clean {
+        println!("not written to {DOCUMENT}: {why}");
+    } else if whole && arguments.rounds >= ENOUGH && arguments.seconds >= LONG_ENOUGH {
         let path = workspace::root().join(DOCUMENT);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("written to {DOCUMENT}");
@@ -254,7 +260,7 @@ fn measure(arguments: &Arguments, load: &str) -> Result<Results> {
     }
     let (major, minor, micro) = python.version;
     let target = format!("CPython {major}.{minor}.{micro}");
-    results.surroundings = surroundings::describe(DOCUMENT, &target, load);
+    results.surroundings = surroundings::describe(&target, load);
     Ok(results)
 }
 

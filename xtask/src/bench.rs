@@ -109,12 +109,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("greenscope needs root to be measured: sudo -E cargo xtask bench");
     }
     let load = surroundings::load();
+    let not_clean = surroundings::not_clean();
+    if let Some(why) = not_clean {
+        println!("{DOCUMENT} will not be written: {why}");
+    }
     let python = python(arguments.python, REQUIREMENTS, "py")?;
     run::build()?;
     let results = measure(arguments, &python, &load)?;
     let text = document::text(&results);
     println!("{text}");
-    if arguments.only.is_empty() && arguments.rounds >= ENOUGH {
+    if let Some(why) = not_clean {
+        println!("not written to {DOCUMENT}: {why}");
+    } else if arguments.only.is_empty() && arguments.rounds >= ENOUGH {
         let path = workspace::root().join(DOCUMENT);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("written to {DOCUMENT}");
@@ -163,7 +169,7 @@ fn measure(arguments: &Arguments, python: &Path, load: &str) -> Result<Results> 
     };
     Ok(Results {
         command: command(arguments),
-        surroundings: surroundings::describe(DOCUMENT, &target(&versions), load),
+        surroundings: surroundings::describe(&target(&versions), load),
         rounds,
         switch: wants(Part::Switch),
         benches,

@@ -4,11 +4,14 @@ use std::{fs, process::Command};
 
 use crate::process;
 
-/// What stands at the top of the document at that path, as name and value.
-pub(crate) fn describe(document: &str, target: &str, load: &str) -> Vec<(&'static str, String)> {
+/// What the commands that measure write: all else is what is measured, or measures.
+const WRITTEN: [&str; 2] = [":!docs/performance.md", ":!docs/accuracy.md"];
+
+/// What stands at the top of a document, as name and value.
+pub(crate) fn describe(target: &str, load: &str) -> Vec<(&'static str, String)> {
     vec![
         ("date", said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
-        ("greenscope", commit(document)),
+        ("greenscope", commit()),
         ("machine", machine(&read("/proc/cpuinfo"))),
         ("load before", load.to_owned()),
         ("kernel", format!("{}, {}", read("/proc/sys/kernel/osrelease"), preemption())),
@@ -31,16 +34,26 @@ fn said(program: &str, arguments: &[&str]) -> String {
     said.map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 
-fn commit(document: &str) -> String {
-    let root = crate::workspace::root();
-    let git = |arguments: &[&str]| process::output(Command::new("git").current_dir(&root).args(arguments));
+/// Why what is measured of this tree would be no figure that anyone else can get: it is not all
+/// committed.
+pub(crate) fn not_clean() -> Option<&'static str> {
+    let changed = git(&[&["status", "--porcelain", "--", "."], WRITTEN.as_slice()].concat());
+    match changed {
+        Ok(changed) if changed.trim().is_empty() => None,
+        Ok(_) => Some("the tree has changes that are not committed"),
+        Err(_) => Some("the tree is none of git's"),
+    }
+}
+
+fn git(arguments: &[&str]) -> anyhow::Result<String> {
+    process::output(Command::new("git").current_dir(crate::workspace::root()).args(arguments))
+}
+
+fn commit() -> String {
     let Ok(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
         return "not of a git tree".to_owned();
     };
-    // The document itself is what the command writes.
-    let changed = git(&["status", "--porcelain", "--", ".", &format!(":!{document}")]);
-    let clean = changed.is_ok_and(|changed| changed.trim().is_empty());
-    format!("{}{}", commit.trim(), if clean { "" } else { ", with changes" })
+    format!("{}{}", commit.trim(), if not_clean().is_none() { "" } else { ", with changes" })
 }
 
 fn preemption() -> String {
