@@ -110,28 +110,55 @@ pub struct Polls {
     since_ns: u64,
     /// And no later: then something was resumed for the first time after it. 0 until then.
     by_ns: u64,
+    /// So many events a poll takes at most.
+    events: u32,
+    /// So many greenlets the poller resumed since the last one began.
+    resumed: u32,
+    /// Not 0 once more than one greenlet of the thread polled.
+    several: u32,
+    /// Not 0 once the poller was seen in `epoll_wait` or its like.
+    epoll: u32,
 }
 
 impl Polls {
-    /// The greenlet `poller` begins to poll.
+    /// The greenlet `poller` begins to poll, by `epoll_wait` or its like, which takes so many
+    /// `events` at most.
     #[inline(always)]
-    pub fn begin(&mut self, poller: Addr, now_ns: u64) {
-        self.of(poller);
+    pub fn begin(&mut self, poller: Addr, now_ns: u64, events: u32) {
+        self.slept(poller, true);
         // Else nothing came of the last poll, and both are taken for one: it may also be the same
         // one, told twice.
-        if self.by_ns != 0 || self.woke_ns > self.began_ns {
-            self.since_ns = if self.woke_ns > self.began_ns { self.woke_ns } else { self.began_ns };
+        if self.woke_ns > self.began_ns {
+            self.since_ns = self.woke_ns;
+        } else if self.by_ns != 0 && self.resumed < self.events / 2 {
+            self.since_ns = self.began_ns;
         }
+        // Else it may have taken all that it takes, and what is reported next was ready before.
+        // (Not every event resumes a greenlet.)
         self.began_ns = now_ns;
         self.by_ns = 0;
+        self.events = events;
+        self.resumed = 0;
     }
 
-    /// The greenlet `poller` is the one that polls.
+    /// The greenlet `poller` is one that polls.
     #[inline(always)]
-    pub fn of(&mut self, poller: Addr) {
+    pub fn slept(&mut self, poller: Addr, by_epoll: bool) {
         if self.poller != poller {
-            *self = Self { poller, ..Self::default() };
+            let several = u32::from(!self.poller.is_null()) | self.several;
+            *self = Self { poller, several, ..Self::default() };
         }
+        if by_epoll {
+            self.epoll = 1;
+        }
+    }
+
+    /// Whether a sleep of the greenlet `current` that waits for files is none of its loop's, but a
+    /// callback's: a loop polls by one kind of call.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_a_callbacks(&self, current: Addr, by_epoll: bool) -> bool {
+        self.epoll != 0 && !by_epoll && self.poller == current
     }
 
     /// A poll that slept since `slept_ns` wakes at `now_ns`.
@@ -145,13 +172,14 @@ impl Polls {
     #[inline(always)]
     #[must_use]
     pub fn resume(&mut self, leaver: Addr, now_ns: u64, waited_ns: u64) -> Queued {
-        if self.poller.is_null() {
+        if self.poller.is_null() || self.several != 0 {
             return Queued::between(0, waited_ns, waited_ns);
         }
         if leaver != self.poller {
             // Not the hub: it went on as soon as it was asked to.
             return Queued::NONE;
         }
+        self.resumed = self.resumed.wrapping_add(1);
         let since_ns = if self.woke_ns > self.began_ns { self.woke_ns } else { self.since_ns };
         if self.began_ns != 0 && self.by_ns == 0 {
             self.by_ns = now_ns;
@@ -214,7 +242,7 @@ mod tests {
     #[test]
     fn what_no_hub_resumes_was_not_queued() {
         let mut polls = Polls::default();
-        polls.begin(HUB, 10);
+        polls.begin(HUB, 10, 64);
         assert_eq!(polls.resume(Addr(16), 100, 7), Queued::NONE);
     }
 
@@ -236,13 +264,15 @@ mod tests {
     }
 
     proptest! {
-        /// A loop whose polls report what became ready since the last one, and sleep when that is
-        /// nothing: the truth lies between the bounds.
+        /// A loop whose polls report what became ready since the last one, a few at a time, and
+        /// sleep when that is nothing: the truth lies between the bounds.
         #[test]
-        fn the_truth_lies_between_the_bounds(turns in turns(), seen in any::<bool>()) {
+        fn the_truth_lies_between_the_bounds(
+            turns in turns(), seen in any::<bool>(), takes in 1_u32..8,
+        ) {
             let mut polls = Polls::default();
             if !seen {
-                polls.of(HUB);
+                polls.slept(HUB, false);
             }
             let mut now = 1_000_000_u64;
             let mut looked = now;
@@ -250,9 +280,9 @@ mod tests {
             for turn in turns {
                 waiting.extend(turn.ready_ns.iter().map(|after| (looked, looked + 1 + after)));
                 if seen {
-                    polls.begin(HUB, now);
+                    polls.begin(HUB, now, takes);
                     if turn.twice {
-                        polls.begin(HUB, now + 1);
+                        polls.begin(HUB, now + 1, takes);
                     }
                 }
                 now += 10;
@@ -265,8 +295,10 @@ mod tests {
                 }
                 looked = now;
                 now += 10;
-                let (ready, left): (Vec<_>, Vec<_>) =
+                let (mut ready, mut left): (Vec<_>, Vec<_>) =
                     waiting.into_iter().partition(|(_, ready)| *ready <= looked);
+                // A poll takes the oldest, and leaves the rest to the next.
+                left.extend(ready.split_off(ready.len().min(takes as usize)));
                 waiting = left;
                 for (since, ready) in ready {
                     let queued = polls.resume(HUB, now, now - since);
@@ -282,11 +314,31 @@ mod tests {
     }
 
     #[test]
+    fn where_two_greenlets_poll_nothing_is_known() {
+        let mut polls = Polls::default();
+        polls.begin(HUB, 10, 64);
+        polls.begin(Addr(16), 20, 64);
+        assert_eq!(polls.resume(HUB, 100, 7), queued(0, 7, 7));
+        assert_eq!(polls.resume(Addr(16), 100, 7), queued(0, 7, 7));
+    }
+
+    #[test]
+    fn a_loop_polls_by_one_kind_of_call() {
+        let mut polls = Polls::default();
+        polls.slept(HUB, false);
+        assert!(!polls.is_a_callbacks(HUB, false));
+        polls.slept(HUB, true);
+        assert!(polls.is_a_callbacks(HUB, false));
+        assert!(!polls.is_a_callbacks(HUB, true));
+        assert!(!polls.is_a_callbacks(Addr(16), false));
+    }
+
+    #[test]
     fn a_busy_hub_has_both_bounds() {
         let mut polls = Polls::default();
-        polls.begin(HUB, 10);
+        polls.begin(HUB, 10, 64);
         let _first = polls.resume(HUB, 20, 5);
-        polls.begin(HUB, 50);
+        polls.begin(HUB, 50, 64);
         assert_eq!(polls.resume(HUB, 55, 100), queued(0, 45, 100));
         assert_eq!(polls.resume(HUB, 85, 100), queued(30, 75, 100));
         assert_eq!(polls.resume(HUB, 85, 20), queued(20, 20, 20));

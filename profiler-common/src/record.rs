@@ -579,7 +579,7 @@ pub const TICK_NATIVE: u32 = 4;
 pub const TICK_ENDING: u32 = 8;
 
 /// The size of a thread's slot in the kernel part.
-pub const SLOT_BYTES: usize = 7_976;
+pub const SLOT_BYTES: usize = 7_992;
 
 /// A stack record in full, as it is built.
 #[derive(Clone, Copy, Debug)]

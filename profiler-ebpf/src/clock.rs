@@ -28,6 +28,7 @@ use crate::{
     maps::{self, count},
     off,
     slot::{Reading, Slot},
+    wire,
 };
 
 /// How wrong a time may be that is reckoned from the scheduler's own clock. That one stands
@@ -212,7 +213,10 @@ pub fn on_sched_switch(ctx: &BtfTracePointContext) {
         if slot.thread == 0 {
             slot.thread = bpf_get_current_pid_tgid();
         }
-        let (why, call) = why(ctx, leaver, config);
+        let (mut why, call) = why(ctx, leaver, config);
+        if why == Off::Polled && slot.polls.is_a_callbacks(slot.current, wire::is_epoll(call)) {
+            why = Off::Blocked;
+        }
         now = time();
         if slot.clock.state != ON_CPU {
             came_unseen(config, slot, now, leaver);

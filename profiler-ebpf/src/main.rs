@@ -91,7 +91,8 @@ fn greenlet_made(ctx: ProbeContext) -> u32 {
 /// A call of `epoll_wait` or its like in a library with an event loop.
 #[uprobe]
 fn loop_polls(ctx: ProbeContext) -> u32 {
-    poll::on_poll();
+    // Its third argument.
+    poll::on_poll(ctx.arg::<u64>(2).unwrap_or_default() as u32);
     maps::keep_normal_stack(&ctx);
     0
 }

@@ -58,7 +58,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
         if why == Off::Polled
             && entry.as_ref().is_some_and(|current| config.hub_types.contains(&current.type_object))
         {
-            slot.polls.of(slot.current);
+            slot.polls.slept(slot.current, wire::is_epoll(call));
             slot.places |= PLACES_HUB;
             return 0;
         }
@@ -66,7 +66,7 @@ fn walk(config: &TargetConfig, slot: &mut Slot, call: i64, why: Off, now: u64) -
             let _holder = note_holder(config, slot);
         } else if let Some(current) = entry.as_deref_mut() {
             // No other program of this thread is at work.
-            wire::on_sleep(slot, current, call as u64 & 0xffff, now);
+            wire::on_sleep(slot, current, call, now);
         }
     }
     let mut frame = Addr::NULL;

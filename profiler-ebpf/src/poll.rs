@@ -12,7 +12,7 @@ use crate::{maps, memory::UserMemory, slot::Slot, socket};
 /// The current greenlet is about to poll. It may not hold the GIL, so only what is its thread's is
 /// written.
 #[inline(always)]
-pub fn on_poll() {
+pub fn on_poll(events: u32) {
     let Some(slot) = maps::slot() else {
         return;
     };
@@ -24,7 +24,7 @@ pub fn on_poll() {
     }
     // SAFETY: takes no argument.
     let now = unsafe { bpf_ktime_get_ns() };
-    slot.polls.begin(slot.current, now);
+    slot.polls.begin(slot.current, now, events);
 }
 
 /// Corrects the bounds in the slot's pair for `to`, which goes on at `now` after a wait of `ns`, by

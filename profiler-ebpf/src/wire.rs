@@ -543,8 +543,8 @@ pub fn on_state(ctx: &BtfTracePointContext) {
 /// Drivers poll for an answer while they work on a request; who has an event loop waits for
 /// many files.
 #[inline(always)]
-pub fn on_sleep(slot: &mut Slot, greenlet: &mut Greenlet, call: u64, now: u64) {
-    let looping = EPOLL.contains(&call);
+pub fn on_sleep(slot: &mut Slot, greenlet: &mut Greenlet, call: i64, now: u64) {
+    let looping = is_epoll(call);
     if looping && greenlet.shared_ns == 0 {
         greenlet.shared_ns = now;
     }
@@ -553,8 +553,14 @@ pub fn on_sleep(slot: &mut Slot, greenlet: &mut Greenlet, call: u64, now: u64) {
     }
 }
 
+/// Whether the system call with that number waits for the files of an epoll.
+#[inline(always)]
+pub fn is_epoll(call: i64) -> bool {
+    EPOLL.contains(&call)
+}
+
 /// `epoll_wait`, `epoll_pwait`, `epoll_pwait2`.
 #[cfg(bpf_target_arch = "x86_64")]
-const EPOLL: [u64; 3] = [232, 281, 441];
+const EPOLL: [i64; 3] = [232, 281, 441];
 #[cfg(bpf_target_arch = "aarch64")]
-const EPOLL: [u64; 3] = [22, 22, 441];
+const EPOLL: [i64; 3] = [22, 22, 441];

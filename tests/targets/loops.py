@@ -4,11 +4,12 @@
     asyncio     asyncio's loop under a greenlet bridge, and a callback that asks a driver
     uvloop      the same in C
     dispatcher  a greenlet with a selector of its own, and one of its greenlets that asks a driver
-    gevent      its hub (GEVENT_LOOP says which), a greenlet and the main greenlet that ask a driver
+    gevent      its hub (GEVENT_LOOP says which); a greenlet, the main greenlet and a callback of the
+                hub's that ask a driver
     beside      asyncio.run in a greenlet of gevent's: the hub is blocked by a loop that idles
     pool        gevent's thread pool, run dry
     celery      a worker of celery's with greenlets for its tasks, some of which resolve a name
-    futures     concurrent.futures' pool and a queue's consumer, no greenlets
+    futures     the pools of concurrent.futures and multiprocessing, a queue's consumer; no greenlets
     gil         a greenlet that waits for the GIL of a thread
     starved     a greenlet that has its CPU taken
 
@@ -208,6 +209,7 @@ def run_gevent():
     all_of_them = [gevent.spawn(naps, 0.15), gevent.spawn(naps, SHORT_S), gevent.spawn(once)]
     gevent.sleep(1)
     driver()
+    gevent.get_hub().loop.run_callback(driver)
     gevent.joinall(all_of_them)
 
 
@@ -290,13 +292,16 @@ def consume(tasks):
 
 def run_futures():
     import concurrent.futures
+    import multiprocessing.pool
     import queue
 
     tasks = queue.Queue()
     consumer = threading.Thread(target=consume, args=[tasks])
     consumer.start()
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with (concurrent.futures.ThreadPoolExecutor(2) as pool,
+          multiprocessing.pool.ThreadPool(2) as other):
         pool.submit(nap_task).result()
+        other.apply(nap_task)
         books.ready()
         spans.clear()
         began = now()

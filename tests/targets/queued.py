@@ -1,10 +1,18 @@
-"""Waits whose end was due at a known moment, under a hub that is busy or not: `queued.py busy|calm`.
+"""Waits whose end was due at a known moment: `queued.py KIND`.
+
+    calm      the hub is seldom busy
+    busy      it is always
+    beside    a greenlet runs an event loop of its own now and then
+    callback  a driver polls its own file in a callback of the hub's
+    crowd     more sockets are ready at once than libev's poll takes
 
 Each wait is booked with how long its greenlet had been ready: since the sender's time stamp, since
 the timer's due time, since another greenlet set what it waited for.
 """
 
+import asyncio
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -33,6 +41,19 @@ except OSError:
 """
 
 now = time.monotonic_ns
+# Sends it to all of them at once, again and again.
+CROWD = """
+import socket, sys, time
+ends = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
+try:
+    while True:
+        for end in ends:
+            end.send(time.monotonic_ns().to_bytes(8, "big"))
+        time.sleep(0.1)
+except OSError:
+    pass
+"""
+CROWDED = 200
 waits = {}
 polls = 0
 
@@ -86,6 +107,11 @@ def receive_tcp(end):
 
 def receive_udp(end):
     _receive("receive_udp", end)
+
+
+def receive_crowded(end):
+    _receive("receive_crowded", end)
+    burn(0.2)
 
 
 def hurry(end):
@@ -221,6 +247,34 @@ def burner():
         gevent.sleep(0.0005)
 
 
+def loops():
+    """Waits in a loop that is none of the hub's."""
+    loop = asyncio.new_event_loop()
+    while not over():
+        loop.run_until_complete(asyncio.sleep(0.003))
+        gevent.sleep(0.002)
+    loop.close()
+
+
+def asks_in_callbacks():
+    """A driver's call, while others become ready."""
+    read, _write = os.pipe()
+    driver = select.poll()
+    driver.register(read, select.POLLIN)
+    while not over():
+        gevent.get_hub().loop.run_callback(driver.poll, 10)
+        gevent.sleep(0.005)
+
+
+def start(sender, pairs):
+    """Has it send over the far ends of them."""
+    fds = [far.fileno() for _, far in pairs]
+    process = subprocess.Popen([sys.executable, "-c", sender, *map(str, fds)], pass_fds=fds)
+    for _, far in pairs:
+        far.close()
+    return process
+
+
 def unix_pair():
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -250,10 +304,7 @@ def main(kind):
     gevent.sleep(0)
     books.ready()
     finish = now() + int(SECONDS * 1e9)
-    fds = [far.fileno() for _, far in pairs]
-    sender = subprocess.Popen([sys.executable, "-c", SENDER, *map(str, fds)], pass_fds=fds)
-    for _, far in pairs:
-        far.close()
+    senders = [start(SENDER, pairs)]
     looked_at, other = (near for near, _ in pairs[5:])
     looked_at.setblocking(False)
     other.setblocking(False)
@@ -275,10 +326,22 @@ def main(kind):
     ]
     if kind == "busy":
         ones += [gevent.spawn(burner) for _ in range(4)]
+    elif kind == "beside":
+        ones.append(gevent.spawn(loops))
+    elif kind == "callback":
+        ones.append(gevent.spawn(asks_in_callbacks))
+    ends = [unix, tcp, udp, hurried, peeked, looked_at, other]
+    if kind == "crowd":
+        pairs = [unix_pair() for _ in range(CROWDED)]
+        senders.append(start(CROWD, pairs))
+        crowd = [GreenSocket(fileno=near.detach()) for near, _ in pairs]
+        ones += [gevent.spawn(again, receive_crowded, end) for end in crowd]
+        ends += crowd
     gevent.joinall(ones, raise_error=True)
-    for end in (unix, tcp, udp, hurried, peeked, looked_at, other):
+    for end in ends:
         end.close()
-    sender.wait()
+    for sender in senders:
+        sender.wait()
     books.done(waits=waits)
 
 

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     clocked::asleep,
-    finish::{Closing, named},
+    finish::{Closing, named, runs},
     idle::{Rest, Role},
     recorded::Recorded,
 };
@@ -135,6 +135,10 @@ impl Recorded {
             self.tell_idler(sleep.greenlet);
         }
         if let Some(Role::Rests(_)) = role {
+            return;
+        }
+        if runs(&frames, "Hub.run", "gevent/hub.py") {
+            // It is known by its type: its run tells.
             return;
         }
         let ns = sleep.head.time_ns.saturating_sub(sleep.begin_ns);

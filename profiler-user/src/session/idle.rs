@@ -108,6 +108,9 @@ const LOCKS: &[Function] = functions![
 /// Who waits there, at a lock, for a task.
 const TASKS: &[Function] = functions![
     "_worker" in "concurrent/futures/thread.py",
+    "worker" in "multiprocessing/pool.py",
+    "Pool._handle_tasks" in "multiprocessing/pool.py",
+    "Pool._handle_results" in "multiprocessing/pool.py",
     "_WorkerGreenlet.run" in "gevent/threadpool.py",
     "_connection_worker_thread" in "aiosqlite/core.py",
     "Connection.run" in "aiosqlite/core.py",
@@ -124,8 +127,9 @@ const TASKS: &[Function] = functions![
     "PeriodicExportingMetricReader._ticker" in "opentelemetry/sdk/metrics/_internal/export/__init__.py",
 ];
 
-/// Who waits for signals there, by any call.
+/// Who waits there for signals, or for its workers to end, by any call.
 const SIGNALS: &[Function] = functions![
+    "ThreadPool._wait_for_updates" in "multiprocessing/pool.py",
     "Arbiter.sleep" in "gunicorn/arbiter.py",
     "Arbiter.wait_for_signals" in "gunicorn/arbiter.py",
 ];

@@ -13,7 +13,7 @@ use tests::runner::Cases;
 use tests::target::Target;
 
 pub(crate) fn cases(cases: &mut Cases) {
-    for kind in ["busy", "calm"] {
+    for kind in ["busy", "calm", "beside", "callback", "crowd"] {
         let name = format!("the_time_queued_lies_between_its_bounds/{kind}");
         cases.each(name, move |python| between(python, kind));
     }
@@ -34,6 +34,8 @@ const FUNCTIONS: [(&str, bool); 12] = [
     ("event", false),
     ("take", false),
 ];
+/// And, where there are many.
+const CROWDED: (&str, bool) = ("receive_crowded", true);
 /// Between the sender's look at its clock and the message's arrival, and between the greenlet's
 /// going on and its own look.
 const STAMP_NS: u64 = 50_000;
@@ -82,7 +84,8 @@ fn between(python: &Python, kind: &str) -> Result<()> {
     let waits = done.pointer("/books/waits").cloned().context("no books")?;
     let waits: BTreeMap<String, Waits> = serde_json::from_value(waits)?;
     let mut seen = Vec::new();
-    for (function, exact) in FUNCTIONS {
+    let crowded = (kind == "crowd").then_some(CROWDED);
+    for (function, exact) in FUNCTIONS.into_iter().chain(crowded) {
         let truth = waits.get(function).with_context(|| format!("no wait in {function}"))?;
         let found = found(&profile, function)?;
         println!("      {function}: {truth:?}, {found:?}");
