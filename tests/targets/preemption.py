@@ -483,6 +483,7 @@ def truth(options, ring, books):
         # Functions that are current without being a switch site, root first.
         "running": [
             ["<module>", "main", "pause"],
+            ["<module>", "main", "phases"],
             *sorted(books.calls),
         ],
     }
