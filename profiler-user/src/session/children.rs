@@ -57,9 +57,10 @@ pub(super) fn arm(
     wanted.reverse();
     let mut armed = Armed { recorded: Vec::new(), images: Vec::new() };
     while let Some(next) = wanted.pop() {
-        let Wanted { parent, first_pid, exec_ns, again, .. } = next;
+        let Wanted { parent, first_pid, again, .. } = next;
         let pid = next.target.pid;
-        let optional = parent.is_some() || exec_ns.is_some();
+        // Not one that the user asked for just now: its end is not the end of the recording.
+        let optional = parent.is_some() || again;
         let Some(cookie) = engine.take_number() else {
             if !optional {
                 return Err(SessionError::TooMany { given: armed.recorded.len() + wanted.len() + 1 });
