@@ -106,10 +106,11 @@ struct Figure {
 pub(super) fn measure() -> Result<Kinds> {
     test::prepare(KINDS.iter().map(|(_, case)| *case))?;
     let before = build_before()?;
-    let now = run(&workspace::greenscope())?;
+    let now = run(&workspace::greenscope(), "the greenscope of today")?;
     let missing = KINDS.iter().find(|(_, case)| !now.contains_key(*case)).map(|(_, case)| case);
     ensure!(missing.is_none(), "the live tests ended early: {missing:?} did not run");
-    Ok(Kinds { rows: rows(&KINDS, &now, &run(&before)?) })
+    let before = run(&before, "the greenscope before, under which most of them fail")?;
+    Ok(Kinds { rows: rows(&KINDS, &now, &before) })
 }
 
 /// The greenscope before, built once in a work tree of its own. Its kernel part is committed.
@@ -142,8 +143,8 @@ fn build_before() -> Result<PathBuf> {
 }
 
 /// Every test once under that greenscope; that one fails is no error here.
-fn run(greenscope: &Path) -> Result<BTreeMap<String, Outcome>> {
-    println!("kinds, with {}", greenscope.display());
+fn run(greenscope: &Path, which: &str) -> Result<BTreeMap<String, Outcome>> {
+    println!("kinds, with {which}: {}", greenscope.display());
     let mut command = test::cargo_test();
     command.args(["--package", "tests", "--test", "live", "--", "--exact"]);
     command.args(KINDS.map(|(_, case)| case));
