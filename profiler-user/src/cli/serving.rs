@@ -27,6 +27,8 @@ pub(super) const RATE: u32 = 499;
 const SILENT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
+// It is a part of `record`'s, whose group has the same name.
+#[group(skip)]
 pub(super) struct Arguments {
     #[command(flatten)]
     backend: backend::Backend,
