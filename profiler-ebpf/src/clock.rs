@@ -339,8 +339,9 @@ fn call_of(registers: *const pt_regs, gil: Gil) -> (Off, i64) {
     (Off::of_aarch64_call(number, *first, gil), number)
 }
 
+/// `CLOCK_MONOTONIC`, ns.
 #[inline(always)]
-fn time() -> u64 {
+pub fn time() -> u64 {
     // SAFETY: takes no argument.
     unsafe { bpf_ktime_get_ns() }
 }

@@ -4,10 +4,7 @@
 //! target's child becomes that was made to be replaced: user space is told, and looks.
 
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_get_current_task, bpf_ktime_get_ns},
-    },
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_get_current_task},
     programs::RawTracePointContext,
 };
 use profiler_common::{
@@ -16,6 +13,7 @@ use profiler_common::{
 };
 
 use crate::{
+    clock::time,
     emit,
     kernel::{self, File, Pids},
     log::log,
@@ -118,10 +116,4 @@ pub fn on_up() {
     let record = UpRecord { head, pid: own, padding: 0 };
     // Without room it is found by a look.
     let _sent = emit::send(&raw const record, size_of::<UpRecord>() as u64, true);
-}
-
-#[inline(always)]
-fn time() -> u64 {
-    // SAFETY: takes no argument.
-    unsafe { bpf_ktime_get_ns() }
 }

@@ -1,13 +1,12 @@
 //! An event loop polls: what it resumes from now on was not ready when it polled before.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use profiler_common::{
     address::Addr,
     memory::Memory as _,
     record::{ARMED, Greenlet, TargetConfig},
 };
 
-use crate::{maps, memory::UserMemory, slot::Slot, socket};
+use crate::{clock, maps, memory::UserMemory, slot::Slot, socket};
 
 /// The current greenlet is about to poll. It may not hold the GIL, so only what is its thread's is
 /// written.
@@ -22,9 +21,7 @@ pub fn on_poll(events: u32) {
     if slot.epoch != config.epoch || config.started_ns == ARMED {
         return;
     }
-    // SAFETY: takes no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
-    slot.polls.begin(slot.current, now, events);
+    slot.polls.begin(slot.current, clock::time(), events);
 }
 
 /// Corrects the bounds in the slot's pair for `to`, which goes on at `now` after a wait of `ns`, by

@@ -9,13 +9,13 @@
 
 use core::{arch::asm, ffi::c_void};
 
-use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::BtfTracePointContext};
+use aya_ebpf::programs::BtfTracePointContext;
 use profiler_common::{
     address::Addr,
     record::{GREENLET_AWAITS, Greenlet, GreenletKey, TargetConfig},
 };
 
-use crate::{kernel, label, maps, slot::Slot};
+use crate::{clock::time, kernel, label, maps, slot::Slot};
 
 /// In [`Greenlet::awaits`]: it is the time of a receipt that found nothing, and not of what came.
 /// No greenlet has the same one twice, nor has one that gets its row.
@@ -139,12 +139,6 @@ pub fn ready(to: &mut Greenlet) -> u64 {
     to.flags &= !GREENLET_AWAITS;
     let ready_ns = exchange(&mut to.awaits, 0);
     if ready_ns & OPEN == 0 { ready_ns } else { 0 }
-}
-
-#[inline(always)]
-fn time() -> u64 {
-    // SAFETY: takes no argument.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Puts `new` there, and returns what was there. Nothing moves from before it to after it, or the

@@ -16,13 +16,10 @@ use aya_ebpf::{
 
 use crate::maps;
 
-/// Task storage.
-///
-/// Kernel 5.11; in programs of type kprobe (uprobes) from the same release on:
-/// <https://github.com/torvalds/linux/commit/a10787e6d58c24b51e91c19c6d16c5da89fcaa4b>
+/// What the kernel keeps with something of its own: the kind of map says with what.
 #[repr(C)]
-pub struct TaskStorage<T> {
-    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
+pub struct Storage<T, const KIND: usize> {
+    r#type: *const [i32; KIND],
     key: *const i32,
     value: *const T,
     max_entries: *const [i32; 0],
@@ -30,9 +27,9 @@ pub struct TaskStorage<T> {
 }
 
 // SAFETY: the fields only describe the map to the loader; nothing reads them.
-unsafe impl<T> Sync for TaskStorage<T> {}
+unsafe impl<T, const KIND: usize> Sync for Storage<T, KIND> {}
 
-impl<T> TaskStorage<T> {
+impl<T, const KIND: usize> Storage<T, KIND> {
     pub const fn new() -> Self {
         Self {
             r#type: ptr::null(),
@@ -42,7 +39,15 @@ impl<T> TaskStorage<T> {
             map_flags: ptr::null(),
         }
     }
+}
 
+/// Task storage.
+///
+/// Kernel 5.11; in programs of type kprobe (uprobes) from the same release on:
+/// <https://github.com/torvalds/linux/commit/a10787e6d58c24b51e91c19c6d16c5da89fcaa4b>
+pub type TaskStorage<T> = Storage<T, { BPF_MAP_TYPE_TASK_STORAGE as usize }>;
+
+impl<T> TaskStorage<T> {
     pub fn get(&'static self, flags: u32) -> Option<NonNull<T>> {
         self.get_of(maps::current_task(), flags)
     }
@@ -57,33 +62,13 @@ impl<T> TaskStorage<T> {
     }
 }
 
-/// Socket storage, the same for sockets: it goes with its socket.
+/// Socket storage: it goes with its socket.
 ///
 /// Kernel 5.2; in tracepoints from 5.11 on:
 /// <https://github.com/torvalds/linux/commit/8e4597c627fb48f361e2a5b012202cb1b6cbcd5e>
-#[repr(C)]
-pub struct SocketStorage<T> {
-    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
-}
-
-// SAFETY: the fields only describe the map to the loader; nothing reads them.
-unsafe impl<T> Sync for SocketStorage<T> {}
+pub type SocketStorage<T> = Storage<T, { BPF_MAP_TYPE_SK_STORAGE as usize }>;
 
 impl<T> SocketStorage<T> {
-    pub const fn new() -> Self {
-        Self {
-            r#type: ptr::null(),
-            key: ptr::null(),
-            value: ptr::null(),
-            max_entries: ptr::null(),
-            map_flags: ptr::null(),
-        }
-    }
-
     #[inline(always)]
     pub fn get(&'static self, socket: *mut c_void, flags: u32) -> Option<NonNull<T>> {
         let map = ptr::from_ref(self).cast_mut().cast();

@@ -10,10 +10,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns},
-    programs::BtfTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::BtfTracePointContext};
 use profiler_common::{
     fault::Fault,
     http::{EXPECTS, Event, IS_HEAD, LINE, REQUEST_ANSWERED, REQUEST_PARTLY, TURN},
@@ -25,6 +22,7 @@ use profiler_common::{
 };
 
 use crate::{
+    clock::time,
     connection::{
         self, CLOSED, Connection, LOST, NEW, PENDING, PENDING_EARLY, PENDING_EXPECTS, PENDING_HEAD,
         PENDING_OWNED, PENDING_SENT, PENDING_SHARED, Pending, SERVED, UNIX, UNMATCHED,
@@ -54,12 +52,6 @@ const HTTP_1: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
 const HTTP_1_MASK: u64 = (1 << 56) - 1;
 /// The status before another protocol.
 const SWITCHING: u32 = 101;
-
-#[inline(always)]
-fn time() -> u64 {
-    // SAFETY: takes no argument.
-    unsafe { bpf_ktime_get_ns() }
-}
 
 /// Who receives or sends.
 #[inline(always)]
