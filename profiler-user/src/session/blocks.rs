@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 
 use super::{
     clocked::asleep,
-    finish::{Closing, named, runs},
+    finish::{Closing, is_gevents_hub, named},
     idle::{Rest, Role},
     recorded::Recorded,
 };
@@ -137,7 +137,7 @@ impl Recorded {
         if let Some(Role::Rests(_)) = role {
             return;
         }
-        if runs(&frames, "Hub.run", "gevent/hub.py") {
+        if is_gevents_hub(&frames) {
             // It is known by its type: its run tells.
             return;
         }

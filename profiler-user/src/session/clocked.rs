@@ -13,7 +13,7 @@ use profiler_common::{
 use rustc_hash::FxHashMap;
 
 use super::{
-    finish::{Closing, runs},
+    finish::{Closing, is_gevents_hub},
     idle::{Idle, Place, Role},
     sleeps::Sleep,
     ticks::{Samples, Whose},
@@ -307,7 +307,7 @@ pub(super) fn asleep(idle: &Idle, off: &OffOwner, frames: &[Frame]) -> Option<St
     }
     let polled = off.why == Off::Polled as u32;
     // In the first moments the kernel part does not know yet which greenlets are hubs.
-    if polled && !off.plain && runs(frames, "Hub.run", "gevent/hub.py") {
+    if polled && !off.plain && is_gevents_hub(frames) {
         return None;
     }
     let idles = polled && off.plain || idle.rests(off, frames);

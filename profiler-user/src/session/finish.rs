@@ -564,10 +564,10 @@ pub(super) fn state(hub: bool, frames: &[Frame]) -> State {
     if hub || idle::suspended(frames) { State::Idle } else { State::Wait }
 }
 
-/// Whether the stack's root is that function.
-pub(super) fn runs(frames: &[Frame], function: &str, path: &str) -> bool {
+/// Whether it is the stack of gevent's hub, which is known by its type.
+pub(super) fn is_gevents_hub(frames: &[Frame]) -> bool {
     frames.first().is_some_and(|root| {
-        root.function.as_deref() == Some(function)
-            && root.file.as_deref().is_some_and(|file| file.ends_with(path))
+        root.function.as_deref() == Some("Hub.run")
+            && root.file.as_deref().is_some_and(|file| file.ends_with("gevent/hub.py"))
     })
 }
