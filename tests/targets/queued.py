@@ -27,33 +27,26 @@ import books
 
 SECONDS = 2.0
 NAP = 0.005
-# Sends the time it is to each of the sockets, again and again, until one of them is closed.
+# Sends the time it is to each of the sockets, again and again, until one of them is closed: with a
+# pause after each, and one after all of them.
 SENDER = """
 import socket, sys, time
-ends = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
+each, all_of_them = map(float, sys.argv[1:3])
+ends = [socket.socket(fileno=int(number)) for number in sys.argv[3:]]
 try:
     while True:
         for end in ends:
             end.send(time.monotonic_ns().to_bytes(8, "big"))
-            time.sleep(0.0015)
-except OSError:
-    pass
-"""
-
-now = time.monotonic_ns
-# Sends it to all of them at once, again and again.
-CROWD = """
-import socket, sys, time
-ends = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
-try:
-    while True:
-        for end in ends:
-            end.send(time.monotonic_ns().to_bytes(8, "big"))
-        time.sleep(0.1)
+            if each:
+                time.sleep(each)
+        if all_of_them:
+            time.sleep(all_of_them)
 except OSError:
     pass
 """
 CROWDED = 200
+
+now = time.monotonic_ns
 waits = {}
 polls = 0
 
@@ -266,10 +259,11 @@ def asks_in_callbacks():
         gevent.sleep(0.005)
 
 
-def start(sender, pairs):
-    """Has it send over the far ends of them."""
+def start_sender(pairs, each=0, all_of_them=0):
+    """Over the far ends of them."""
     fds = [far.fileno() for _, far in pairs]
-    process = subprocess.Popen([sys.executable, "-c", sender, *map(str, fds)], pass_fds=fds)
+    arguments = map(str, [each, all_of_them, *fds])
+    process = subprocess.Popen([sys.executable, "-c", SENDER, *arguments], pass_fds=fds)
     for _, far in pairs:
         far.close()
     return process
@@ -304,7 +298,7 @@ def main(kind):
     gevent.sleep(0)
     books.ready()
     finish = now() + int(SECONDS * 1e9)
-    senders = [start(SENDER, pairs)]
+    senders = [start_sender(pairs, each=0.0015)]
     looked_at, other = (near for near, _ in pairs[5:])
     looked_at.setblocking(False)
     other.setblocking(False)
@@ -333,7 +327,7 @@ def main(kind):
     ends = [unix, tcp, udp, hurried, peeked, looked_at, other]
     if kind == "crowd":
         pairs = [unix_pair() for _ in range(CROWDED)]
-        senders.append(start(CROWD, pairs))
+        senders.append(start_sender(pairs, all_of_them=0.1))
         crowd = [GreenSocket(fileno=near.detach()) for near, _ in pairs]
         ones += [gevent.spawn(again, receive_crowded, end) for end in crowd]
         ends += crowd

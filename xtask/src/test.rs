@@ -147,8 +147,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Whether that list has it: a line that it begins with.
 fn is_allowed(allowed: &str, skip: &str) -> bool {
-    let lines = allowed.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.into_iter().any(|line| skip.starts_with(line))
+    let mut lines = allowed.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.any(|line| skip.starts_with(line))
 }
 
 /// One environment a covered Python; what is missing is a skip with its reason.
